@@ -1,0 +1,77 @@
+"""The modes of the command line, as functions."""
+
+import os
+from collections.abc import Callable
+
+import keras
+import ml_collections
+
+from efficientnetv2.config import load_dataset_info
+from efficientnetv2.models import architecture
+from efficientnetv2.serving import export
+from efficientnetv2.training import checkpoints, loop, trainer
+
+
+def execute(
+    config: ml_collections.ConfigDict,
+    model_dir: str | os.PathLike,
+    mode: str = "train_and_eval",
+    checkpoint: str | None = None,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Runs a mode of the command line.
+
+    Args:
+        config: from `config.load`.
+        model_dir: folder of the run.
+        mode: 'train_and_eval', 'train', 'eval' or 'export'.
+        checkpoint: for 'eval' and 'export', see `checkpoints.find`.
+        log: prints one line.
+
+    Raises:
+        UserError: see `loop`.
+    """
+    run = loop.make_run(config, model_dir, log)
+    if mode == "eval":
+        result = loop.evaluate_checkpoint(run, checkpoint)
+        run.update_metrics(eval=result)
+        return
+    if mode == "export":
+        export_run(run, checkpoint)
+        return
+    loop.claim_model_dir(run)
+    done = run.read_metrics().get("finished")
+    if done:
+        top1 = run.read_metrics()["test"]["top1"]
+        log(
+            f"{run.model_dir} is finished: {config.eval.split} top-1 "
+            f"{top1:.2%}. Name another --model_dir for another run."
+        )
+        return
+    run.update_metrics(environment=loop.environment())
+    loop.train(run)
+    if mode == "train":
+        log(f"Trained: {run.model_dir}")
+        return
+    result = loop.evaluate_checkpoint(run, None)
+    folder = export_run(run, None)
+    metrics = run.update_metrics(test=result, finished=True)
+    log(
+        f"Done: {config.eval.split} top-1 {result['top1']:.2%} after "
+        f"{metrics['train_seconds'] / 60:.1f} minutes of training. Model: "
+        f"{folder}"
+    )
+
+
+def export_run(run: loop.Run, checkpoint: str | None = None):
+    """Exports the averaged weights of a checkpoint to saved_model/."""
+    found = checkpoints.load(checkpoints.find(run.model_dir, checkpoint))
+    keras.mixed_precision.set_dtype_policy("float32")
+    network = architecture.build(run.config.model.to_dict())
+    trainer.load_network(network, found.arrays, found.path)
+    names = load_dataset_info(run.config.data.ds_name)["class_names"]
+    folder = export.export_saved_model(
+        network, run.config, list(names), run.model_dir / "saved_model"
+    )
+    run.log(f"Exported {found.path.name} to {folder}")
+    return folder

@@ -1,0 +1,518 @@
+"""Configuration: base < model < dataset < recipe < --hparam_str < flags.
+
+`load` merges YAML files and the command line into one locked, typed
+`ml_collections.ConfigDict`; `check` finds the mistakes that only show in the
+combination. A configuration is data: nothing here is ever executed.
+"""
+
+import ast
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import yaml
+
+from efficientnetv2.errors import UserError, nearest
+
+# Options that may be null, and the type of their other values.
+_NULLABLE = {
+    "model.num_classes": int,
+    "model.bn_type": str,
+    "model.conv_dropout": float,
+    "model.dropout_base": float,
+    "model.headbias": float,
+    "train.ft_init_ckpt": str,
+    "train.varsexp": str,
+    "eval.val_split": str,
+    "data.data_dir": str,
+    "data.num_classes": int,
+    "data.augname": str,
+    "data.eval_transformations": list,
+    "runtime.mixed_precision": str,
+    "runtime.jit_compile": bool,
+}
+_CHOICES = {
+    "model.act_fn": (
+        "silu swish relu relu6 hswish mish elu selu leaky_relu".split()
+    ),
+    "model.bn_type": ["bn", "sync_bn", "gn"],
+    "train.isize_rule": ["code", "paper"],
+    "train.optimizer": ["rmsprop", "momentum", "sgd", "adam"],
+    "train.lr_sched": ["exponential", "cosine", "linear", "constant"],
+    "runtime.mixed_precision": ["mixed_bfloat16", "mixed_float16", "float32"],
+}
+_TRANSFORMATIONS = ["crop", "shift", "flip"]
+# Inclusive ranges of numbers; None: no limit.
+_RANGES = {
+    "model.width_coefficient": (1e-3, None),
+    "model.depth_coefficient": (1e-3, None),
+    "model.depth_divisor": (1, None),
+    "model.feature_size": (1, None),
+    "model.survival_prob": (1e-6, 1),
+    "model.dropout_rate": (0, 0.999),
+    "model.dropout_base": (0, 0.999),
+    "model.conv_dropout": (0, 0.999),
+    "model.bn_momentum": (0, 1),
+    "model.bn_epsilon": (0, None),
+    "model.num_classes": (1, None),
+    "train.epochs": (1e-6, None),
+    "train.min_steps": (0, None),
+    "train.batch_size": (1, None),
+    "train.stages": (1, None),
+    "train.lr_base": (0, None),
+    "train.lr_min": (0, None),
+    "train.lr_decay_epoch": (1e-9, None),
+    "train.lr_decay_factor": (0, None),
+    "train.lr_warmup_epoch": (0, None),
+    "train.ema_decay": (0, 0.9999999),
+    "train.weight_decay": (0, None),
+    "train.label_smoothing": (0, 0.999),
+    "train.gclip": (0, None),
+    "train.momentum": (0, 0.999999),
+    "train.rmsprop_decay": (0, 0.999999),
+    "train.seed": (0, 2**31 - 1),
+    "eval.batch_size": (1, None),
+    "eval.every_epochs": (1e-3, None),
+    "data.ra_num_layers": (0, 8),
+    "data.ram": (0, 100),
+    "data.ram_base": (0, 100),
+    "data.mixup_alpha": (0, 100),
+    "data.mixup_alpha_base": (0, 100),
+    "data.cutmix_alpha": (0, 100),
+    "data.cutmix_alpha_base": (0, 100),
+    "data.crop_area_min": (1e-3, 1),
+    "data.shift": (0, 1),
+    "data.cutout_const": (0, None),
+    "data.translate_const": (0, None),
+    "checkpoint.keep": (1, None),
+    "checkpoint.every_minutes": (0.01, None),
+    "checkpoint.every_steps": (0, None),
+    "runtime.threads": (0, None),
+}
+MIN_IMAGE_SIZE = 8
+
+
+class ConfigError(UserError):
+    """A configuration that names or combines things that do not exist."""
+
+
+def declarative_dir(name: str) -> pathlib.Path:
+    """Returns the folder `hparams` or `datasets`.
+
+    Beside the package in a checkout, inside it in an installed wheel.
+    """
+    package = pathlib.Path(__file__).resolve().parent
+    beside = package.parent / name
+    if (package.parent / "setup.cfg").exists() and beside.is_dir():
+        return beside
+    return package / name
+
+
+def names(kind: str) -> list[str]:
+    """Returns the known names of a kind: models, recipes or datasets."""
+    folder = (
+        declarative_dir("datasets")
+        if kind == "datasets"
+        else declarative_dir("hparams") / kind
+    )
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def _suggest(name: str, valid: list[str]) -> str:
+    near = nearest(name, valid)
+    hint = f" Did you mean {near!r}?" if near else ""
+    return f"{hint} Known: {', '.join(valid)}."
+
+
+def read_yaml(path: str | os.PathLike) -> dict:
+    """Reads a YAML file whose top level is a mapping.
+
+    Raises:
+        ConfigError: if the file is missing, unreadable, not YAML or no
+            mapping.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot read the configuration {str(path)!r}: {error.strerror}."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{str(path)!r} is not valid YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{str(path)!r} must hold sections such as 'train:'.")
+    return content
+
+
+def _named(kind: str, name: str) -> dict:
+    valid = names(kind)
+    if name not in valid:
+        raise ConfigError(
+            f"Unknown {kind[:-1]} {name!r}." + _suggest(name, valid)
+        )
+    folder = (
+        declarative_dir("datasets")
+        if kind == "datasets"
+        else declarative_dir("hparams") / kind
+    )
+    return read_yaml(folder / f"{name}.yaml")
+
+
+def load_dataset_info(name: str) -> dict:
+    """Returns the content of `datasets/NAME.yaml`.
+
+    Raises:
+        ConfigError: for an unknown name; the message gives the nearest.
+    """
+    return _named("datasets", name)
+
+
+def _parse_value(text: str) -> Any:
+    text = text.strip()
+    if "|" in text:
+        return [_parse_value(part) for part in text.split("|")]
+    lowered = text.lower()
+    if lowered in ("true", "false"):
+        return lowered == "true"
+    if lowered in ("null", "none", ""):
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def parse_hparam_str(text: str) -> dict:
+    """Parses 'train.batch_size=64,data.ram=10' or reads a YAML path.
+
+    Values: true, false, null, numbers, text, and lists as 'crop|flip'.
+
+    Returns:
+        A nested dict of the overrides.
+
+    Raises:
+        ConfigError: if a part is no 'key=value' or a key is given twice.
+    """
+    text = text.strip()
+    if not text:
+        return {}
+    if "=" not in text:
+        if text.endswith((".yaml", ".yml")):
+            return read_yaml(text)
+        raise ConfigError(
+            f"--hparam_str={text!r}: expected key=value pairs, such as "
+            "'train.batch_size=64,data.ram=10', or the path of a .yaml file."
+        )
+    nested: dict = {}
+    for pair in text.split(","):
+        if not pair.strip():
+            continue
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ConfigError(
+                f"--hparam_str: {pair.strip()!r} is not of the form key=value."
+                " Lists are written with '|', as in crop|flip."
+            )
+        section = nested
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"--hparam_str: {key!r} is given twice.")
+        if leaf in section:
+            raise ConfigError(f"--hparam_str: {key!r} is given twice.")
+        section[leaf] = _parse_value(value)
+    return nested
+
+
+def _flatten(nested: Mapping, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in nested.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, path + "."))
+        else:
+            flat[path] = value
+    return flat
+
+
+def _convert(key: str, value: Any, kind: type, source: str) -> Any:
+    """Returns value as `kind`, or raises a ConfigError that names the key."""
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-5 as text.
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if kind is int and type(value) is float and value.is_integer():
+        value = int(value)
+    if kind is list and isinstance(value, (str, tuple)):
+        value = [value] if isinstance(value, str) else list(value)
+    if kind is str and type(value) in (int, float):
+        value = str(value)
+    if type(value) is not kind or (
+        kind is float and not math.isfinite(value)
+    ):
+        expected = {
+            int: "a whole number",
+            float: "a finite number",
+            bool: "true or false",
+            str: "text",
+            list: "a list, such as crop|flip",
+        }[kind]
+        raise ConfigError(
+            f"{source}: {key} must be {expected}, not {value!r}."
+        )
+    return value
+
+
+class _Merger:
+    """Applies layers of overrides to the base configuration."""
+
+    def __init__(self):
+        base = read_yaml(declarative_dir("hparams") / "base.yaml")
+        self.flat = _flatten(base)
+        self.kinds = {
+            key: _NULLABLE.get(key, type(value))
+            for key, value in self.flat.items()
+        }
+        # A whole number of pixels, or a part of eval.isize.
+        self.kinds["train.isize"] = float
+
+    def apply(self, nested: Mapping, source: str) -> None:
+        for key, value in _flatten(nested).items():
+            if key not in self.flat:
+                raise ConfigError(self._unknown(key, source))
+            if value is None and key in _NULLABLE:
+                self.flat[key] = None
+                continue
+            if value is None and self.kinds[key] is list:
+                value = []
+            value = _convert(key, value, self.kinds[key], source)
+            self._check_value(key, value, source)
+            self.flat[key] = value
+
+    def _unknown(self, key: str, source: str) -> str:
+        sections = {name.split(".")[0] for name in self.flat}
+        if key in sections:
+            return f"{source}: {key!r} is a section; set {key}.OPTION."
+        valid = sorted(self.flat)
+        near = nearest(key, valid)
+        if not near:
+            leaf = key.rpartition(".")[2]
+            leaves = {name.rpartition(".")[2]: name for name in valid}
+            near = leaves.get(nearest(leaf, list(leaves)), "")
+        hint = f" Did you mean {near!r}?" if near else ""
+        return (
+            f"{source}: unknown option {key!r}.{hint} "
+            "hparams/base.yaml lists all."
+        )
+
+    @staticmethod
+    def _check_value(key: str, value: Any, source: str) -> None:
+        if key in _CHOICES and value not in _CHOICES[key]:
+            raise ConfigError(
+                f"{source}: {key}={value!r} is not valid."
+                + _suggest(str(value), _CHOICES[key])
+            )
+        low, high = _RANGES.get(key, (None, None))
+        if low is not None and value < low:
+            raise ConfigError(
+                f"{source}: {key}={value} is too small; at least {low:g}."
+            )
+        if high is not None and value > high:
+            raise ConfigError(
+                f"{source}: {key}={value} is too large; at most {high:g}."
+            )
+        if key.endswith("transformations"):
+            for item in value:
+                valid = (
+                    _TRANSFORMATIONS
+                    if key == "data.transformations"
+                    else ["crop"]
+                )
+                if item not in valid:
+                    raise ConfigError(
+                        f"{source}: {key} has an unknown {item!r}."
+                        + _suggest(str(item), valid)
+                    )
+
+
+def load(
+    dataset: str | None = None,
+    model_name: str | None = None,
+    recipe: str | None = None,
+    hparam_str: str = "",
+    flags: Mapping[str, Any] | None = None,
+) -> ml_collections.ConfigDict:
+    """Merges all layers into one locked configuration and checks it.
+
+    Args:
+        dataset: a name of `datasets/`; None: the base configuration's.
+        model_name: a name of `hparams/models/`; None: the recipe's.
+        recipe: a name of `hparams/recipes/` or the path of a YAML file; None:
+            the recipe that the dataset names.
+        hparam_str: overrides, see `parse_hparam_str`. A complete
+            `config.yaml` of an earlier run is such an override.
+        flags: overrides by flags, 'section.option' to value.
+
+    Raises:
+        ConfigError: for anything unknown, of a wrong type, out of range or
+            impossible in combination.
+    """
+    overrides = parse_hparam_str(hparam_str)
+    flat_overrides = _flatten(overrides)
+    merger = _Merger()
+    dataset = (
+        dataset
+        or flat_overrides.get("data.ds_name")
+        or merger.flat["data.ds_name"]
+    )
+    info = load_dataset_info(dataset)
+    recipe = recipe or info["recipe"]
+    if recipe.endswith((".yaml", ".yml")):
+        recipe_content, recipe_source = read_yaml(recipe), recipe
+    else:
+        recipe_content = _named("recipes", recipe)
+        recipe_source = f"recipe {recipe}"
+    recipe_model = (recipe_content.get("model") or {}).get("model_name")
+    model_name = (
+        model_name
+        or flat_overrides.get("model.model_name")
+        or recipe_model
+        or merger.flat["model.model_name"]
+    )
+    merger.apply(_named("models", str(model_name)), f"model {model_name}")
+    merger.apply(
+        {"data": {"ds_name": dataset, "num_classes": info["num_classes"]}},
+        f"dataset {dataset}",
+    )
+    merger.apply(recipe_content, recipe_source)
+    merger.apply(overrides, "--hparam_str")
+    merger.apply({"model": {"model_name": model_name}}, "--model_name")
+    for key, value in (flags or {}).items():
+        section, option = key.split(".")
+        merger.apply({section: {option: value}}, f"flag for {key}")
+    nested: dict = {}
+    for key, value in merger.flat.items():
+        section, option = key.split(".")
+        nested.setdefault(section, {})[option] = value
+    if nested["model"]["num_classes"] is None:
+        nested["model"]["num_classes"] = nested["data"]["num_classes"]
+    config = ml_collections.ConfigDict(nested)
+    check(config)
+    return config.lock()
+
+
+def resolve_image_size(config: ml_collections.ConfigDict) -> int:
+    """Returns the training image size of the last stage in pixels.
+
+    A value of at most 2 is a part of `eval.isize`, rounded down to a multiple
+    of 16, as in the released code.
+    """
+    size = config.train.isize
+    if size <= 2:
+        return int(config.eval.isize * size) // 16 * 16
+    return int(size)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises a ConfigError for what only shows in the combination."""
+    sizes = {
+        "train.isize": resolve_image_size(config),
+        "eval.isize": config.eval.isize,
+    }
+    if config.train.stages > 1 and config.train.progressive_image_size:
+        sizes["data.ibase"] = config.data.ibase
+    for key, size in sizes.items():
+        if size < MIN_IMAGE_SIZE:
+            raise ConfigError(
+                f"{key}: an image size of {size} pixels is too small; at least "
+                f"{MIN_IMAGE_SIZE}."
+            )
+    if config.model.num_classes < config.data.num_classes:
+        raise ConfigError(
+            f"model.num_classes={config.model.num_classes} is less than the "
+            f"{config.data.num_classes} classes of {config.data.ds_name}."
+        )
+    splits = load_dataset_info(config.data.ds_name)["splits"]
+    for key in ("train.split", "eval.split", "eval.val_split"):
+        section, option = key.split(".")
+        split = config[section][option]
+        if split is not None and split not in splits:
+            raise ConfigError(
+                f"{key}: {config.data.ds_name} has no split {split!r}."
+                + _suggest(split, sorted(splits))
+            )
+    images = splits[config.train.split]["num_images"]
+    if config.train.batch_size > images:
+        raise ConfigError(
+            f"train.batch_size={config.train.batch_size} is more than the "
+            f"{images} images of the split {config.train.split!r}."
+        )
+    plan = run_plan(config)
+    if config.train.stages > plan.total_steps:
+        raise ConfigError(
+            f"train.stages={config.train.stages} is more than the "
+            f"{plan.total_steps} steps of the run; at most "
+            f"{plan.total_steps}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """How many steps a run has.
+
+    Attributes:
+        num_images: images of the training split.
+        steps_per_epoch: whole batches of an epoch.
+        total_steps: optimizer steps of the run.
+    """
+
+    num_images: int
+    steps_per_epoch: int
+    total_steps: int
+
+
+def run_plan(config: ml_collections.ConfigDict) -> RunPlan:
+    """Returns the run's number of steps; `train.epochs` may be fractional."""
+    splits = load_dataset_info(config.data.ds_name)["splits"]
+    images = splits[config.train.split]["num_images"]
+    steps_per_epoch = images // config.train.batch_size
+    total = max(
+        config.train.min_steps,
+        int(round(config.train.epochs * steps_per_epoch)),
+        1,
+    )
+    return RunPlan(images, steps_per_epoch, total)
+
+
+def to_yaml(config: ml_collections.ConfigDict) -> str:
+    """Returns the configuration as YAML that `--hparam_str` reads back."""
+    return yaml.safe_dump(config.to_dict(), sort_keys=False)
+
+
+def differences(
+    old: Mapping, new: Mapping
+) -> list[tuple[str, Any, Any]]:
+    """Returns (option, old value, new value) of what differs.
+
+    Args:
+        old, new: nested mappings, such as two loaded `config.yaml`.
+    """
+    old, new = _flatten(old), _flatten(new)
+    return [
+        (key, old.get(key, "(not set)"), new.get(key, "(not set)"))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "(not set)") != new.get(key, "(not set)")
+    ]

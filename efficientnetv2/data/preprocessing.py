@@ -1,0 +1,273 @@
+"""From decoded images to what the network sees.
+
+Three conventions of the released code, chosen by `data.augname`:
+
+    default  bilinear, (x - 128) / 128
+    ft       fine-tuning: bilinear, (x / 255 - 0.5) / 0.5
+    v1       EfficientNet V1 (prefix 'effnetv1_'): bicubic, ImageNet's mean
+             and standard deviation
+"""
+
+import tensorflow as tf
+
+MODES = ("default", "ft", "v1")
+_V1_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+_V1_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+_CROP_PADDING = 32
+
+
+def parse_augname(augname: str | None) -> tuple[str, str | None]:
+    """Splits 'effnetv1_autoaug' into the mode 'v1' and the policy 'autoaug'.
+
+    Returns:
+        (mode, policy): one of `MODES`; None, 'randaug', 'autoaug', 'ra_aa' or
+        'cutout', the latter for 'ft' alone.
+
+    Raises:
+        ValueError: for any other name.
+    """
+    policies = ("randaug", "autoaug", "ra_aa")
+    if not augname:
+        return "default", None
+    if augname in policies:
+        return "default", augname
+    if augname in ("ft", "ft_cutout"):
+        return "ft", "cutout"
+    for prefix, mode in (("effnetv1_", "v1"), ("ft_", "ft")):
+        policy = augname.removeprefix(prefix)
+        if policy != augname and policy in policies:
+            return mode, policy
+    raise ValueError(
+        f"Unknown data.augname {augname!r}: use null, ft, or one of "
+        f"{', '.join(policies)}, alone or behind effnetv1_ or ft_."
+    )
+
+
+def normalize(images: tf.Tensor, mode: str) -> tf.Tensor:
+    """Maps pixel values in [0, 255] to the range that a mode trains on.
+
+    Args:
+        images: [..., 3], any numeric type.
+        mode: one of `MODES`.
+
+    Returns:
+        float32 images, in [-1, 1] but for 'v1' (about [-2.2, 2.7]).
+    """
+    images = tf.cast(images, tf.float32)
+    if mode == "v1":
+        return (images - _V1_MEAN) / _V1_STD
+    if mode == "ft":
+        return (images / 255.0 - 0.5) / 0.5
+    return (images - 128.0) / 128.0
+
+
+def central_crop(images: tf.Tensor, size, rounding: int = 0) -> tf.Tensor:
+    """Cuts the central square that becomes `size` after resizing.
+
+    Its side is size / (size + 32) of the image's shorter side.
+
+    Args:
+        images: [..., height, width, channels].
+        size: side of the image after resizing, in pixels.
+        rounding: added before halving the margin: 1 in V1.
+    """
+    shape = tf.shape(images)
+    height, width = shape[-3], shape[-2]
+    size = tf.cast(size, tf.float32)
+    side = tf.cast(
+        size
+        / (size + _CROP_PADDING)
+        * tf.cast(tf.minimum(height, width), tf.float32),
+        tf.int32,
+    )
+    top = (height - side + rounding) // 2
+    left = (width - side + rounding) // 2
+    return images[..., top : top + side, left : left + side, :]
+
+
+def resize(images: tf.Tensor, size, mode: str) -> tf.Tensor:
+    """Resizes to [..., size, size, channels], float32, without antialiasing.
+
+    Bilinear with pixel centres at one half; 'v1' is bicubic with pixel
+    centres at zero, TensorFlow 1's `resize_bicubic`.
+    """
+    single = images.shape.rank == 3
+    images = images[tf.newaxis] if single else images
+    size = tf.stack([size, size])
+    if mode == "v1":
+        images = tf.raw_ops.ResizeBicubic(images=images, size=size)
+    else:
+        images = tf.image.resize(images, size)
+    return images[0] if single else images
+
+
+def preprocess_for_eval(
+    images: tf.Tensor,
+    size,
+    mode: str = "default",
+    transformations: list[str] | None = None,
+) -> tf.Tensor:
+    """Evaluation preprocessing: central crop, resize, normalize.
+
+    Args:
+        images: uint8 [height, width, 3] or [batch, height, width, 3].
+        size: side of the result in pixels, Python or tensor integer.
+        mode: one of `MODES`.
+        transformations: ['crop'] or []; None for the released code's rule,
+            which crops below 320 pixels ('ft' never, 'v1' always).
+
+    Returns:
+        float32 [..., size, size, 3].
+    """
+    if transformations is None:
+        crop = mode == "v1" or (mode == "default" and size < 320)
+    else:
+        crop = "crop" in transformations
+    if mode == "ft":
+        # The released code normalizes before it resizes.
+        images = normalize(images, mode)
+    if crop:
+        images = central_crop(images, size, rounding=1 if mode == "v1" else 0)
+    images = resize(images, size, mode)
+    return images if mode == "ft" else normalize(images, mode)
+
+
+def to_rgb(images: tf.Tensor) -> tf.Tensor:
+    """Repeats the single channel of grayscale images three times."""
+    if images.shape[-1] == 3:
+        return images
+    return tf.repeat(images, 3, axis=-1)
+
+
+def random_crop_boxes(
+    uniforms: tf.Tensor,
+    height,
+    width,
+    area_min: float,
+    aspect_ratio_range: tuple[float, float] = (0.75, 1.33),
+) -> tf.Tensor:
+    """Draws the boxes of a random resized crop.
+
+    The distribution is that of TensorFlow's `sample_distorted_bounding_box`,
+    which the released code uses: a uniform aspect ratio, then a uniform
+    height among those whose area lies in [area_min, 1] and that fit; boxes
+    that miss the area are drawn again, and the whole image is used where all
+    tries fail.
+
+    Args:
+        uniforms: float32 [batch, 4 * tries] in [0, 1).
+        height, width: of the images.
+        area_min: smallest part of the image's area.
+        aspect_ratio_range: of width / height.
+
+    Returns:
+        float32 [batch, 4]: top, left, height, width, whole pixels.
+    """
+    height = tf.cast(height, tf.float32)
+    width = tf.cast(width, tf.float32)
+    area = height * width
+    draws = tf.reshape(uniforms, [tf.shape(uniforms)[0], -1, 4])
+    low, high = aspect_ratio_range
+    aspect = low + (high - low) * draws[..., 0]
+    tallest = tf.round(tf.sqrt(area / aspect))
+    tallest = tf.where(
+        tf.round(tallest * aspect) > width,
+        tf.floor((width + 0.4999) / aspect),
+        tallest,
+    )
+    tallest = tf.minimum(tallest, height)
+    shortest = tf.minimum(tf.round(tf.sqrt(area_min * area / aspect)), tallest)
+    box_height = shortest + tf.floor(
+        draws[..., 1] * (tallest - shortest + 1.0)
+    )
+    box_width = tf.round(box_height * aspect)
+    box_area = box_height * box_width
+    valid = (
+        (box_area >= area_min * area)
+        & (box_area <= area)
+        & (box_width <= width)
+        & (box_height > 0)
+        & (box_width > 0)
+    )
+    top = tf.floor(draws[..., 2] * (height - box_height + 1.0))
+    left = tf.floor(draws[..., 3] * (width - box_width + 1.0))
+    boxes = tf.stack([top, left, box_height, box_width], axis=-1)
+    first = tf.argmax(tf.cast(valid, tf.int32), axis=1)
+    chosen = tf.gather(boxes, first, batch_dims=1)
+    whole = tf.stack([0.0, 0.0, height, width])
+    return tf.where(tf.reduce_any(valid, axis=1)[:, None], chosen, whole)
+
+
+def crop_resize_flip(
+    images: tf.Tensor, boxes: tf.Tensor, flip: tf.Tensor, size
+) -> tf.Tensor:
+    """Crops, resizes bilinearly and flips a batch in one resampling.
+
+    Equal to slicing each box and calling `tf.image.resize`, where the box
+    lies inside; beyond the image its border pixels are repeated.
+
+    Args:
+        images: [batch, height, width, channels], any numeric type.
+        boxes: float32 [batch, 4]: top, left, height, width in pixels.
+        flip: bool [batch].
+        size: side of the result, Python or tensor integer.
+
+    Returns:
+        float32 [batch, size, size, channels].
+    """
+    top, left, height, width = tf.unstack(boxes, axis=1)
+    sizef = tf.cast(size, tf.float32)
+    scale_y, scale_x = height / sizef, width / sizef
+    zeros = tf.zeros_like(top)
+    last = sizef - 1.0
+    transforms = tf.stack(
+        [
+            tf.where(flip, -scale_x, scale_x),
+            zeros,
+            0.5 * scale_x - 0.5 + left + tf.where(flip, last * scale_x, 0.0),
+            zeros,
+            scale_y,
+            0.5 * scale_y - 0.5 + top,
+            zeros,
+            zeros,
+        ],
+        axis=1,
+    )
+    shape = tf.shape(images)
+    # The kernel's clamp is per tap, while tf.image.resize clamps the sampling
+    # position: equal for bilinear, as both taps are then the border pixel.
+    result = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(images, tf.float32),
+        transforms=transforms,
+        output_shape=tf.stack([size, size]),
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="NEAREST",
+    )
+    return tf.reshape(result, [shape[0], size, size, images.shape[-1]])
+
+
+def random_cutout(
+    images: tf.Tensor, uniforms: tf.Tensor, noise_seed: tf.Tensor
+) -> tf.Tensor:
+    """Fine-tuning's cutout: a random square becomes noise in [0, 1).
+
+    Args:
+        images: float32 [batch, size, size, 3], normalized.
+        uniforms: float32 [batch, 2] in [0, 1): centre of the square, whose
+            side is half of the image's, cut off at the border.
+        noise_seed: int32 [2].
+    """
+    size = tf.shape(images)[1]
+    pad = size // 4
+    centre = tf.cast(uniforms * tf.cast(size, tf.float32), tf.int32)
+    line = tf.range(size)[tf.newaxis]
+
+    def inside(middle):
+        middle = middle[:, tf.newaxis]
+        return (line >= middle - pad) & (line < middle + pad)
+
+    rows, columns = inside(centre[:, 0]), inside(centre[:, 1])
+    mask = rows[:, :, tf.newaxis, tf.newaxis] & columns[:, None, :, None]
+    noise = tf.random.stateless_uniform(tf.shape(images), noise_seed)
+    return tf.where(mask, noise, images)

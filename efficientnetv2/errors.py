@@ -1,0 +1,34 @@
+"""Errors that end a command with one clear message."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the user or of the surroundings.
+
+    The message says what was wrong and what to do. A command that meets one
+    prints the message without a traceback and ends with `exit_code`.
+
+    Attributes:
+        exit_code: the exit status of the process, 2 as for a wrong flag.
+    """
+
+    exit_code = 2
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Returns the valid name most like `name`, or '' if none is close.
+
+    Upper and lower case are alike, so that `EfficientNetV2-S` finds
+    `efficientnetv2-s`.
+
+    Args:
+        name: what the user wrote.
+        valid: the names that exist.
+    """
+    by_folded = {each.casefold(): each for each in valid}
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    return by_folded[close[0]] if close else ""

@@ -1,0 +1,146 @@
+"""Train, evaluate and export EfficientNet models.
+
+    python -m efficientnetv2.main --dataset=fashion_mnist \
+        --model_dir=runs/fashion_mnist
+
+The same command goes on with a run that was interrupted.
+"""
+
+import os
+import sys
+
+from absl import app, flags
+
+from efficientnetv2 import config as config_lib
+from efficientnetv2.errors import UserError
+
+MODES = ("train_and_eval", "train", "eval", "export")
+# Flag to the option that it sets.
+_SWITCHES = {
+    "progressive_image_size": (
+        "train.progressive_image_size",
+        "Grow the images from stage to stage; off: the final size throughout.",
+    ),
+    "adaptive_randaugment": (
+        "train.adaptive_randaugment",
+        "Ramp the RandAugment magnitude; off: the final one throughout.",
+    ),
+    "adaptive_mixing": (
+        "train.adaptive_mixing",
+        "Ramp Mixup and CutMix alpha; off: the final ones throughout.",
+    ),
+    "adaptive_dropout": (
+        "train.adaptive_dropout",
+        "Ramp the dropout rate; off: the final one throughout.",
+    ),
+    "adaptive_weight_decay": (
+        "train.adaptive_weight_decay",
+        "Ramp the weight decay; off: train.weight_decay throughout (about "
+        "1e-5; a coefficient near 1 destroys training).",
+    ),
+}
+_REGULARIZATION = [key for name, (key, _) in _SWITCHES.items()
+                   if name.startswith("adaptive")]
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "dataset", None, "Name in datasets/, such as fashion_mnist."
+)
+flags.DEFINE_string(
+    "model_dir", None, "Folder of the run: checkpoints, curves, SavedModel."
+)
+flags.DEFINE_enum("mode", "train_and_eval", MODES, "What to do.")
+flags.DEFINE_string(
+    "model_name", None, "Name in hparams/models/; default: the recipe's."
+)
+flags.DEFINE_string(
+    "recipe",
+    None,
+    "Name in hparams/recipes/, or a YAML file; default: the dataset's.",
+)
+flags.DEFINE_string(
+    "hparam_str",
+    "",
+    "Overrides, such as train.batch_size=64,data.ram=10, or a YAML file; "
+    "hparams/base.yaml lists all options.",
+)
+flags.DEFINE_string(
+    "data_dir", None, "Folder of the data; default: ~/.cache/efficientnetv2."
+)
+flags.DEFINE_integer("seed", None, "Seed of everything random (train.seed).")
+flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "For eval and export: best, last, a step or a file; default: best.",
+)
+for _name, (_key, _help) in _SWITCHES.items():
+    flags.DEFINE_boolean(_name, None, _help)
+flags.DEFINE_boolean(
+    "adaptive_regularization",
+    None,
+    "All four adaptive_ switches at once; each can still be given.",
+)
+
+
+def _flag_overrides() -> dict:
+    """Returns the options that flags set, 'section.option' to value."""
+    overrides = {}
+    if FLAGS.adaptive_regularization is not None:
+        overrides.update(
+            dict.fromkeys(_REGULARIZATION, FLAGS.adaptive_regularization)
+        )
+    values = {key: FLAGS[name].value for name, (key, _) in _SWITCHES.items()}
+    values |= {"train.seed": FLAGS.seed, "data.data_dir": FLAGS.data_dir}
+    overrides.update((k, v) for k, v in values.items() if v is not None)
+    return overrides
+
+
+def _load_config():
+    hparam_str = FLAGS.hparam_str
+    if FLAGS.mode in ("eval", "export") and not (FLAGS.dataset or hparam_str):
+        # A run knows its own configuration.
+        hparam_str = os.path.join(FLAGS.model_dir, "config.yaml")
+        if not os.path.exists(hparam_str):
+            raise UserError(
+                f"There is no run in {FLAGS.model_dir}: {hparam_str} is "
+                "missing. Train first, or name another --model_dir."
+            )
+    return config_lib.load(
+        dataset=FLAGS.dataset,
+        model_name=FLAGS.model_name,
+        recipe=FLAGS.recipe,
+        hparam_str=hparam_str,
+        flags=_flag_overrides(),
+    )
+
+
+def _run() -> None:
+    if not FLAGS.model_dir:
+        raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
+    config = _load_config()
+    # TensorFlow is imported only now: mistakes above are shown at once.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from efficientnetv2 import api
+
+    api.execute(config, FLAGS.model_dir, FLAGS.mode, FLAGS.checkpoint)
+
+
+def main(argv: list[str]) -> int:
+    try:
+        if len(argv) > 1:
+            raise UserError(
+                f"Unexpected argument {argv[1]!r}: options are written "
+                "--name=value."
+            )
+        _run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

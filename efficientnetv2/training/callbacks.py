@@ -1,0 +1,290 @@
+"""Keras callbacks: stages, progress, TensorBoard, checkpoints, evaluation.
+
+Each reads the step from the trainer, so all agree in a resumed run.
+"""
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+
+from efficientnetv2.errors import UserError
+from efficientnetv2.training import progressive
+
+
+class NotFiniteError(UserError):
+    """The loss became NaN or infinite."""
+
+    exit_code = 1
+
+
+class Interrupted(UserError):
+    """SIGTERM or Ctrl-C arrived; a checkpoint was written."""
+
+    exit_code = 143
+
+
+class Stages(keras.callbacks.Callback):
+    """Sets the dropout rate of the stage and announces each stage."""
+
+    def __init__(self, stages: Sequence[progressive.Stage], log, first_step):
+        super().__init__()
+        self.stages = stages
+        self.log = log
+        self.next_step = first_step
+        self.current = -1
+        self.rate = tf.Variable(
+            stages[0].dropout_rate, trainable=False, dtype=tf.float32
+        )
+
+    def attach(self, network: keras.Model) -> None:
+        """Makes the network's head take its dropout rate from here."""
+        network.get_layer("head").dropout.rate_variable = self.rate
+
+    def on_train_batch_begin(self, batch, logs=None):
+        index = progressive.stage_index(self.stages, self.next_step)
+        self.next_step += 1
+        if index == self.current:
+            return
+        self.current = index
+        stage = self.stages[index]
+        self.rate.assign(stage.dropout_rate)
+        self.log(
+            f"Stage {index + 1} of {len(self.stages)}: images of "
+            f"{stage.image_size} pixels"
+        )
+
+
+class Progress(keras.callbacks.Callback):
+    """A line with loss, top-1, images/s, stage and time left.
+
+    On a terminal the line is redrawn; elsewhere one is written every half
+    minute and at the end of each epoch.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[progressive.Stage],
+        steps_per_epoch: int,
+        first_step: int,
+        stream=None,
+    ):
+        super().__init__()
+        self.stages = stages
+        self.steps_per_epoch = steps_per_epoch
+        self.total = stages[-1].last_step
+        self.step = first_step
+        self.stream = stream or sys.stdout
+        self.redraws = self.stream.isatty()
+        self.drawn = 0
+        self.last_shown = time.monotonic()
+        self.window: list[tuple[int, float, int]] = []
+
+    def log(self, text: str) -> None:
+        """Prints a line of its own, above the redrawn one."""
+        if self.drawn:
+            self.stream.write("\r" + " " * self.drawn + "\r")
+            self.drawn = 0
+        print(text, file=self.stream, flush=True)
+
+    def on_train_batch_end(self, batch, logs=None):
+        stage_number = progressive.stage_index(self.stages, self.step)
+        self.step += 1
+        now = time.monotonic()
+        if self.window and self.window[-1][2] != stage_number:
+            self.window.clear()
+        self.window.append((self.step, now, stage_number))
+        if len(self.window) > 50:
+            del self.window[0]
+        interval = 0.5 if self.redraws else 30.0
+        if now - self.last_shown >= interval or self.step == self.total:
+            self.last_shown = now
+            self._show(logs or {})
+
+    def images_per_second(self) -> float:
+        """Throughput over the last 50 steps of the stage; 0 if unknown."""
+        if len(self.window) < 2:
+            return 0.0
+        (first, start, _), (last, end, _) = self.window[0], self.window[-1]
+        stage = self.stages[self.window[-1][2]]
+        return (last - first) * stage.batch_size / max(end - start, 1e-9)
+
+    def seconds_left(self) -> float:
+        """Time to the last step; a step's cost goes with its pixels."""
+        rate = self.images_per_second()
+        if not rate:
+            return math.nan
+        current = self.stages[self.window[-1][2]]
+        seconds_per_pixel = 1.0 / (rate * current.image_size**2)
+        return sum(
+            max(0, stage.last_step - max(stage.first_step, self.step))
+            * stage.batch_size
+            * stage.image_size**2
+            * seconds_per_pixel
+            for stage in self.stages
+        )
+
+    def _show(self, logs):
+        stage_number = progressive.stage_index(self.stages, self.step - 1)
+        left = self.seconds_left()
+        share = self.step / self.total
+        bar = "=" * int(20 * share)
+        text = (
+            f"[{bar:<20}] {share:4.0%} epoch "
+            f"{self.step / self.steps_per_epoch:.2f}/"
+            f"{self.total / self.steps_per_epoch:.4g} "
+            f"stage {stage_number + 1}/{len(self.stages)} "
+            f"({self.stages[stage_number].image_size} px) "
+            f"loss {logs.get('loss', math.nan):.3f} "
+            f"top-1 {logs.get('top1', math.nan):.1%} "
+            f"{self.images_per_second():.0f} images/s "
+            f"{format_seconds(left)} left"
+        )
+        if self.redraws:
+            self.stream.write("\r" + text.ljust(self.drawn))
+            self.drawn = len(text)
+            self.stream.flush()
+            if self.step == self.total:
+                self.stream.write("\n")
+                self.drawn = 0
+        else:
+            print(text, file=self.stream, flush=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns '1:02:03', '2:03', or '?' for an unknown time."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(int(round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02d}:{seconds:02d}"
+    return f"{minutes}:{seconds:02d}"
+
+
+class Scalars(keras.callbacks.Callback):
+    """Writes TensorBoard scalars: means over the steps since the last."""
+
+    def __init__(
+        self,
+        writer: tf.summary.SummaryWriter,
+        values: Callable[[int], dict[str, float]],
+        every: int,
+        first_step: int,
+    ):
+        super().__init__()
+        self.writer = writer
+        self.values = values
+        self.every = every
+        self.step = first_step
+        self.means: dict[str, float] = {}
+        self.count = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.means, self.count = {}, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        if self.step % self.every:
+            return
+        count = batch + 1
+        with self.writer.as_default(step=self.step):
+            for name, mean in (logs or {}).items():
+                # Keras gives the mean since the epoch began.
+                before = self.means.get(name, 0.0) * self.count
+                recent = (mean * count - before) / (count - self.count)
+                tf.summary.scalar(f"train/{name}", recent)
+            for name, value in self.values(self.step).items():
+                tf.summary.scalar(f"train/{name}", value)
+        self.means, self.count = dict(logs or {}), count
+
+
+class StopOnNonFinite(keras.callbacks.Callback):
+    """Ends training at the first loss that is NaN or infinite."""
+
+    def __init__(self, describe: Callable[[int], str], first_step: int):
+        super().__init__()
+        self.describe = describe
+        self.step = first_step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            raise NotFiniteError(
+                f"The loss is not finite at {self.describe(self.step)}. The "
+                "last checkpoint is from before. Lower train.lr_base, set "
+                "train.gclip, or lengthen train.lr_warmup_epoch."
+            )
+        self.step += 1
+
+
+class Periodic(keras.callbacks.Callback):
+    """Calls functions at given steps and every few minutes.
+
+    Args:
+        at_steps: function from step to the names of the actions due.
+        actions: name to function of the step, called in this order.
+        every_seconds: how often `timed` is called besides.
+        timed: function of the step.
+        first_step: of this fit.
+    """
+
+    def __init__(
+        self,
+        at_steps: Callable[[int], Sequence[str]],
+        actions: dict[str, Callable[[int], None]],
+        every_seconds: float,
+        timed: Callable[[int], None],
+        first_step: int,
+    ):
+        super().__init__()
+        self.at_steps = at_steps
+        self.actions = actions
+        self.every_seconds = every_seconds
+        self.timed = timed
+        self.step = first_step
+        self.last = time.monotonic()
+        self.signal: int | None = None
+        self.handlers: dict = {}
+
+    def on_train_begin(self, logs=None):
+        # Python delivers signals to the main thread only.
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self.handlers = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+
+    def on_train_end(self, logs=None):
+        self.restore_handlers()
+
+    def restore_handlers(self) -> None:
+        """Gives the signals back to whom they belonged."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+    def _receive(self, number, frame):
+        self.signal = number
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        due = self.at_steps(self.step)
+        for name, action in self.actions.items():
+            if name in due:
+                action(self.step)
+        now = time.monotonic()
+        if self.signal is not None or now - self.last >= self.every_seconds:
+            self.timed(self.step)
+            self.last = now
+        if self.signal is not None:
+            name = signal.Signals(self.signal).name
+            raise Interrupted(
+                f"{name} at step {self.step}: a checkpoint was written. The "
+                "same command goes on from there."
+            )

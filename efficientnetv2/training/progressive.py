@@ -1,0 +1,154 @@
+"""Progressive learning: the stages of a run as data.
+
+Source: arXiv 2104.00298, section 4 and algorithm 1. All stages are computed
+by one pure function of the configuration.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import ml_collections
+
+from efficientnetv2.config import RunPlan, resolve_image_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What holds from `first_step` up to but without `last_step`.
+
+    Attributes:
+        first_step, last_step: half-open range of optimizer steps.
+        image_size: pixels, height and width.
+        randaugment_magnitude: 0 to 10, or above in the larger models.
+        mixup_alpha, cutmix_alpha: of the Beta distribution; 0: off.
+        dropout_rate: before the classifier.
+        batch_size: images a step, over all devices.
+    """
+
+    first_step: int
+    last_step: int
+    image_size: int
+    randaugment_magnitude: float
+    mixup_alpha: float
+    cutmix_alpha: float
+    dropout_rate: float
+    batch_size: int
+
+
+def _ramp(first: float, last: float, stages: int, adaptive: bool):
+    if not adaptive or stages == 1:
+        return [last] * stages
+    return [
+        first + (last - first) * index / (stages - 1) for index in range(stages)
+    ]
+
+
+def _image_sizes(config: ml_collections.ConfigDict) -> list[int]:
+    stages, last = config.train.stages, resolve_image_size(config)
+    if not config.train.progressive_image_size or stages == 1:
+        return [last] * stages
+    first = config.data.ibase
+    if config.train.isize_rule == "paper":
+        return [int(size) for size in _ramp(first, last, stages, True)]
+    # The released code: the first stage is already above ibase.
+    return [
+        int(first + (last - first) * (index + 1) / stages)
+        for index in range(stages)
+    ]
+
+
+def build_stages(
+    config: ml_collections.ConfigDict, plan: RunPlan
+) -> list[Stage]:
+    """Returns the stages of a run, in order, without a gap.
+
+    A ramp that is switched off has its final value in all stages.
+    """
+    train, data, model = config.train, config.data, config.model
+    stages = train.stages
+    ends = [plan.total_steps * (k + 1) // stages for k in range(stages)]
+    dropout_base = model.dropout_base
+    if dropout_base is None:
+        dropout_base = model.dropout_rate
+    columns = zip(
+        [0] + ends[:-1],
+        ends,
+        _image_sizes(config),
+        _ramp(data.ram_base, data.ram, stages, train.adaptive_randaugment),
+        _ramp(
+            data.mixup_alpha_base,
+            data.mixup_alpha,
+            stages,
+            train.adaptive_mixing,
+        ),
+        _ramp(
+            data.cutmix_alpha_base,
+            data.cutmix_alpha,
+            stages,
+            train.adaptive_mixing,
+        ),
+        _ramp(dropout_base, model.dropout_rate, stages, train.adaptive_dropout),
+        [train.batch_size] * stages,
+    )
+    return [Stage(*column) for column in columns]
+
+
+def stage_index(stages: Sequence[Stage], step: int) -> int:
+    """Returns the number (from 0) of the stage that holds a step."""
+    for index, stage in enumerate(stages):
+        if step < stage.last_step:
+            return index
+    return len(stages) - 1
+
+
+def format_table(
+    stages: Sequence[Stage],
+    steps_per_epoch: int,
+    augname: str | None,
+    weight_decay,
+) -> str:
+    """Returns the stage table that is printed before training.
+
+    Args:
+        stages: of the run.
+        steps_per_epoch: to show steps as epochs.
+        augname: of the configuration; without a RandAugment policy the
+            column of magnitudes is empty.
+        weight_decay: function from step to coefficient.
+    """
+    uses_magnitude = bool(augname) and ("rand" in augname or "ra_" in augname)
+    header = (
+        "stage",
+        "steps",
+        "epochs",
+        "image size",
+        "RandAugment",
+        "Mixup",
+        "CutMix",
+        "dropout",
+        "weight decay",
+        "batch size",
+    )
+    rows = [header]
+    for index, stage in enumerate(stages):
+        first, last = stage.first_step, stage.last_step
+        rows.append(
+            (
+                f"{index + 1}",
+                f"{first:,} - {last - 1:,}",
+                f"{first / steps_per_epoch:.4g} - {last / steps_per_epoch:.4g}",
+                f"{stage.image_size}",
+                f"{stage.randaugment_magnitude:.4g}" if uses_magnitude else "-",
+                f"{stage.mixup_alpha:.4g}",
+                f"{stage.cutmix_alpha:.4g}",
+                f"{stage.dropout_rate:.4g}",
+                f"{float(weight_decay(first)):.3g} - "
+                f"{float(weight_decay(last)):.3g}",
+                f"{stage.batch_size}",
+            )
+        )
+    widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths))
+        for row in rows
+    )

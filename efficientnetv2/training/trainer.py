@@ -1,0 +1,268 @@
+"""The training step as a Keras model, and the state that a run carries."""
+
+import re
+from collections.abc import Mapping
+
+import keras
+import ml_collections
+import numpy as np
+import tensorflow as tf
+
+from efficientnetv2.config import RunPlan
+from efficientnetv2.training import schedules
+from efficientnetv2.training.checkpoints import CheckpointError
+
+
+class Trainer(keras.Model):
+    """Trains a network by `fit`, and keeps its moving average.
+
+    The loss is softmax cross-entropy with label smoothing plus L2, whose
+    coefficient may ramp with the step. The moving average of the weights and
+    of the batch-norm statistics lives in a second network of the same
+    architecture, which evaluation and export use as it is.
+
+    Args:
+        network: from images to logits.
+        ema_network: its copy; `network` itself for no moving average.
+        config: of the run.
+        plan: of the run.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        ema_network: keras.Model,
+        config: ml_collections.ConfigDict,
+        plan: RunPlan,
+    ):
+        super().__init__(name="trainer")
+        self.network = network
+        self.ema_network = ema_network
+        self.config = config
+        self.plan = plan
+        self.step = tf.Variable(0, dtype=tf.int64, name="step")
+        self.trained = _select(
+            network.trainable_variables, config.train.varsexp
+        )
+        excluded = re.compile(config.train.weight_decay_exclude)
+        self.decayed = [
+            not excluded.match(variable.path) for variable in self.trained
+        ]
+        self.trackers = {
+            name: keras.metrics.Mean(name=name)
+            for name in ("loss", "cross_entropy", "l2", "top1", "top5")
+        }
+        self.built = True
+
+    def call(self, images, training=False):
+        return self.network(images, training=training)
+
+    @property
+    def metrics(self):
+        return list(self.trackers.values())
+
+    def train_step(self, data):
+        images, labels = data
+        step = tf.cast(self.step, tf.float32)
+        variables = [variable.value for variable in self.trained]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            logits = self.network(images, training=True)
+            cross_entropy = keras.losses.categorical_crossentropy(
+                labels,
+                logits,
+                from_logits=True,
+                label_smoothing=self.config.train.label_smoothing,
+            )
+            cross_entropy = tf.reduce_mean(cross_entropy)
+            scale = getattr(self.optimizer, "dynamic_scale", None)
+            scale = 1.0 if scale is None else tf.cast(scale, tf.float32)
+            loss = cross_entropy * scale
+        gradients = tape.gradient(loss, variables)
+        coefficient = schedules.weight_decay(self.config, self.plan, step)
+        gradients, l2 = self._add_weight_decay(
+            gradients, variables, coefficient, scale
+        )
+        gradients = self._clip(gradients, scale)
+        self.optimizer.apply(gradients, self.trained)
+        self._update_ema(step)
+        self.step.assign_add(1)
+        targets = tf.argmax(labels, axis=1)
+        return self._track(
+            loss=cross_entropy + l2,
+            cross_entropy=cross_entropy,
+            l2=l2,
+            top1=tf.cast(
+                tf.equal(tf.argmax(logits, axis=1), targets), tf.float32
+            ),
+            top5=tf.cast(
+                tf.math.in_top_k(targets, logits, min(5, logits.shape[1])),
+                tf.float32,
+            ),
+        )
+
+    def _add_weight_decay(self, gradients, variables, coefficient, scale):
+        """Adds the gradient of coefficient / 2 * |w|^2 and returns the loss.
+
+        By hand rather than by the tape, which would add four operations a
+        variable for the same numbers.
+        """
+        added, squares = [], []
+        for gradient, variable, decayed in zip(
+            gradients, variables, self.decayed
+        ):
+            if decayed:
+                gradient += (coefficient * scale) * variable
+                squares.append(tf.nn.l2_loss(variable))
+            added.append(gradient)
+        return added, coefficient * tf.add_n(squares) if squares else 0.0
+
+    def _clip(self, gradients, scale):
+        """Clips the norm of each gradient, then the global norm."""
+        norm = self.config.train.gclip * scale
+        if not self.config.train.gclip:
+            return gradients
+        gradients = [tf.clip_by_norm(gradient, norm) for gradient in gradients]
+        return tf.clip_by_global_norm(gradients, norm)[0]
+
+    def _update_ema(self, step):
+        if self.ema_network is self.network:
+            return
+        part = 1.0 - schedules.ema_decay(self.config, step)
+        for average, variable in zip(
+            self.ema_network.weights, self.network.weights
+        ):
+            average, variable = average.value, variable.value
+            # average -= part * (average - variable), in one kernel.
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=average.handle, alpha=part, delta=average - variable
+            )
+
+    def _track(self, **values):
+        for name, value in values.items():
+            self.trackers[name].update_state(value)
+        return {name: metric.result() for name, metric in self.trackers.items()}
+
+    def state(self) -> dict[str, tf.Variable]:
+        """Returns all that a resumed run needs, by name."""
+        state = {"step": self.step}
+        groups = {
+            "network": self.network.variables,
+            "optimizer": self.optimizer.variables,
+        }
+        if self.ema_network is not self.network:
+            groups["ema"] = self.ema_network.weights
+        for group, variables in groups.items():
+            for name, variable in named_variables(variables).items():
+                state[f"{group}/{name}"] = variable
+        return state
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """Returns a copy of the state as arrays."""
+        return {name: var.numpy() for name, var in self.state().items()}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], source) -> None:
+        """Sets the whole state.
+
+        Raises:
+            CheckpointError: if a variable is missing or of another shape; the
+                state is then left as it was.
+        """
+        assign_all(self.state(), arrays, source)
+
+
+def _select(variables, pattern: str | None) -> list:
+    if not pattern:
+        return list(variables)
+    chosen = [v for v in variables if re.match(pattern, v.path)]
+    if not chosen:
+        raise CheckpointError(
+            f"train.varsexp={pattern!r} matches no trainable variable; the "
+            f"first is called {variables[0].path!r}."
+        )
+    return chosen
+
+
+def named_variables(variables) -> dict[str, tf.Variable]:
+    """Returns variables by names that are the same in every process.
+
+    Keras numbers seed generators over the life of a process; here they are
+    numbered in the order of the layers.
+    """
+    named = {}
+    for variable in variables:
+        name = variable.path
+        if "seed_generator" in name:
+            count = sum(other.startswith("seed_generator") for other in named)
+            name = f"seed_generator_{count}"
+        if name in named:
+            raise ValueError(f"Two variables are called {name!r}.")
+        named[name] = variable.value
+    return named
+
+
+def assign_all(
+    variables: Mapping[str, tf.Variable],
+    arrays: Mapping[str, np.ndarray],
+    source,
+) -> None:
+    """Assigns arrays to variables by name: all of them, or none.
+
+    Raises:
+        CheckpointError: names the file, the variable and both shapes.
+    """
+    for name, variable in variables.items():
+        if name not in arrays:
+            raise CheckpointError(f"{source} has no variable {name!r}.")
+        if tuple(variable.shape) != arrays[name].shape:
+            raise CheckpointError(
+                f"{source}: {name!r} has the shape {arrays[name].shape}, the "
+                f"model needs {tuple(variable.shape)}."
+            )
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def load_network(
+    network: keras.Model,
+    arrays: Mapping[str, np.ndarray],
+    source,
+    skip_classifier_of_other_size: bool = False,
+) -> list[str]:
+    """Loads a checkpoint's averaged weights, else its raw ones.
+
+    Args:
+        network: to load into.
+        arrays: of the checkpoint.
+        source: named in errors.
+        skip_classifier_of_other_size: leave the classifier as it is if its
+            shape differs.
+
+    Returns:
+        Names of the variables that were left out.
+
+    Raises:
+        CheckpointError: as `assign_all`.
+    """
+    group = "ema/" if any(n.startswith("ema/") for n in arrays) else "network/"
+    arrays = {
+        name.removeprefix(group): value
+        for name, value in arrays.items()
+        if name.startswith(group)
+    }
+    variables = named_variables(network.weights)
+    skipped = []
+    if skip_classifier_of_other_size:
+        skipped = [
+            name
+            for name, variable in variables.items()
+            if name.startswith("logits/")
+            and name in arrays
+            and arrays[name].shape != tuple(variable.shape)
+        ]
+    assign_all(
+        {name: v for name, v in variables.items() if name not in skipped},
+        arrays,
+        source,
+    )
+    return skipped
