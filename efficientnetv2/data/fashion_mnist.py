@@ -363,11 +363,8 @@ def _is_complete(folder: Path) -> bool:
         for split in info["splits"]:
             name, lengths = split["name"], split["shardLengths"]
             counts[name] = sum(map(int, lengths))
-            shards = [
-                folder
-                / f"{info['name']}-{name}.tfrecord-{i:05d}-of-{len(lengths):05d}"
-                for i in range(len(lengths))
-            ]
+            stem, of = f"{info['name']}-{name}.tfrecord", len(lengths)
+            shards = [folder / f"{stem}-{i:05d}-of-{of:05d}" for i in range(of)]
             recorded = int(split["numBytes"])
             recorded += _TFRECORD_FRAME_BYTES * counts[name]
             if sum(shard.stat().st_size for shard in shards) != recorded:
@@ -551,7 +548,7 @@ def _from_apt(work: Path, record: dict[str, tuple[str, str]]) -> str:
         try:
             _run(["apt-get", *options, *download], timeout=600, cwd=work)
         except DataError as error:
-            if "Failed to fetch" in str(error) and "404" not in str(error):
+            if "Failed to fetch" in str(error) and " 404 " not in str(error):
                 raise
             # A fresh container has no package lists, and an old one stale
             # ones; only root may renew those, so these are private.
@@ -644,7 +641,7 @@ def _run(
             timeout=timeout,
         )
     except subprocess.TimeoutExpired as error:
-        raise DataError(f"no end in {timeout:.0f} s") from error
+        raise DataError(f"{error.cmd[0]}: no end in {timeout} s") from error
     if done.returncode:
         _raise_if_no_space(done.stdout)
         raise DataError(_reason(done.stdout, done.returncode))

@@ -8,6 +8,7 @@ arXiv 1905.11946 (MBConv, squeeze-and-excitation) and arXiv 2104.00298, figure
 
 import keras
 
+from efficientnetv2.models.convolutions import DepthwiseConv2D, PointwiseConv2D
 from efficientnetv2.models.normalization import normalization
 
 ACTIVATIONS = (
@@ -55,14 +56,16 @@ def _conv_initializer():
 
 
 def _conv(filters, kernel_size, strides=1, use_bias=False, name=None):
+    options = {
+        "padding": "same",
+        "use_bias": use_bias,
+        "kernel_initializer": _conv_initializer(),
+        "name": name,
+    }
+    if kernel_size == strides == 1:
+        return PointwiseConv2D(filters, **options)
     return keras.layers.Conv2D(
-        filters,
-        kernel_size,
-        strides=strides,
-        padding="same",
-        use_bias=use_bias,
-        kernel_initializer=_conv_initializer(),
-        name=name,
+        filters, kernel_size, strides=strides, **options
     )
 
 
@@ -351,7 +354,7 @@ class MBConv(_ResidualBlock):
                 self.expanded_filters, 1, name="expand_conv"
             )
             self.expand_norm = self._norm("expand_norm")
-        self.depthwise_conv = keras.layers.DepthwiseConv2D(
+        self.depthwise_conv = DepthwiseConv2D(
             kernel_size,
             strides=self.strides,
             padding="same",

@@ -81,9 +81,7 @@ def _select(mask: tf.Tensor, on: tf.Tensor, off: tf.Tensor) -> tf.Tensor:
     Thirty times as fast as `tf.where`, whose kernel has no uint8 vectors.
     """
     difference = tf.bitwise.bitwise_xor(on, off)
-    return tf.bitwise.bitwise_xor(
-        off, tf.bitwise.bitwise_and(difference, mask)
-    )
+    return tf.bitwise.bitwise_xor(off, tf.bitwise.bitwise_and(difference, mask))
 
 
 def _mask(condition: tf.Tensor) -> tf.Tensor:
@@ -238,9 +236,7 @@ def contrast(images: tf.Tensor, factor) -> tf.Tensor:
     level = tf.cast(height * width, tf.float32) / 256.0
     level = tf.floor(tf.minimum(level, 255.0))
     values = tf.cast(_rows(images), tf.float32)
-    return _like(
-        _blend(level, values, _per_image(factor, tf.float32)), images
-    )
+    return _like(_blend(level, values, _per_image(factor, tf.float32)), images)
 
 
 def brightness(images: tf.Tensor, factor) -> tf.Tensor:
@@ -251,9 +247,7 @@ def brightness(images: tf.Tensor, factor) -> tf.Tensor:
       factor: float scalar or [batch], at least 0: 0 is black, 1 the image.
     """
     values = tf.cast(_rows(images), tf.float32)
-    return _like(
-        _to_uint8(values * _per_image(factor, tf.float32)), images
-    )
+    return _like(_to_uint8(values * _per_image(factor, tf.float32)), images)
 
 
 def sharpness(images: tf.Tensor, factor) -> tf.Tensor:
@@ -412,9 +406,7 @@ def transform(images: tf.Tensor, transforms, fill: int = FILL) -> tf.Tensor:
 
     def source(first, limit):
         a, b, c = (coefficients[:, first + k] for k in range(3))
-        position = (
-            a * tf.cast(x, tf.float32) + b * tf.cast(y, tf.float32)
-        ) + c
+        position = (a * tf.cast(x, tf.float32) + b * tf.cast(y, tf.float32)) + c
         # One pixel outside stands for all that lie further out.
         position = _clip(position, -1.0, tf.cast(limit, tf.float32))
         # Rounds half away from zero where positive and where it decides

@@ -245,7 +245,10 @@ def _apply(
     def geometric_op(images, argument, uniforms, choice):
         argument = tf.where(uniforms[:, 0] < 0.5, -argument, argument)
         candidates = tf.stack(
-            [_GEOMETRIC_OPS[name](argument, height, width) for name in geometric]
+            [
+                _GEOMETRIC_OPS[name](argument, height, width)
+                for name in geometric
+            ]
         )
         kinds = [
             geometric.index(name) if name in geometric else 0 for name in names
@@ -255,7 +258,10 @@ def _apply(
         return ops.transform(images, tf.gather_nd(candidates, kind))
 
     def cutout_op(images, argument, uniforms):
-        centres = [_index(uniforms[:, 1], height), _index(uniforms[:, 2], width)]
+        centres = [
+            _index(uniforms[:, 1], height),
+            _index(uniforms[:, 2], width),
+        ]
         return ops.cutout(images, argument, tf.stack(centres, axis=1))
 
     image_parts = split(images)
@@ -480,6 +486,4 @@ def distort(
             (randaug, autoaug), image_parts, draw_parts, strict=True
         )
     ]
-    return tf.ensure_shape(
-        tf.dynamic_stitch(positions, results), images.shape
-    )
+    return tf.ensure_shape(tf.dynamic_stitch(positions, results), images.shape)

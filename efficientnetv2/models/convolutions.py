@@ -1,0 +1,150 @@
+"""Convolutions with the numbers of Keras and faster kernels on CPU.
+
+TensorFlow's CPU kernels for 1x1 convolutions and for the filter gradient of
+depthwise convolutions of tiny images spend most of their time on reordering
+(benchmarks/step.py measures both). Elsewhere the layers are Keras' own.
+"""
+
+import functools
+
+import keras
+
+
+@functools.cache
+def _runs_on_cpu() -> bool:
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not (
+        tf.config.list_physical_devices("GPU")
+        or tf.config.list_physical_devices("TPU")
+    )
+
+
+@keras.saving.register_keras_serializable(package="efficientnetv2")
+class PointwiseConv2D(keras.layers.Conv2D):
+    """A 1x1 convolution of stride 1, on CPU as one matrix product.
+
+    Args:
+        filters: number of output channels.
+        **kwargs: of `keras.layers.Conv2D`, but for the kernel size.
+    """
+
+    def __init__(self, filters: int, **kwargs):
+        kwargs.pop("kernel_size", None)
+        super().__init__(filters, kernel_size=1, **kwargs)
+
+    def call(self, inputs):
+        if not _runs_on_cpu():
+            return super().call(inputs)
+        import tensorflow as tf
+
+        kernel = tf.convert_to_tensor(self.kernel)
+        shape = tf.shape(inputs)
+        channels = inputs.shape[-1]
+        outputs = tf.matmul(
+            tf.reshape(inputs, [-1, channels]),
+            tf.reshape(kernel, [channels, self.filters]),
+        )
+        if self.use_bias:
+            outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(self.bias))
+        outputs = tf.reshape(
+            outputs, tf.concat([shape[:-1], [self.filters]], 0)
+        )
+        outputs.set_shape(inputs.shape[:-1] + [self.filters])
+        return outputs
+
+
+@keras.saving.register_keras_serializable(package="efficientnetv2")
+class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """A depthwise convolution whose filter gradient is fast for tiny images.
+
+    Up to 2x2 output pixels the gradient of each tap is a product and a sum;
+    above that TensorFlow's kernel is faster.
+    """
+
+    def call(self, inputs):
+        if not _runs_on_cpu() or self.padding != "same" or self.use_bias:
+            return super().call(inputs)
+        import tensorflow as tf
+
+        return _depthwise(
+            inputs,
+            tf.convert_to_tensor(self.kernel),
+            self.kernel_size[0],
+            self.strides[0],
+        )
+
+
+def _depthwise(inputs, kernel, size: int, stride: int):
+    import tensorflow as tf
+
+    strides = [1, stride, stride, 1]
+
+    @tf.custom_gradient
+    def convolve(inputs, kernel):
+        outputs = tf.nn.depthwise_conv2d(inputs, kernel, strides, "SAME")
+
+        def gradient(upstream):
+            to_inputs = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
+                input_sizes=tf.shape(inputs),
+                filter=kernel,
+                out_backprop=upstream,
+                strides=strides,
+                padding="SAME",
+            )
+            shape = tf.shape(upstream)
+            pixels = shape[1] * shape[2]
+            small = pixels == 1 if stride > 1 else pixels <= 4
+            to_kernel = tf.cond(
+                small,
+                lambda: _filter_gradient_by_taps(inputs, upstream, size, stride),
+                lambda: tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+                    input=inputs,
+                    filter_sizes=kernel.shape,
+                    out_backprop=upstream,
+                    strides=strides,
+                    padding="SAME",
+                ),
+            )
+            return to_inputs, to_kernel
+
+        return outputs, gradient
+
+    return convolve(inputs, kernel)
+
+
+def _filter_gradient_by_taps(inputs, upstream, size: int, stride: int):
+    """Returns [size, size, channels, 1] for stride 1 or one output pixel."""
+    import tensorflow as tf
+
+    shape, out = tf.shape(inputs), tf.shape(upstream)
+    channels = inputs.shape[-1]
+
+    def padding(length, out_length):
+        total = tf.maximum((out_length - 1) * stride + size - length, 0)
+        return [total // 2, total - total // 2]
+
+    padded = tf.pad(
+        inputs,
+        [
+            [0, 0],
+            padding(shape[1], out[1]),
+            padding(shape[2], out[2]),
+            [0, 0],
+        ],
+    )
+    taps = [
+        tf.reduce_sum(
+            tf.reshape(
+                padded[:, row : row + out[1], column : column + out[2]]
+                * upstream,
+                [-1, channels],
+            ),
+            axis=0,
+        )
+        for row in range(size)
+        for column in range(size)
+    ]
+    return tf.reshape(tf.stack(taps), [size, size, channels, 1])

@@ -1,0 +1,502 @@
+"""Augmentation: the released code's values, and the policies' statistics."""
+
+import ast
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from efficientnetv2.data import augment
+from efficientnetv2.data.augment import ops, policies
+
+REFERENCE = pathlib.Path(__file__).parents[1] / "testdata" / "reference"
+LEVELS = json.loads((REFERENCE / "randaugment_levels.json").read_text())
+with np.load(REFERENCE / "augment_ops.npz") as archive:
+    ARRAYS = dict(archive)
+INPUTS = ("texture", "flat", "fashion", "low_contrast")
+CASES = sorted({key.split("/")[0] for key in ARRAYS} - {"input"})
+FUNCTIONS = {
+    "AutoContrast": ops.autocontrast,
+    "Equalize": ops.equalize,
+    "Invert": ops.invert,
+    "Rotate": ops.rotate,
+    "Posterize": ops.posterize,
+    "Solarize": ops.solarize,
+    "SolarizeAdd": ops.solarize_add,
+    "Color": ops.color,
+    "Contrast": ops.contrast,
+    "Brightness": ops.brightness,
+    "Sharpness": ops.sharpness,
+    "ShearX": ops.shear_x,
+    "ShearY": ops.shear_y,
+    "TranslateX": ops.translate_x,
+    "TranslateY": ops.translate_y,
+}
+
+
+def parse(case):
+    """'Rotate(12.0)' as ('Rotate', (12.0,))."""
+    name, argument = re.fullmatch(r"(\w+)\((.*)\)", case).groups()
+    return name, (ast.literal_eval(argument),) if argument else ()
+
+
+def vector(values):
+    dtype = tf.float32 if isinstance(values[0], float) else tf.int32
+    return tf.constant(values, dtype)
+
+
+def textures(count, height=24, width=20, seed=0):
+    """Smooth random images, uint8 [count, height, width, 3]."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(0, 256, [count, 5, 5, 3]).astype(np.float32)
+    images = tf.image.resize(coarse, [height, width]).numpy()
+    images += rng.uniform(-20, 20, images.shape)
+    return np.clip(images, 0, 255).astype(np.uint8)
+
+
+def apply(name, images, *arguments):
+    """One operation on numpy images."""
+    return FUNCTIONS[name](tf.constant(images), *arguments).numpy()
+
+
+def uniforms(count, draws, seed=0):
+    return tf.random.stateless_uniform([count, draws], [seed, 1])
+
+
+def uniforms_for(name, sign=0.0, y=0.0, x=0.0):
+    """Draws of one RandAugment layer that choose the operation `name`."""
+    index = augment.RAND_AUGMENT_OPS.index(name)
+    return [(index + 0.5) / len(augment.RAND_AUGMENT_OPS), sign, y, x]
+
+
+def chi_square(counts, expected):
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_reference_covers_every_operation_but_cutout():
+    assert {parse(case)[0] for case in CASES} == set(FUNCTIONS)
+    assert {*FUNCTIONS, "Cutout"} == set(augment.RAND_AUGMENT_OPS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_operation_equals_reference(case):
+    name, arguments = parse(case)
+    for image in INPUTS:
+        result = apply(name, ARRAYS[f"input/{image}"][None], *arguments)
+        np.testing.assert_array_equal(result[0], ARRAYS[f"{case}/{image}"])
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_operation_takes_one_argument_per_image(name):
+    cases = [case for case in CASES if parse(case)[0] == name]
+    arguments = [parse(case)[1] for case in cases]
+    # Traced without any shape, as in a pipeline with ramped image sizes.
+    spec = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
+    if arguments[0]:
+        spec.append(tf.TensorSpec([None], vector(arguments[0]).dtype))
+    function = tf.function(FUNCTIONS[name], input_signature=spec)
+    for image in INPUTS:
+        batch = np.stack([ARRAYS[f"input/{image}"]] * len(cases))
+        per_image = [vector(values) for values in zip(*arguments, strict=True)]
+        expected = [ARRAYS[f"{case}/{image}"] for case in cases]
+        result = function(batch, *per_image)
+        np.testing.assert_array_equal(result, np.stack(expected))
+        empty = function(batch[:0], *(values[:0] for values in per_image))
+        assert empty.shape == batch[:0].shape
+
+
+def test_posterize_outside_one_to_eight_bits():
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
+    for bits in (0, -1, 9, 10):
+        np.testing.assert_array_equal(
+            apply("Posterize", images, bits), images & 128
+        )
+    np.testing.assert_array_equal(apply("Posterize", images, 8), images)
+
+
+@pytest.mark.parametrize(
+    "threshold, same_as", [(256, 0), (384, 128), (512, 0), (281, 25)]
+)
+def test_solarize_threshold_wraps_at_256(threshold, same_as):
+    images = textures(2)
+    np.testing.assert_array_equal(
+        apply("Solarize", images, threshold), apply("Solarize", images, same_as)
+    )
+    np.testing.assert_array_equal(
+        apply("Solarize", images, same_as),
+        np.where(images < same_as, images, 255 - images),
+    )
+
+
+@pytest.mark.parametrize("addition", [-200, -7, 0, 40, 255])
+def test_solarize_add_clips(addition):
+    images = textures(2)
+    added = np.clip(images.astype(int) + addition, 0, 255)
+    np.testing.assert_array_equal(
+        apply("SolarizeAdd", images, addition),
+        np.where(images < 128, added, images),
+    )
+
+
+def test_blending_factors_zero_and_one():
+    images = textures(3)
+    for name in ("Color", "Contrast", "Brightness", "Sharpness"):
+        np.testing.assert_array_equal(apply(name, images, 1.0), images)
+    assert not apply("Brightness", images, 0.0).any()
+    grey = tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(images))
+    np.testing.assert_array_equal(apply("Color", images, 0.0), grey)
+    level = images.shape[1] * images.shape[2] // 256
+    assert (apply("Contrast", images, 0.0) == level).all()
+
+
+def test_color_equals_tensorflow_on_random_colours():
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, [4, 256, 256, 3]).astype(np.uint8)
+    grey = tf.image.grayscale_to_rgb(tf.image.rgb_to_grayscale(images))
+    result = tf.function(ops.color)(images, 0.0)
+    np.testing.assert_array_equal(result, grey)
+
+
+def test_equalize_leaves_small_counts():
+    # 254 pixels below the brightest level: the step of the table is 0.
+    images = np.full([1, 16, 16, 3], 200, np.uint8)
+    images.reshape(-1, 3)[:254] = np.arange(254)[:, None] // 2
+    np.testing.assert_array_equal(apply("Equalize", images), images)
+    images.reshape(-1, 3)[:255] = np.arange(255)[:, None] // 2
+    assert (apply("Equalize", images) != images).any()
+
+
+def test_cutout_covers_the_square_about_its_centre():
+    images = textures(4, 24, 20)
+    centres = np.array([[12, 10], [0, 0], [23, 19], [5, 18]], np.int32)
+    pads = np.array([4, 3, 50, 0], np.int32)
+    result = ops.cutout(tf.constant(images), pads, centres).numpy()
+    for image, got, (y, x), pad in zip(
+        images, result, centres, pads, strict=True
+    ):
+        expected = image.copy()
+        rows = slice(max(0, y - pad), y + pad)
+        columns = slice(max(0, x - pad), x + pad)
+        expected[rows, columns] = 128
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_transform_equals_the_projective_transform_kernel():
+    rng = np.random.default_rng(5)
+    count, height, width = 60, 37, 53
+    images = rng.integers(0, 256, [count, height, width, 3]).astype(np.uint8)
+    # Slopes and offsets whose coordinates fall between two pixels test the
+    # rounding of ties.
+    steps = rng.choice([0.1, 0.15, 0.25, 0.27, 0.3, 0.45, 0.5], count)
+    steps = tf.constant(steps * rng.choice([-1, 1], count), tf.float32)
+    transforms = tf.concat(
+        [
+            ops.shear_x_transforms(steps[:12]),
+            ops.shear_y_transforms(steps[12:24]),
+            ops.translate_x_transforms(steps[24:36] * 50),
+            ops.translate_y_transforms(steps[36:48] * 50),
+            ops.rotate_transforms(steps[48:] * 100, height, width),
+        ],
+        axis=0,
+    )
+    expected = tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=tf.pad(transforms, [[0, 0], [0, 2]]),
+        output_shape=[height, width],
+        interpolation="NEAREST",
+        fill_mode="CONSTANT",
+        fill_value=128.0,
+    )
+    result = ops.transform(tf.constant(images), transforms)
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("magnitude", LEVELS)
+def test_levels_equal_reference(magnitude):
+    for name, expected in LEVELS[magnitude].items():
+        number = augment.level_to_arg(name, float(magnitude))
+        tensor = augment.level_to_arg(name, tf.constant(float(magnitude)))
+        if not expected:
+            assert number is None and tensor is None
+        else:
+            assert [number] == expected
+            assert [tensor.numpy()] == expected
+
+
+@pytest.mark.parametrize("magnitude", [0, 5, 25 / 3, 9, 10, 35 / 3, 15, 22.5])
+def test_magnitude_as_tensor_gives_the_argument_of_the_number(magnitude):
+    for name in augment.RAND_AUGMENT_OPS:
+        number = augment.level_to_arg(name, magnitude, 100, 250)
+        for dtype in (tf.float32, tf.float64):
+            tensor = augment.level_to_arg(
+                name, tf.constant(magnitude, dtype), 100, 250
+            )
+            if number is None:
+                assert tensor is None
+            elif isinstance(number, int):
+                assert number == tensor.numpy()
+            else:
+                np.testing.assert_allclose(number, tensor, rtol=1e-6)
+
+
+def test_level_of_unknown_operation_names_the_known():
+    with pytest.raises(ValueError, match="Invrt.*Invert"):
+        augment.level_to_arg("Invrt", 5)
+
+
+def test_one_trace_serves_all_magnitudes_and_sizes():
+    traces = []
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, None, None, 3], tf.uint8),
+            tf.TensorSpec([None, 8]),
+            tf.TensorSpec([]),
+        ]
+    )
+    def traced(images, draws, magnitude):
+        traces.append(1)
+        return augment.rand_augment(images, draws, magnitude)
+
+    for size, magnitude in ((32, 5), (40, 9), (28, 10), (33, 12.5), (32, 15)):
+        images = textures(16, size, size - 3)
+        draws = uniforms(16, 8, seed=size)
+        np.testing.assert_array_equal(
+            traced(images, draws, float(magnitude)),
+            augment.rand_augment(images, draws, magnitude),
+        )
+    assert traced(images[:0], draws[:0], 5.0).shape == (0, 32, 29, 3)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_rand_augment_layer_applies_its_operation(name):
+    images = textures(2)
+    draws = tf.constant(
+        [uniforms_for(name, sign=0.1), uniforms_for(name, sign=0.9)]
+    )
+    result = augment.rand_augment(images, draws, 9, num_layers=1)
+    argument = augment.level_to_arg(name, 9)
+    if argument is None:
+        expected = apply(name, images)
+    elif name in policies._GEOMETRIC_OPS:
+        expected = apply(name, images, tf.constant([-argument, argument]))
+    else:
+        expected = apply(name, images, argument)
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_rand_augment_cutout_centre():
+    images = textures(1, 24, 20)
+    draws = tf.constant([uniforms_for("Cutout", y=0.5, x=1 - 2**-24)])
+    result = augment.rand_augment(images, draws, 2, num_layers=1)
+    expected = images.copy()
+    expected[:, 12 - 8 : 12 + 8, 19 - 8 :] = 128
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_operations_are_equally_likely_and_so_are_signs(monkeypatch):
+    count, layers, seen = 20_000, 2, []
+
+    def record(images, names, choice, argument, draws):
+        assert names == augment.RAND_AUGMENT_OPS
+        seen.append((choice.numpy(), draws[:, 0].numpy()))
+        return images
+
+    monkeypatch.setattr(policies, "_apply", record)
+    draws = uniforms(count, augment.rand_augment_draws(layers), seed=7)
+    augment.rand_augment(
+        np.zeros([count, 3, 3, 3], np.uint8), draws, 10, layers
+    )
+    assert len(seen) == layers
+    kinds = len(augment.RAND_AUGMENT_OPS)
+    for choice, _ in seen:
+        counts = np.bincount(choice, minlength=kinds)
+        # 99.9th percentile of chi-square at 15 degrees of freedom.
+        assert chi_square(counts, count / kinds) < 37.7
+    # Layers are independent: so are pairs of operations (255 degrees).
+    pairs = np.bincount(seen[0][0] * kinds + seen[1][0], minlength=kinds**2)
+    assert chi_square(pairs, count / kinds**2) < 330.5
+
+
+def test_geometric_signs_are_equally_likely():
+    count = 2_000
+    image = np.zeros([1, 8, 8, 3], np.uint8)
+    image[:, :, 4] = 255
+    draws = np.array(uniforms(count, 4, seed=11))
+    draws[:, 0] = uniforms_for("TranslateX")[0]
+    result = augment.rand_augment(
+        image.repeat(count, 0), draws, 1, 1, translate_const=20
+    ).numpy()
+    left = (result[:, 0, 2, 0] == 255).sum()
+    right = (result[:, 0, 6, 0] == 255).sum()
+    assert left + right == count
+    assert abs(left - count / 2) < 3.3 * np.sqrt(count) / 2
+
+
+@pytest.mark.parametrize("name", augment.POLICIES)
+def test_policies_are_functions_of_an_images_own_uniforms(name):
+    images = textures(96)
+    draws = uniforms(96, augment.draws(name), seed=2)
+    distort = tf.function(lambda i, u: augment.distort(i, u, name, 9))
+    whole = distort(images, draws).numpy()
+    assert whole.dtype == np.uint8 and whole.shape == images.shape
+    assert (whole != images).any(axis=(1, 2, 3)).mean() > 0.6
+    np.testing.assert_array_equal(distort(images, draws), whole)
+    order = np.random.default_rng(0).permutation(96)
+    shuffled = distort(images[order], tf.gather(draws, order))
+    np.testing.assert_array_equal(shuffled, whole[order])
+    for index in range(5):
+        alone = slice(index, index + 1)
+        result = augment.distort(images[alone], draws[alone], name, 9)
+        np.testing.assert_array_equal(result, whole[alone])
+
+
+@pytest.mark.parametrize("name", augment.POLICIES)
+def test_policies_run_in_a_dataset(name):
+    images = textures(20)
+    draws = uniforms(20, augment.draws(name, 3))
+    dataset = tf.data.Dataset.from_tensor_slices((images, draws)).batch(8)
+    dataset = dataset.map(lambda i, u: augment.distort(i, u, name, 15, 3))
+    assert dataset.element_spec.shape.as_list() == [None, 24, 20, 3]
+    result = np.concatenate(list(dataset.as_numpy_iterator()))
+    expected = augment.distort(images, draws, name, 15, 3)
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_no_layers_and_no_magnitude():
+    images = textures(4)
+    np.testing.assert_array_equal(
+        augment.rand_augment(images, uniforms(4, 0), 10, num_layers=0), images
+    )
+    # Operations that have no strength of their own still act at magnitude 0.
+    draws = tf.constant([uniforms_for("Invert"), uniforms_for("ShearX")] * 2)
+    result = augment.rand_augment(images, draws, 0, num_layers=1).numpy()
+    np.testing.assert_array_equal(result[::2], 255 - images[::2])
+    np.testing.assert_array_equal(result[1::2], images[1::2])
+
+
+def sub_policy_by_hand(image, sub_policy, draws):
+    """AutoAugment of one image, operation by operation."""
+    image = image[None]
+    for (name, probability, level), (fire, sign, *_) in zip(
+        sub_policy, draws, strict=True
+    ):
+        if fire >= probability:
+            continue
+        argument = augment.level_to_arg(name, level, 100, 250)
+        if argument is None:
+            image = apply(name, image)
+        elif name in policies._GEOMETRIC_OPS and sign < 0.5:
+            image = apply(name, image, -argument)
+        else:
+            image = apply(name, image, argument)
+    return image[0]
+
+
+def test_auto_augment_applies_the_sub_policies():
+    sub_policies = augment.AUTO_AUGMENT_POLICIES["v0"]
+    assert len(sub_policies) == 25
+    count = 3 * len(sub_policies)
+    images = textures(count)
+    draws = np.array(uniforms(count, augment.auto_augment_draws(), seed=4))
+    draws[:, 0] = (np.arange(count) % 25 + 0.5) / 25
+    result = augment.auto_augment(images, draws)
+    for index in range(count):
+        np.testing.assert_array_equal(
+            result[index],
+            sub_policy_by_hand(
+                images[index],
+                sub_policies[index % 25],
+                draws[index, 1:].reshape(2, -1),
+            ),
+        )
+
+
+def test_auto_augment_draws_sub_policies_equally():
+    # Sub-policy k of 25 turns black into level k.
+    policy = [
+        [("SolarizeAdd", 1.0, (level + 0.5) / 11)] for level in range(25)
+    ]
+    count = 20_000
+    draws = uniforms(count, augment.auto_augment_draws(policy), seed=9)
+    result = augment.auto_augment(
+        np.zeros([count, 3, 3, 3], np.uint8), draws, policy
+    ).numpy()
+    counts = np.bincount(result[:, 0, 0, 0], minlength=25)
+    assert len(counts) == 25
+    # 99.9th percentile of chi-square at 24 degrees of freedom.
+    assert chi_square(counts, count / 25) < 51.2
+
+
+def test_auto_augment_probabilities():
+    policy = [[("Invert", 0.3, 0), ("Posterize", 0.8, 2.5)]]
+    count = 4_000
+    draws = uniforms(count, augment.auto_augment_draws(policy), seed=1)
+    images = np.full([count, 3, 3, 3], 255, np.uint8)
+    result = augment.auto_augment(images, draws, policy)[:, 0, 0, 0].numpy()
+    inverted = (result == 0).mean()
+    assert abs(inverted - 0.3) < 3.3 * np.sqrt(0.21 / count)
+    posterized = (result[result > 0] == 128).mean()
+    assert abs(posterized - 0.8) < 3.3 * np.sqrt(0.16 / (0.7 * count))
+
+
+def test_auto_augment_takes_sub_policies_of_any_length_and_cutout():
+    policy = [
+        [("Cutout", 1.0, 1)],
+        [("Invert", 1.0, 0), ("Invert", 1.0, 0), ("Cutout", 1.0, 0.5)],
+    ]
+    images = textures(2, 30, 30)
+    assert augment.auto_augment_draws(policy) == 13
+    draws = np.full([2, 13], 0.5, np.float32)
+    draws[0, 0] = 0.0
+    result = augment.auto_augment(images, draws, policy)
+    expected = images.copy()
+    expected[0, 5:25, 5:25] = 128
+    expected[1, 10:20, 10:20] = 128
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_test_policy():
+    images = tf.constant(textures(2, 120, 130))
+    draws = uniforms(2, augment.auto_augment_draws("test"))
+    draws = tf.concat([draws[:, :2], [[0.1], [0.9]], draws[:, 3:]], axis=1)
+    expected = ops.equalize(ops.translate_x(images, [-100.0, 100.0]))
+    np.testing.assert_array_equal(
+        augment.auto_augment(images, draws, "test"), expected
+    )
+
+
+def test_ra_aa_uses_both_policies():
+    images = textures(64)
+    draws = uniforms(64, augment.draws("ra_aa"), seed=6)
+    result = augment.distort(images, draws, "ra_aa", 9)
+    rand = augment.rand_augment(images, draws[:, 1:9], 9)
+    auto = augment.auto_augment(images, draws[:, 1:10])
+    expected = np.where(draws[:, 0, None, None, None] < 0.5, auto, rand)
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_unknown_names_name_the_known():
+    images, draws = textures(1), uniforms(1, 8)
+    with pytest.raises(
+        ValueError, match="randaugment.*randaug, autoaug, ra_aa"
+    ):
+        augment.distort(images, draws, "randaugment")
+    with pytest.raises(ValueError, match="v1.*v0, test"):
+        augment.auto_augment(images, draws, "v1")
+    with pytest.raises(ValueError, match="Blur.*Sharpness"):
+        augment.auto_augment(images, uniforms(1, 5), [[("Blur", 1.0, 1)]])
+
+
+def test_inputs_of_another_shape_or_dtype_are_refused():
+    images = textures(2)
+    with pytest.raises(ValueError, match=r"uniforms must be \[batch, 8\]"):
+        augment.rand_augment(images, uniforms(2, 9), 10)
+    with pytest.raises(ValueError, match="images must be uint8"):
+        augment.rand_augment(images / 255.0, uniforms(2, 8), 10)
+    with pytest.raises(ValueError, match="images must be uint8"):
+        augment.rand_augment(images[0], uniforms(2, 8), 10)
