@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ import ml_collections
 import yaml
 
 from efficientnetv2.errors import UserError, nearest
+from efficientnetv2.models.block_strings import BlockArgs
 
 # Options that may be null, and the type of their other values.
 _NULLABLE = {
@@ -45,6 +47,14 @@ _CHOICES = {
     "train.lr_sched": ["exponential", "cosine", "linear", "constant"],
     "runtime.mixed_precision": ["mixed_bfloat16", "mixed_float16", "float32"],
 }
+_POLICIES = ["randaug", "autoaug", "ra_aa"]
+_CHOICES["data.augname"] = [
+    *_POLICIES,
+    *(f"effnetv1_{name}" for name in _POLICIES),
+    "ft",
+    *(f"ft_{name}" for name in _POLICIES),
+]
+_REGULAR_EXPRESSIONS = ("train.varsexp", "train.weight_decay_exclude")
 _TRANSFORMATIONS = ["crop", "shift", "flip"]
 # Inclusive ranges of numbers; None: no limit.
 _RANGES = {
@@ -94,6 +104,8 @@ _RANGES = {
     "runtime.threads": (0, None),
 }
 MIN_IMAGE_SIZE = 8
+# The safe loader, in C where PyYAML was built with it.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class ConfigError(UserError):
@@ -137,7 +149,7 @@ def read_yaml(path: str | os.PathLike) -> dict:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
+            content = yaml.load(file, Loader=_LOADER)
     except OSError as error:
         raise ConfigError(
             f"Cannot read the configuration {str(path)!r}: {error.strerror}."
@@ -306,13 +318,11 @@ class _Merger:
         sections = {name.split(".")[0] for name in self.flat}
         if key in sections:
             return f"{source}: {key!r} is a section; set {key}.OPTION."
-        valid = sorted(self.flat)
-        near = nearest(key, valid)
-        if not near:
-            leaf = key.rpartition(".")[2]
-            leaves = {name.rpartition(".")[2]: name for name in valid}
-            near = leaves.get(nearest(leaf, list(leaves)), "")
-        hint = f" Did you mean {near!r}?" if near else ""
+        leaf = key.rpartition(".")[2]
+        near = [name for name in self.flat if name.endswith(f".{leaf}")]
+        near = near or [nearest(key, self.flat)]
+        hint = " Did you mean " + " or ".join(map(repr, near)) + "?"
+        hint = hint if near[0] else ""
         return (
             f"{source}: unknown option {key!r}.{hint} "
             "hparams/base.yaml lists all."
@@ -325,6 +335,20 @@ class _Merger:
                 f"{source}: {key}={value!r} is not valid."
                 + _suggest(str(value), _CHOICES[key])
             )
+        if key in _REGULAR_EXPRESSIONS:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ConfigError(
+                    f"{source}: {key}={value!r} is no regular expression "
+                    f"({error})."
+                ) from None
+        if key == "model.blocks":
+            for text in value:
+                try:
+                    BlockArgs.from_string(text)
+                except ValueError as error:
+                    raise ConfigError(f"{source}: {key}: {error}") from None
         low, high = _RANGES.get(key, (None, None))
         if low is not None and value < low:
             raise ConfigError(

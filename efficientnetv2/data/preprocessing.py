@@ -31,7 +31,7 @@ def parse_augname(augname: str | None) -> tuple[str, str | None]:
         return "default", None
     if augname in policies:
         return "default", augname
-    if augname in ("ft", "ft_cutout"):
+    if augname == "ft":
         return "ft", "cutout"
     for prefix, mode in (("effnetv1_", "v1"), ("ft_", "ft")):
         policy = augname.removeprefix(prefix)

@@ -38,9 +38,8 @@ class Stage:
 def _ramp(first: float, last: float, stages: int, adaptive: bool):
     if not adaptive or stages == 1:
         return [last] * stages
-    return [
-        first + (last - first) * index / (stages - 1) for index in range(stages)
-    ]
+    step = (last - first) / (stages - 1)
+    return [first + step * index for index in range(stages - 1)] + [last]
 
 
 def _image_sizes(config: ml_collections.ConfigDict) -> list[int]:

@@ -64,8 +64,8 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
                 ops.floor(step / decay_steps),
             )
         elif config["decay"] == "cosine":
-            progress = step / config["total_steps"]
-            rate = 0.5 * peak * (1.0 + ops.cos(math.pi * progress))
+            angle = math.pi * step / config["total_steps"]
+            rate = 0.5 * peak * (1.0 + ops.cos(angle))
         elif config["decay"] == "linear":
             rate = (1.0 - step / config["total_steps"]) * peak
         else:

@@ -78,7 +78,7 @@ def _blend(degenerate: tf.Tensor, images: tf.Tensor, factor) -> tf.Tensor:
 def _select(mask: tf.Tensor, on: tf.Tensor, off: tf.Tensor) -> tf.Tensor:
     """`on` where `mask` is 255, `off` where it is 0; all uint8.
 
-    Thirty times as fast as `tf.where`, whose kernel has no uint8 vectors.
+    Several times as fast as `tf.where`, which does not vectorize on uint8.
     """
     difference = tf.bitwise.bitwise_xor(on, off)
     return tf.bitwise.bitwise_xor(off, tf.bitwise.bitwise_and(difference, mask))
@@ -406,7 +406,10 @@ def transform(images: tf.Tensor, transforms, fill: int = FILL) -> tf.Tensor:
 
     def source(first, limit):
         a, b, c = (coefficients[:, first + k] for k in range(3))
-        position = (a * tf.cast(x, tf.float32) + b * tf.cast(y, tf.float32)) + c
+        position = a * tf.cast(x, tf.float32) + b * tf.cast(y, tf.float32)
+        # Keeps the graph optimizer from adding in another order: the last
+        # bit of a sum decides ties between two pixels.
+        position = tf.ensure_shape(position, [None] * 3) + c
         # One pixel outside stands for all that lie further out.
         position = _clip(position, -1.0, tf.cast(limit, tf.float32))
         # Rounds half away from zero where positive and where it decides

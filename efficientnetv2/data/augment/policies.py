@@ -40,9 +40,8 @@ RAND_AUGMENT_OPS = (
 """The operations RandAugment draws from, each with the same probability."""
 
 AUTO_AUGMENT_POLICIES = {
-    # AutoAugment for ImageNet (arXiv 1805.09501, table 9), except that the
-    # released EfficientNetV2 code, followed here, has SolarizeAdd and other
-    # strengths in places.
+    # The released EfficientNetV2 code's policy for ImageNet. It is not the one
+    # printed in the paper (arXiv 1805.09501, table 9).
     "v0": (
         (("Equalize", 0.8, 1), ("ShearY", 0.8, 4)),
         (("Color", 0.4, 9), ("Equalize", 0.6, 3)),

@@ -1,0 +1,127 @@
+"""Block strings: the shape of a network as text.
+
+A block string such as 'r4_k3_s2_e4_i24_o48_c1' or 'r6_k3_s2_e4_i64_o128_se0.25'
+describes one stage of the network: r repeats, k kernel size, s stride of the
+first block, e expand ratio, i and o channels in and out before width scaling,
+c 1 for Fused-MBConv (0, the default, for MBConv), se squeeze ratio.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+_BLOCK_FIELDS = {
+    "r": ("num_repeat", int),
+    "k": ("kernel_size", int),
+    "s": ("strides", int),
+    "e": ("expand_ratio", int),
+    "i": ("input_filters", int),
+    "o": ("output_filters", int),
+    "c": ("conv_type", int),
+    "se": ("se_ratio", float),
+}
+_OPTIONAL_FIELDS = ("c", "se")
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockArgs:
+    """One stage of the network; see the module's docstring."""
+
+    num_repeat: int
+    kernel_size: int
+    strides: int
+    expand_ratio: int
+    input_filters: int
+    output_filters: int
+    conv_type: int = 0
+    se_ratio: float | None = None
+
+    @classmethod
+    def from_string(cls, text: str) -> "BlockArgs":
+        """Parses a block string.
+
+        Raises:
+            ValueError: for a field that is unknown, missing, given twice or
+                out of range; the message names it.
+        """
+        values = {}
+        for part in str(text).split("_"):
+            match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
+            if not match or match[1] not in _BLOCK_FIELDS:
+                raise ValueError(
+                    f"Block string {text!r}: {part!r} is not one of "
+                    f"{', '.join(_BLOCK_FIELDS)} followed by a number."
+                )
+            field, kind = _BLOCK_FIELDS[match[1]]
+            if field in values:
+                raise ValueError(f"Block string {text!r}: two {match[1]!r}.")
+            try:
+                values[field] = kind(match[2])
+            except ValueError:
+                raise ValueError(
+                    f"Block string {text!r}: {part!r} needs a whole number."
+                ) from None
+        for key, (field, _) in _BLOCK_FIELDS.items():
+            if field not in values and key not in _OPTIONAL_FIELDS:
+                raise ValueError(f"Block string {text!r} has no {key!r}.")
+        args = cls(**values)
+        if args.conv_type not in (0, 1):
+            raise ValueError(f"Block string {text!r}: c must be 0 or 1.")
+        counts = dataclasses.astuple(args)[:6]
+        if min(counts) < 1:
+            raise ValueError(f"Block string {text!r}: a value below 1.")
+        return args
+
+
+def round_filters(
+    filters: float,
+    width_coefficient: float | None,
+    depth_divisor: int = 8,
+    min_depth: int = 8,
+) -> int:
+    """Scales a number of channels and rounds it to a multiple of the divisor.
+
+    Unlike the rule of MobileNet there is no step up when rounding loses more
+    than 10%: the released code has none.
+    """
+    if not width_coefficient:
+        return int(filters)
+    filters *= width_coefficient
+    rounded = int(filters + depth_divisor / 2) // depth_divisor * depth_divisor
+    return int(max(min_depth or depth_divisor, rounded))
+
+
+def round_repeats(repeats: int, depth_coefficient: float | None) -> int:
+    """Scales a number of blocks and rounds it up."""
+    return int(math.ceil((depth_coefficient or 1.0) * repeats))
+
+
+def expand_blocks(model_config: Mapping) -> list[BlockArgs]:
+    """Returns one `BlockArgs` a block, scaled, with `num_repeat` 1."""
+    expanded = []
+    for text in model_config["blocks"]:
+        args = BlockArgs.from_string(text)
+
+        def width(filters):
+            return round_filters(
+                filters,
+                model_config["width_coefficient"],
+                model_config["depth_divisor"],
+                model_config["min_depth"],
+            )
+
+        first = dataclasses.replace(
+            args,
+            num_repeat=1,
+            input_filters=width(args.input_filters),
+            output_filters=width(args.output_filters),
+        )
+        rest = dataclasses.replace(
+            first, input_filters=first.output_filters, strides=1
+        )
+        repeats = round_repeats(
+            args.num_repeat, model_config["depth_coefficient"]
+        )
+        expanded += [first] + [rest] * (repeats - 1)
+    return expanded

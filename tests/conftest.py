@@ -1,0 +1,52 @@
+"""Fixtures that several test files share."""
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import pytest
+
+from efficientnetv2 import config as config_lib
+
+REFERENCE = pathlib.Path(__file__).parent / "testdata" / "reference"
+
+# A model and a schedule that train in seconds.
+TINY = (
+    "model.blocks=r1_k3_s1_e1_i8_o8_c1|r2_k3_s2_e2_i8_o16_c1"
+    "|r2_k3_s2_e2_i16_o24_se0.25,"
+    "model.width_coefficient=1.0,model.feature_size=32,"
+    "train.isize=24,data.ibase=16,eval.isize=24,train.batch_size=32"
+)
+
+
+@pytest.fixture(scope="session")
+def reference() -> pathlib.Path:
+    """The folder with numbers of the reference implementation."""
+    return REFERENCE
+
+
+@pytest.fixture
+def tiny_config():
+    """Returns a function from further overrides to a tiny configuration."""
+
+    def load(overrides: str = "", **kwargs):
+        text = f"{TINY},{overrides}" if overrides else TINY
+        return config_lib.load("fashion_mnist", hparam_str=text, **kwargs)
+
+    return load
+
+
+@pytest.fixture
+def source():
+    """Forty small examples whose class can be seen in the picture."""
+    import numpy as np
+
+    from efficientnetv2.data.sources import ArraySource
+
+    labels = np.arange(200, dtype=np.int64) % 10
+    random = np.random.default_rng(0)
+    images = random.integers(0, 60, (200, 28, 28, 1)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[:, label * 2 : label * 2 + 4] += 150
+    return ArraySource(images, labels, [f"class {k}" for k in range(10)])

@@ -1,0 +1,159 @@
+"""Layers of the configuration, its types, and its error messages."""
+
+import copy
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from efficientnetv2 import config as config_lib
+from efficientnetv2.config import ConfigError, load
+
+
+def test_later_layers_win():
+    config = load("fashion_mnist")
+    assert config.model.model_name == "efficientnetv2-b0"
+    assert config.model.num_classes == 10
+    small = load("fashion_mnist", model_name="efficientnetv2-s")
+    assert small.model.blocks != config.model.blocks
+    changed = load("fashion_mnist", hparam_str="train.batch_size=7,data.ram=3")
+    assert changed.train.batch_size == 7
+    assert changed.data.ram == 3.0
+    flagged = load(
+        "fashion_mnist",
+        hparam_str="train.seed=3",
+        flags={"train.seed": 5},
+    )
+    assert flagged.train.seed == 5
+
+
+def test_values_of_the_reference_syntax():
+    parsed = config_lib.parse_hparam_str(
+        "a.b=1,a.c=1e-5,d=true,e=null,f=crop|flip,g.h.i=text,"
+    )
+    assert parsed == {
+        "a": {"b": 1, "c": 1e-5},
+        "d": True,
+        "e": None,
+        "f": ["crop", "flip"],
+        "g": {"h": {"i": "text"}},
+    }
+
+
+def test_the_saved_config_repeats_the_run(tmp_path):
+    config = load(
+        "fashion_mnist",
+        hparam_str="train.isize=0.5,eval.isize=64,data.augname=null",
+        model_name="efficientnetv2-b1",
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(config_lib.to_yaml(config))
+    again = load(hparam_str=str(path))
+    assert again.to_dict() == config.to_dict()
+    assert yaml.safe_load(path.read_text())["data"]["augname"] is None
+
+
+def test_the_config_is_locked():
+    config = load("fashion_mnist")
+    with pytest.raises(AttributeError):
+        config.train.batchsize = 3
+
+
+@pytest.mark.parametrize(
+    ("hparam_str", "words"),
+    [
+        ("train.batchsize=3", ["train.batchsize", "train.batch_size"]),
+        ("batch_size=3", ["batch_size", "train.batch_size"]),
+        ("train=3", ["train", "section"]),
+        ("train.batch_size=big", ["train.batch_size", "whole number", "big"]),
+        ("train.batch_size=1.5", ["train.batch_size", "whole number", "1.5"]),
+        ("train.stages=true", ["train.stages", "whole number"]),
+        ("train.lr_base=nan", ["train.lr_base", "nan"]),
+        ("train.progressive_image_size=2", ["true or false"]),
+        ("train.epochs=0.01,train.stages=99", ["train.stages=99", "at most"]),
+        ("train.isize=7", ["train.isize", "7 pixels", "at least 8"]),
+        ("eval.isize=4", ["eval.isize", "4 pixels"]),
+        ("data.ibase=3", ["data.ibase", "3 pixels"]),
+        ("train.optimizer=rmsprob", ["rmsprob", "'rmsprop'"]),
+        ("train.split=trian", ["trian", "'train'"]),
+        ("train.batch_size=70000", ["70000", "55000"]),
+        ("model.num_classes=3", ["model.num_classes=3", "10 classes"]),
+        ("data.transformations=crop|spin", ["spin"]),
+        ("data.augname=randaugh", ["randaugh", "randaug"]),
+        ("model.blocks=r1_k3", ["r1_k3"]),
+        ("train.varsexp=(", ["train.varsexp"]),
+        ("train.batch_size", ["train.batch_size", "key=value"]),
+        ("train.seed=1,train.seed=2", ["train.seed", "twice"]),
+        ("missing.yaml", ["missing.yaml"]),
+        ("train.label_smoothing=1.5", ["too large"]),
+        ("train.batch_size=0", ["too small"]),
+    ],
+)
+def test_mistakes_are_named(hparam_str, words):
+    with pytest.raises(ConfigError) as error:
+        load("fashion_mnist", hparam_str=hparam_str)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [
+        ({"dataset": "fashion-mnist"}, "fashion_mnist"),
+        ({"model_name": "efficientnetv2_s"}, "efficientnetv2-s"),
+        ({"recipe": "fashion_mnist_bes"}, "fashion_mnist_best"),
+    ],
+)
+def test_unknown_names_show_the_nearest(arguments, nearest):
+    with pytest.raises(ConfigError, match=f"Did you mean '{nearest}'"):
+        load(**{"dataset": "fashion_mnist", **arguments})
+
+
+def test_every_recipe_and_model_loads():
+    for recipe in config_lib.names("recipes"):
+        assert load("fashion_mnist", recipe=recipe).train.epochs > 0
+    for model in config_lib.names("models"):
+        config = load("fashion_mnist", model_name=model)
+        assert config.model.model_name == model
+
+
+def test_differences_name_both_values():
+    old, new = {"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}
+    assert config_lib.differences(old, new) == [
+        ("a.c", 2, 3),
+        ("d", "(not set)", 4),
+    ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_parses_or_is_a_clear_error(text):
+    try:
+        assert isinstance(config_lib.parse_hparam_str(text), dict)
+    except ConfigError as error:
+        assert str(error)
+
+
+_MERGER = config_lib._Merger()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    key=st.sampled_from(sorted(_MERGER.flat)),
+    value=st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text()
+    ),
+)
+def test_any_value_has_the_right_type_or_is_a_clear_error(key, value):
+    merger = copy.copy(_MERGER)
+    merger.flat = dict(_MERGER.flat)
+    section, option = key.split(".")
+    try:
+        merger.apply({section: {option: value}}, "test")
+    except ConfigError as error:
+        assert key in str(error)
+    else:
+        assert merger.flat[key] is None or isinstance(
+            merger.flat[key], merger.kinds[key]
+        )
