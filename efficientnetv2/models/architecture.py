@@ -8,6 +8,16 @@ from efficientnetv2.models import blocks
 from efficientnetv2.models.block_strings import expand_blocks, round_filters
 
 
+def _classifier_initializer(num_classes: int):
+    """Uniform in +-1 / sqrt(classes), the reference's, down to 1000 classes.
+
+    With ten classes that formula would give logits of several units, and the
+    first epochs would be spent on unlearning them.
+    """
+    limit = max(num_classes, 1000) ** -0.5
+    return keras.initializers.RandomUniform(-limit, limit)
+
+
 def build(
     model_config: Mapping,
     include_top: bool = True,
@@ -75,8 +85,8 @@ def build(
         # loses the small probabilities.
         x = keras.layers.Dense(
             model_config["num_classes"],
-            kernel_initializer=keras.initializers.VarianceScaling(
-                1.0 / 3.0, mode="fan_out", distribution="uniform"
+            kernel_initializer=_classifier_initializer(
+                model_config["num_classes"]
             ),
             bias_initializer=keras.initializers.Constant(
                 model_config["headbias"] or 0.0

@@ -184,34 +184,53 @@ def test_cutout_covers_the_square_about_its_centre():
         np.testing.assert_array_equal(got, expected)
 
 
-def test_transform_equals_the_projective_transform_kernel():
+def affine(name, argument, height, width):
+    """The coefficients that the released code hands to the kernel."""
+    if name == "Rotate":
+        radians = argument * np.float32(np.pi / 180)
+        cos, sin = tf.cos(radians).numpy(), tf.sin(radians).numpy()
+        right, bottom = np.float32(width - 1), np.float32(height - 1)
+        x_offset = (right - (cos * right - sin * bottom)) / np.float32(2)
+        y_offset = (bottom - (sin * right + cos * bottom)) / np.float32(2)
+        return [cos, -sin, x_offset, sin, cos, y_offset, 0, 0]
+    position = {"ShearX": 1, "ShearY": 3, "TranslateX": 2, "TranslateY": 5}
+    coefficients = [1, 0, 0, 0, 1, 0, 0, 0]
+    coefficients[position[name]] = argument
+    return coefficients
+
+
+@pytest.mark.parametrize(
+    "name, scale",
+    [
+        ("Rotate", 90),
+        ("ShearX", 1),
+        ("ShearY", 1),
+        ("TranslateX", 50),
+        ("TranslateY", 50),
+    ],
+)
+def test_geometric_operation_equals_the_projective_kernel(name, scale):
     rng = np.random.default_rng(5)
-    count, height, width = 64, 119, 374
+    count, height, width = 24, 119, 374
     images = rng.integers(0, 256, [count, height, width, 3]).astype(np.uint8)
-    # Slopes and offsets whose coordinates fall between two pixels test the
+    # Slopes and offsets whose positions fall between two pixels test the
     # rounding of ties.
     steps = rng.choice([0.1, 0.15, 0.25, 0.27, 0.3, 0.45, 0.5], count)
-    steps = tf.constant(steps * rng.choice([-1, 1], count), tf.float32)
-    transforms = tf.concat(
-        [
-            ops.shear_x_transforms(steps[:10]),
-            ops.shear_y_transforms(steps[10:20]),
-            ops.translate_x_transforms(steps[20:30] * 50),
-            ops.translate_y_transforms(steps[30:40] * 50),
-            ops.rotate_transforms(steps[40:] * 90, height, width),
-        ],
-        axis=0,
-    )
+    steps = (steps * rng.choice([-1, 1], count) * scale).astype(np.float32)
     expected = tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
-        transforms=tf.pad(transforms, [[0, 0], [0, 2]]),
+        transforms=np.array(
+            [affine(name, step, height, width) for step in steps], np.float32
+        ),
         output_shape=[height, width],
         interpolation="NEAREST",
         fill_mode="CONSTANT",
         fill_value=128.0,
     )
     # As a graph, because the graph optimizer reorders sums where it can.
-    result = tf.function(ops.transform)(tf.constant(images), transforms)
+    result = tf.function(FUNCTIONS[name])(
+        tf.constant(images), tf.constant(steps)
+    )
     np.testing.assert_array_equal(result, expected)
 
 
@@ -283,7 +302,7 @@ def test_rand_augment_layer_applies_its_operation(name):
     argument = augment.level_to_arg(name, 9)
     if argument is None:
         expected = apply(name, images)
-    elif name in policies._GEOMETRIC_OPS:
+    elif name in policies._SIGNED:
         expected = apply(name, images, tf.constant([-argument, argument]))
     else:
         expected = apply(name, images, argument)
@@ -391,7 +410,7 @@ def sub_policy_by_hand(image, sub_policy, draws):
         argument = augment.level_to_arg(name, level, 100, 250)
         if argument is None:
             image = apply(name, image)
-        elif name in policies._GEOMETRIC_OPS and sign < 0.5:
+        elif name in policies._SIGNED and sign < 0.5:
             image = apply(name, image, -argument)
         else:
             image = apply(name, image, argument)
@@ -472,8 +491,8 @@ def test_test_policy():
 def test_ra_aa_uses_both_policies():
     images = textures(64)
     draws = uniforms(64, augment.draws("ra_aa"), seed=6)
-    result = augment.distort(images, draws, "ra_aa", 9)
-    rand = augment.rand_augment(images, draws[:, 1:9], 9)
+    result = augment.distort(images, draws, "ra_aa", 9, 2, 20, 30)
+    rand = augment.rand_augment(images, draws[:, 1:9], 9, 2, 20, 30)
     auto = augment.auto_augment(images, draws[:, 1:10])
     expected = np.where(draws[:, 0, None, None, None] < 0.5, auto, rand)
     np.testing.assert_array_equal(result, expected)

@@ -77,30 +77,32 @@ AUTO_AUGMENT_POLICIES = {
 POLICIES = ("randaug", "autoaug", "ra_aa")
 """The names that `distort` and `draws` know."""
 
-_TONE_OPS = {
-    "AutoContrast": lambda images, _: ops.autocontrast(images),
-    "Equalize": lambda images, _: ops.equalize(images),
-    "Invert": lambda images, _: ops.invert(images),
-    "Posterize": ops.posterize,
-    "Solarize": ops.solarize,
-    "SolarizeAdd": ops.solarize_add,
-    "Color": ops.color,
-    "Contrast": ops.contrast,
-    "Brightness": ops.brightness,
-    "Sharpness": ops.sharpness,
+# Argument and centre of a cutout are columns of `table`.
+_FUNCTIONS = {
+    "AutoContrast": lambda images, table: ops.autocontrast(images),
+    "Equalize": lambda images, table: ops.equalize(images),
+    "Invert": lambda images, table: ops.invert(images),
+    "Cutout": lambda images, table: _cutout(images, table),
+    **{
+        name: lambda images, table, op=op: op(images, table[:, 0])
+        for name, op in {
+            "Rotate": ops.rotate,
+            "Posterize": ops.posterize,
+            "Solarize": ops.solarize,
+            "SolarizeAdd": ops.solarize_add,
+            "Color": ops.color,
+            "Contrast": ops.contrast,
+            "Brightness": ops.brightness,
+            "Sharpness": ops.sharpness,
+            "ShearX": ops.shear_x,
+            "ShearY": ops.shear_y,
+            "TranslateX": ops.translate_x,
+            "TranslateY": ops.translate_y,
+        }.items()
+    },
 }
 
-_GEOMETRIC_OPS = {
-    "Rotate": ops.rotate_transforms,
-    "ShearX": lambda level, height, width: ops.shear_x_transforms(level),
-    "ShearY": lambda level, height, width: ops.shear_y_transforms(level),
-    "TranslateX": lambda level, height, width: ops.translate_x_transforms(
-        level
-    ),
-    "TranslateY": lambda level, height, width: ops.translate_y_transforms(
-        level
-    ),
-}
+_SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 
 # Of an operation: its sign, and the centre (y, x) of its cutout.
 _OP_DRAWS = 3
@@ -139,7 +141,7 @@ def level_to_arg(
     """
     if name in ("AutoContrast", "Equalize", "Invert"):
         return None
-    if isinstance(magnitude, tf.Tensor):
+    if tf.is_tensor(magnitude):
         level = tf.cast(magnitude, tf.float64) / MAX_LEVEL
 
         def integer(value):
@@ -184,16 +186,25 @@ def _check(images: tf.Tensor, uniforms: tf.Tensor, count: int):
     """Converts a policy's inputs to tensors, and checks what is static."""
     images = tf.convert_to_tensor(images)
     uniforms = tf.convert_to_tensor(uniforms)
-    if images.dtype != tf.uint8 or images.shape.rank != 4:
+    shape = images.shape
+    if images.dtype != tf.uint8 or shape.rank != 4 or shape[3] != 3:
         raise ValueError(
             "images must be uint8 [batch, height, width, 3], got "
-            f"{images.dtype.name} {images.shape}."
+            f"{images.dtype.name} {shape}."
         )
     if uniforms.shape.rank != 2 or uniforms.shape[1] not in (None, count):
         raise ValueError(
             f"uniforms must be [batch, {count}], got {uniforms.shape}."
         )
     return images, uniforms
+
+
+def _cutout(images: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
+    size = tf.unstack(tf.shape(images))[1:3]
+    centres = tf.stack(
+        [_index(table[:, 1 + axis], size[axis]) for axis in range(2)], axis=1
+    )
+    return ops.cutout(images, table[:, 0], centres)
 
 
 def _apply(
@@ -216,69 +227,18 @@ def _apply(
     Returns:
       uint8, the shape of `images`.
     """
-    height, width = (
-        tf.shape(images)[axis]
-        if images.shape[axis] is None
-        else images.shape[axis]
-        for axis in (1, 2)
+    signed = tf.constant([*(name in _SIGNED for name in names), False])
+    negative = tf.gather(signed, choice) & (uniforms[:, 0] < 0.5)
+    argument = tf.where(negative, -argument, argument)
+    table = tf.concat([argument[:, tf.newaxis], uniforms[:, 1:]], axis=1)
+    positions = tf.range(tf.size(choice))
+    groups, tables, positions = (
+        tf.dynamic_partition(values, choice, len(names) + 1)
+        for values in (images, table, positions)
     )
-    geometric = [name for name in names if name in _GEOMETRIC_OPS]
-    # All geometric operations are one group: each is an affine map.
-    groups = [name for name in names if name not in geometric]
-    groups += ["geometric"] * bool(geometric) + ["untouched"]
-    group_of = [
-        groups.index("geometric" if name in geometric else name)
-        for name in names
-    ]
-    member = tf.gather(tf.constant([*group_of, len(groups) - 1]), choice)
-
-    def split(values):
-        return dict(
-            zip(
-                groups,
-                tf.dynamic_partition(values, member, len(groups)),
-                strict=True,
-            )
-        )
-
-    def geometric_op(images, argument, uniforms, choice):
-        argument = tf.where(uniforms[:, 0] < 0.5, -argument, argument)
-        candidates = tf.stack(
-            [
-                _GEOMETRIC_OPS[name](argument, height, width)
-                for name in geometric
-            ]
-        )
-        kinds = [
-            geometric.index(name) if name in geometric else 0 for name in names
-        ]
-        kind = tf.gather(tf.constant(kinds), choice)
-        kind = tf.stack([kind, tf.range(tf.size(kind))], axis=1)
-        return ops.transform(images, tf.gather_nd(candidates, kind))
-
-    def cutout_op(images, argument, uniforms):
-        centres = [
-            _index(uniforms[:, 1], height),
-            _index(uniforms[:, 2], width),
-        ]
-        return ops.cutout(images, argument, tf.stack(centres, axis=1))
-
-    image_parts = split(images)
-    table_parts = split(tf.concat([argument[:, tf.newaxis], uniforms], axis=1))
-    results = []
-    for group in groups:
-        part, table = image_parts[group], table_parts[group]
-        if group == "geometric":
-            part = geometric_op(
-                part, table[:, 0], table[:, 1:], split(choice)[group]
-            )
-        elif group == "Cutout":
-            part = cutout_op(part, table[:, 0], table[:, 1:])
-        elif group != "untouched":
-            part = _TONE_OPS[group](part, table[:, 0])
-        results.append(part)
-    positions = split(tf.range(tf.size(choice)))
-    stitched = tf.dynamic_stitch(list(positions.values()), results)
+    for index, name in enumerate(names):
+        groups[index] = _FUNCTIONS[name](groups[index], tables[index])
+    stitched = tf.dynamic_stitch(positions, groups)
     return tf.ensure_shape(stitched, images.shape)
 
 
@@ -444,6 +404,8 @@ def distort(
     name: str,
     magnitude: float | tf.Tensor = 10,
     num_layers: int = 2,
+    cutout_const: float = 40,
+    translate_const: float = 100,
 ) -> tf.Tensor:
     """Augments a batch by the policy of that name.
 
@@ -454,6 +416,9 @@ def distort(
         or "ra_aa" (for each image one of the two, with equal probability).
       magnitude: number or scalar tensor, of RandAugment.
       num_layers: of RandAugment.
+      cutout_const: of RandAugment. AutoAugment keeps the constants that its
+        policy was found with.
+      translate_const: of RandAugment, likewise.
 
     Returns:
       uint8 [batch, height, width, 3].
@@ -466,7 +431,14 @@ def distort(
 
     def randaug(images, uniforms):
         uniforms = uniforms[:, : rand_augment_draws(num_layers)]
-        return rand_augment(images, uniforms, magnitude, num_layers)
+        return rand_augment(
+            images,
+            uniforms,
+            magnitude,
+            num_layers,
+            cutout_const,
+            translate_const,
+        )
 
     def autoaug(images, uniforms):
         return auto_augment(images, uniforms[:, : auto_augment_draws()])

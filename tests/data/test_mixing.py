@@ -1,0 +1,84 @@
+"""Mixup and CutMix."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from efficientnetv2.data import mixing
+
+
+def _batch(size=12, pixels=16):
+    """Images whose every pixel is the number of the example."""
+    numbers = np.arange(size, dtype=np.float32)
+    images = np.broadcast_to(
+        numbers[:, None, None, None], (size, pixels, pixels, 3)
+    )
+    return tf.constant(images), tf.one_hot(np.arange(size), size)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    mixup=st.sampled_from([0.0, 0.05, 0.2, 1.0, 5.0]),
+    cutmix=st.sampled_from([0.0, 0.05, 0.2, 1.0, 5.0]),
+    seed=st.integers(0, 2**31 - 1),
+    size=st.integers(1, 13),
+)
+def test_labels_say_what_is_in_the_image(mixup, cutmix, seed, size):
+    images, labels = _batch(size)
+    mixed, mixed_labels = mixing.mix(images, labels, [seed, 3], mixup, cutmix)
+    mixed, mixed_labels = mixed.numpy(), mixed_labels.numpy()
+    assert np.isfinite(mixed).all()
+    np.testing.assert_allclose(mixed_labels.sum(axis=1), 1.0, atol=1e-5)
+    assert (mixed_labels >= -1e-6).all()
+    # The mean number of an image is that of its label.
+    np.testing.assert_allclose(
+        mixed.mean(axis=(1, 2, 3)),
+        mixed_labels @ np.arange(size),
+        atol=1e-3 * size,
+    )
+    if mixup == cutmix == 0:
+        np.testing.assert_array_equal(mixed, images)
+
+
+def test_both_share_the_batch_and_pair_within_their_half():
+    partner, in_mixup = mixing.partners(7, 0.2, 0.2)
+    assert in_mixup.numpy().tolist() == [True] * 3 + [False] * 4
+    assert partner.numpy().tolist() == [2, 1, 0, 6, 5, 4, 3]
+    partner, in_mixup = mixing.partners(4, 0.2, 0.0)
+    assert in_mixup.numpy().all() and partner.numpy().tolist() == [3, 2, 1, 0]
+    _, in_mixup = mixing.partners(4, 0.0, 0.2)
+    assert not in_mixup.numpy().any()
+
+
+def test_mixup_keeps_the_larger_part():
+    images, labels = _batch(400, 2)
+    _, mixed = mixing.mix(images, labels, [1, 2], 0.4, 0.0)
+    own = np.diag(mixed.numpy())
+    assert own.min() >= 0.5 - 1e-6
+    # E[max(w, 1 - w)] for Beta(0.4, 0.4).
+    weights = np.random.default_rng(0).beta(0.4, 0.4, 100_000)
+    expected = np.maximum(weights, 1 - weights).mean()
+    assert abs(own.mean() - expected) < 0.03
+
+
+def test_cutmix_shows_a_rectangle_of_the_partner():
+    images, labels = _batch(300, 32)
+    mixed, mixed_labels = mixing.mix(images, labels, [1, 2], 0.0, 1.0)
+    for index, image in enumerate(mixed.numpy()[..., 0]):
+        other = image != index
+        rows, columns = other.any(axis=1), other.any(axis=0)
+        assert other.sum() == rows.sum() * columns.sum()
+        assert mixed_labels[index, index] == pytest.approx(
+            1 - other.mean(), abs=1e-5
+        )
+
+
+def test_the_same_seed_gives_the_same_batch():
+    images, labels = _batch()
+    first = mixing.mix(images, labels, [1, 2], 0.3, 0.3)
+    again = mixing.mix(images, labels, [1, 2], 0.3, 0.3)
+    other = mixing.mix(images, labels, [1, 3], 0.3, 0.3)
+    np.testing.assert_array_equal(first[0], again[0])
+    assert not np.array_equal(first[0], other[0])

@@ -1,0 +1,92 @@
+"""Batches as functions of the step."""
+
+import numpy as np
+import pytest
+
+from efficientnetv2.config import RunPlan
+from efficientnetv2.data import pipeline
+from efficientnetv2.training import progressive
+
+
+def _plan(config, images=200, epochs=2):
+    steps = images // config.train.batch_size
+    return RunPlan(images, steps, steps * epochs)
+
+
+def _batches(source, config, first_step=0, epochs=2):
+    plan = _plan(config, len(source), epochs)
+    stages = progressive.build_stages(config, plan)
+    dataset = pipeline.training_dataset(
+        source, config, plan, stages, first_step
+    )
+    return list(dataset.as_numpy_iterator()), stages
+
+
+def test_an_epoch_sees_no_image_twice(tiny_config):
+    config = tiny_config("train.batch_size=32")
+    plan = _plan(config)
+    epochs = []
+    for epoch in range(2):
+        indices = np.concatenate(
+            [
+                pipeline.epoch_indices(config, plan, np.int64(step)).numpy()
+                for step in range(epoch * 6, epoch * 6 + 6)
+            ]
+        )
+        assert len(set(indices)) == 192
+        assert indices.min() >= 0 and indices.max() < 200
+        epochs.append(indices)
+    assert not np.array_equal(*epochs)
+
+
+def test_seeds_give_other_orders(tiny_config):
+    orders = [
+        pipeline.epoch_indices(config, _plan(config), np.int64(0)).numpy()
+        for config in (tiny_config("train.seed=0"), tiny_config("train.seed=1"))
+    ]
+    assert not np.array_equal(*orders)
+
+
+@pytest.mark.parametrize(
+    "augname", ["null", "randaug", "autoaug", "ra_aa", "ft", "ft_randaug"]
+)
+def test_a_resumed_pipeline_repeats_the_batches(tiny_config, source, augname):
+    config = tiny_config(f"data.augname={augname},train.stages=3")
+    batches, stages = _batches(source, config)
+    assert len(batches) == 12
+    resumed, _ = _batches(source, config, first_step=7)
+    for (images, labels), (again, labels_again) in zip(
+        batches[7:], resumed, strict=True
+    ):
+        np.testing.assert_array_equal(images, again)
+        np.testing.assert_array_equal(labels, labels_again)
+    for step, (images, labels) in enumerate(batches):
+        size = stages[progressive.stage_index(stages, step)].image_size
+        assert images.shape == (32, size, size, 3)
+        assert np.abs(images).max() <= 1.01
+        np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-5)
+
+
+def test_without_augmentation_the_images_are_the_examples(tiny_config, source):
+    config = tiny_config(
+        "data.augname=null,data.transformations=null,train.isize=28,"
+        "data.ibase=28,data.mixup_alpha=0,data.cutmix_alpha=0,train.stages=1"
+    )
+    (images, labels), *_ = _batches(source, config)[0]
+    index = pipeline.epoch_indices(config, _plan(config), np.int64(0)).numpy()
+    expected = (source.images[index].astype(np.float32) - 128) / 128
+    np.testing.assert_allclose(
+        images, np.repeat(expected, 3, axis=-1), atol=1e-5
+    )
+    np.testing.assert_array_equal(labels.argmax(1), source.labels[index])
+
+
+def test_evaluation_sees_every_example_once_in_order(tiny_config, source):
+    config = tiny_config("eval.batch_size=64")
+    batches = list(
+        pipeline.evaluation_dataset(source, config).as_numpy_iterator()
+    )
+    assert [len(labels) for _, labels in batches] == [64, 64, 64, 8]
+    labels = np.concatenate([labels for _, labels in batches])
+    np.testing.assert_array_equal(labels, source.labels)
+    assert batches[0][0].shape == (64, 24, 24, 3)

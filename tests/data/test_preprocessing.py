@@ -1,0 +1,139 @@
+"""Preprocessing against the reference, and the batched random crop."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from efficientnetv2.data import preprocessing
+
+
+def _cases():
+    return [
+        ("default", "big", 32),
+        ("default", "big", 64),
+        ("default", "big", 320),
+        ("ft", "big", 64),
+        ("default", "fashion", 32),
+        ("default", "fashion", 64),
+        ("default", "fashion", 320),
+        ("ft", "fashion", 64),
+    ]
+
+
+@pytest.mark.parametrize(("mode", "name", "size"), _cases())
+def test_evaluation_equals_the_reference(reference, mode, name, size):
+    with np.load(reference / "eval_preprocess.npz") as file:
+        image = file[f"input/{name}"]
+        expected = file[f"{mode}/{name}/{size}"]
+    result = preprocessing.preprocess_for_eval(image, size, mode).numpy()
+    if expected.shape[0] != size:
+        result = result[::4, ::4]
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4)
+    batch = preprocessing.preprocess_for_eval(image[None], size, mode)
+    assert batch.shape == (1, size, size, 3)
+
+
+def test_v1_evaluation_equals_the_reference(reference):
+    with np.load(reference / "eval_preprocess.npz") as file:
+        expected = file["v1/jpg/64"]
+    image = tf.io.decode_jpeg((reference / "big.jpg").read_bytes(), channels=3)
+    result = preprocessing.preprocess_for_eval(image, 64, "v1").numpy()
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-2)
+
+
+def test_transformations_override_the_rule():
+    image = np.arange(40 * 40 * 3).reshape(40, 40, 3).astype(np.uint8)
+    plain = preprocessing.preprocess_for_eval(image, 40, "default", [])
+    np.testing.assert_allclose(
+        plain, (image.astype(np.float32) - 128) / 128, atol=1e-6
+    )
+    cropped = preprocessing.preprocess_for_eval(image, 40, "default", ["crop"])
+    assert not np.allclose(plain, cropped)
+
+
+@pytest.mark.parametrize(
+    ("augname", "expected"),
+    [
+        (None, ("default", None)),
+        ("randaug", ("default", "randaug")),
+        ("effnetv1_autoaug", ("v1", "autoaug")),
+        ("ft", ("ft", "cutout")),
+        ("ft_randaug", ("ft", "randaug")),
+    ],
+)
+def test_augnames(augname, expected):
+    assert preprocessing.parse_augname(augname) == expected
+
+
+def test_unknown_augname():
+    with pytest.raises(ValueError, match="randaugment"):
+        preprocessing.parse_augname("randaugment")
+
+
+def _boxes(area_min=0.2, count=5000):
+    uniforms = tf.random.stateless_uniform([count, 40], [1, 2])
+    return preprocessing.random_crop_boxes(uniforms, 30, 40, area_min).numpy()
+
+
+def test_crop_boxes_stay_inside_and_keep_the_area():
+    top, left, height, width = _boxes().T
+    assert (top >= 0).all() and (left >= 0).all()
+    assert (top + height <= 30).all() and (left + width <= 40).all()
+    assert (height * width >= 0.2 * 1200).all()
+    aspect = width / height
+    partial = height * width < 1200
+    assert ((aspect > 0.70) & (aspect < 1.40))[partial].all()
+
+
+def test_crop_boxes_have_tensorflows_distribution():
+    ours = _boxes()
+    generator = [
+        tf.image.stateless_sample_distorted_bounding_box(
+            [30, 40, 3],
+            tf.zeros([0, 0, 4]),
+            seed=[7, index],
+            area_range=(0.2, 1.0),
+            aspect_ratio_range=(0.75, 1.33),
+            min_object_covered=0.0,
+            max_attempts=100,
+            use_image_if_no_bounding_boxes=True,
+        )
+        for index in range(1500)
+    ]
+    theirs = np.array(
+        [[*begin.numpy()[:2], *size.numpy()[:2]] for begin, size, _ in generator]
+    )
+    for column in range(4):
+        a, b = ours[:, column], theirs[:, column]
+        assert abs(a.mean() - b.mean()) < 5 * b.std() / len(b) ** 0.5 + 0.1
+        assert abs(a.std() / b.std() - 1) < 0.12
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [10, 28, 45])
+def test_crop_resize_flip_equals_slice_and_resize(flip, size):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (2, 28, 30, 3)).astype(np.uint8)
+    boxes = np.array([[0, 0, 28, 30], [5, 3, 15, 20]], np.float32)
+    result = preprocessing.crop_resize_flip(
+        images, tf.constant(boxes), tf.constant([flip, flip]), size
+    )
+    for image, box, ours in zip(images, boxes.astype(int), result, strict=True):
+        top, left, height, width = box
+        crop = image[top : top + height, left : left + width]
+        expected = tf.image.resize(crop, [size, size]).numpy()
+        expected = expected[:, ::-1] if flip else expected
+        inner = slice(2, -2)  # beyond the box lies the rest of the image
+        np.testing.assert_allclose(
+            ours.numpy()[inner, inner], expected[inner, inner], atol=2e-2
+        )
+
+
+def test_cutout_erases_a_square_of_half_the_side():
+    images = tf.fill([200, 32, 32, 3], -5.0)
+    uniforms = tf.random.stateless_uniform([200, 2], [0, 1])
+    erased = preprocessing.random_cutout(images, uniforms, [3, 4]) > -5.0
+    areas = np.asarray(erased)[..., 0].sum(axis=(1, 2))
+    assert areas.max() == 16 * 16 and areas.min() >= 8 * 8
+    again = preprocessing.random_cutout(images, uniforms, [3, 4]) > -5.0
+    np.testing.assert_array_equal(erased, again)

@@ -1,0 +1,68 @@
+"""Splits of datasets."""
+
+import numpy as np
+import pytest
+
+from efficientnetv2 import config as config_lib
+from efficientnetv2.data import fashion_mnist, sources
+
+
+def test_slices():
+    assert sources.parse_slice("train") == ("train", slice(None, None))
+    assert sources.parse_slice("train[:55]") == ("train", slice(None, 55))
+    assert sources.parse_slice("a[5:9]") == ("a", slice(5, 9))
+    with pytest.raises(ValueError, match="10%"):
+        sources.parse_slice("train[:10%]")
+
+
+@pytest.mark.parametrize("dataset", ["fashion_mnist", "cifar10"])
+def test_train_and_minival_are_disjoint_and_make_trainval(dataset):
+    splits = config_lib.load_dataset_info(dataset)["splits"]
+    rows = {
+        name: range(split["num_images"] + 100_000)[
+            sources.parse_slice(split["tfds_split"])[1]
+        ]
+        for name, split in splits.items()
+    }
+    assert rows["train"].stop == rows["minival"].start
+    assert (
+        splits["train"]["num_images"] + splits["minival"]["num_images"]
+        == splits["trainval"]["num_images"]
+    )
+    assert sources.parse_slice(splits["eval"]["tfds_split"])[0] == "test"
+
+
+def _fake_fashion_mnist(monkeypatch, count):
+    images = np.zeros((count, 28, 28, 1), np.uint8)
+    labels = np.arange(count) % 10
+    monkeypatch.setattr(fashion_mnist, "prepare", lambda *_, **__: None)
+    monkeypatch.setattr(
+        fashion_mnist, "load_arrays", lambda *_: (images, labels)
+    )
+
+
+def test_a_split_is_a_slice(monkeypatch):
+    _fake_fashion_mnist(monkeypatch, 60_000)
+    config = config_lib.load("fashion_mnist")
+    source = sources.load_split(config, "minival")
+    assert len(source) == 5_000
+    assert source.labels[0] == 55_000 % 10
+    assert source.class_names[9] == "Ankle boot"
+
+
+def test_a_wrong_number_of_images_is_an_error(monkeypatch):
+    _fake_fashion_mnist(monkeypatch, 59_999)
+    config = config_lib.load("fashion_mnist")
+    with pytest.raises(sources.DataError, match="4,999 images"):
+        sources.load_split(config, "minival", log=lambda _: None)
+
+
+def test_missing_data_without_a_network(tmp_path):
+    config = config_lib.load(
+        "cifar10", flags={"data.data_dir": str(tmp_path)},
+        hparam_str="train.batch_size=64",
+    )
+    with pytest.raises(sources.DataError) as error:
+        sources.load_split(config, "train", log=lambda _: None)
+    for word in ("cifar10", str(tmp_path), "--data_dir"):
+        assert word in str(error.value)

@@ -1,0 +1,421 @@
+"""Whole runs on a tiny model: train, resume, evaluate, export."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from efficientnetv2 import api
+from efficientnetv2 import config as config_lib
+from efficientnetv2.config import RunPlan
+from efficientnetv2.data import pipeline, sources
+from efficientnetv2.errors import UserError
+from efficientnetv2.training import (
+    callbacks,
+    checkpoints,
+    evaluation,
+    loop,
+    progressive,
+    schedules,
+)
+
+
+@pytest.fixture(autouse=True)
+def small_data(monkeypatch, source):
+    """Every split is the same 200 examples."""
+    splits = {
+        name: {"num_images": 200, "tfds_split": "train"}
+        for name in ("train", "minival", "trainval", "eval")
+    }
+    info = config_lib.load_dataset_info("fashion_mnist")
+    monkeypatch.setattr(
+        config_lib, "load_dataset_info", lambda _: {**info, "splits": splits}
+    )
+    monkeypatch.setattr(sources, "load_split", lambda *_, **__: source)
+
+
+def _execute(config, folder, **kwargs):
+    lines = []
+    api.execute(config, folder, log=lines.append, **kwargs)
+    return "\n".join(lines)
+
+
+def _weights(folder):
+    return checkpoints.load_latest(folder).arrays
+
+
+LEARNS = (
+    "train.epochs=6,train.stages=3,train.lr_base=0.02,data.augname=null,"
+    "data.mixup_alpha=0,data.cutmix_alpha=0,train.lr_warmup_epoch=1,"
+    "train.ema_decay=0.9,data.transformations=null"
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run that the tests of this file read."""
+    return tmp_path_factory.mktemp("runs") / "finished"
+
+
+def test_a_run_learns_and_leaves_its_files(tiny_config, finished, capsys):
+    config = tiny_config(LEARNS)
+    text = _execute(config, finished) + capsys.readouterr().out
+    assert "Stage 3 of 3: images of 24 pixels" in text
+    assert "images/s" in text and "weight decay" in text
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["finished"] and metrics["steps"] == 36
+    assert metrics["test"]["images"] == 200
+    assert metrics["test"]["top1"] > 0.5
+    assert len(metrics["evaluations"]) == 6
+    assert metrics["best"]["top1"] == max(
+        e["top1"] for e in metrics["evaluations"]
+    )
+    assert checkpoints.list_steps(finished) == [24, 30, 36]
+    assert (finished / "checkpoints" / "best.npz").exists()
+    assert not [p for p in finished.rglob("*.tmp*")]
+    again = config_lib.load(hparam_str=str(finished / "config.yaml"))
+    assert again.to_dict() == config.to_dict()
+
+
+def test_a_finished_run_says_so(tiny_config, finished):
+    before = (finished / "metrics.json").read_bytes()
+    text = _execute(tiny_config(LEARNS), finished)
+    assert "is finished" in text
+    assert (finished / "metrics.json").read_bytes() == before
+
+
+def test_another_config_is_refused(tiny_config, finished):
+    with pytest.raises(loop.RunError) as error:
+        _execute(tiny_config(LEARNS + ",train.weight_decay=2e-5"), finished)
+    message = str(error.value)
+    assert "train.weight_decay: 1e-05 there, 2e-05 now" in message
+    # Where the data lie is no part of the run.
+    moved = tiny_config(LEARNS, flags={"data.data_dir": "/elsewhere"})
+    assert "is finished" in _execute(moved, finished)
+
+
+@pytest.mark.parametrize("name", [None, "best", "last", "30"])
+def test_evaluation_of_a_named_checkpoint(tiny_config, finished, name):
+    text = _execute(
+        tiny_config(LEARNS), finished, mode="eval", checkpoint=name
+    )
+    assert "(200 images" in text
+    if name == "30":
+        assert "step 30" in text
+
+
+def test_a_missing_checkpoint_lists_what_there_is(tiny_config, finished):
+    with pytest.raises(checkpoints.CheckpointError, match="24, 30, 36"):
+        _execute(tiny_config(LEARNS), finished, mode="eval", checkpoint="7")
+
+
+def test_tensorboard_scalars(finished):
+    from tensorboard.backend.event_processing import event_accumulator
+
+    events = event_accumulator.EventAccumulator(str(finished / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["tensors"])
+    for name in (
+        "loss cross_entropy l2 top1 top5 learning_rate weight_decay "
+        "image_size images_per_second"
+    ).split():
+        assert f"train/{name}" in tags
+    assert {"validation/top1", "validation/top5"} <= tags
+    sizes = [
+        float(tf.make_ndarray(event.tensor_proto))
+        for event in events.Tensors("train/image_size")
+    ]
+    assert sizes[0] == 18 and sizes[-1] == 24 and len(sizes) == 36
+
+
+def test_the_saved_model_needs_only_tensorflow(finished, source, tiny_config):
+    folder = finished / "alone"
+    shutil.copytree(finished / "saved_model", folder)
+    images = np.repeat(source.images[:5], 3, axis=-1)
+    np.save(finished / "images.npy", images)
+    program = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('keras', 'efficientnetv2'):
+            raise ImportError(name)
+sys.meta_path.insert(0, Block())
+import numpy as np, tensorflow as tf
+model = tf.saved_model.load(sys.argv[1])
+images = np.load(sys.argv[2])
+served = model.signatures['serving_default'](images=tf.constant(images))
+encoded = tf.stack([tf.io.encode_png(image) for image in images])
+from_bytes = model.signatures['encoded'](image_bytes=encoded)
+other_size = model.signatures['serving_default'](
+    images=tf.zeros([2, 50, 31, 3], tf.uint8))
+assert other_size['probabilities'].shape == (2, 10)
+np.savez(sys.argv[3], served=served['probabilities'],
+         encoded=from_bytes['probabilities'], labels=served['label'])
+"""
+    result = finished / "served.npz"
+    subprocess.run(
+        [sys.executable, "-c", program, folder, finished / "images.npy", result],
+        check=True,
+        env={**os.environ, "PYTHONPATH": ""},
+        cwd=finished,
+    )
+    config = tiny_config(LEARNS)
+    from efficientnetv2.models import architecture
+    from efficientnetv2.training.trainer import load_network
+
+    network = architecture.build(config.model.to_dict())
+    best = checkpoints.load(checkpoints.find(finished, "best"))
+    load_network(network, best.arrays, best.path)
+    dataset = pipeline.evaluation_dataset(source, config)
+    logits = network(next(iter(dataset))[0][:5])
+    expected = tf.nn.softmax(logits).numpy()
+    with np.load(result) as file:
+        np.testing.assert_allclose(file["served"], expected, atol=1e-5)
+        np.testing.assert_allclose(file["encoded"], expected, atol=1e-5)
+        names = [f"{label.decode()}" for label in file["labels"]]
+    class_names = config_lib.load_dataset_info("fashion_mnist")["class_names"]
+    assert names == [class_names[k] for k in expected.argmax(1)]
+
+
+RESUMED = "train.epochs=2.5,train.stages=2,checkpoint.every_steps=4"
+
+
+@pytest.mark.parametrize("stop_at", [5, 6, 9])
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    tiny_config, tmp_path, monkeypatch, stop_at
+):
+    config = tiny_config(RESUMED)
+    _execute(config, tmp_path / "whole", mode="train")
+    real = callbacks.Stages.on_train_batch_begin
+
+    def interrupt(self, batch, logs=None):
+        if self.next_step == stop_at:
+            raise KeyboardInterrupt
+        real(self, batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Stages, "on_train_batch_begin", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            _execute(config, tmp_path / "parts", mode="train")
+    text = _execute(config, tmp_path / "parts", mode="train")
+    assert "Resuming at step" in text
+    whole, parts = _weights(tmp_path / "whole"), _weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys() and whole["step"] == 15
+    for name, value in whole.items():
+        np.testing.assert_array_equal(value, parts[name], err_msg=name)
+
+
+def test_a_corrupt_checkpoint_is_passed_over(tiny_config, tmp_path):
+    config = tiny_config(RESUMED)
+    _execute(config, tmp_path / "run", mode="train")
+    expected = _weights(tmp_path / "run")
+    newest = checkpoints.path_of_step(tmp_path / "run", 15)
+    newest.write_bytes(newest.read_bytes()[:-2000])
+    text = _execute(config, tmp_path / "run", mode="train")
+    assert "cut short" in text and "Resuming at step 12" in text
+    for name, value in _weights(tmp_path / "run").items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_a_signal_writes_a_checkpoint(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(RESUMED)
+    real = callbacks.Stages.on_train_batch_begin
+
+    def terminate(self, batch, logs=None):
+        if self.next_step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(self, batch, logs)
+
+    monkeypatch.setattr(callbacks.Stages, "on_train_batch_begin", terminate)
+    with pytest.raises(callbacks.Interrupted, match="SIGTERM at step 6"):
+        _execute(config, tmp_path / "run", mode="train")
+    assert checkpoints.list_steps(tmp_path / "run")[-1] == 6
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
+    config = tiny_config("train.lr_base=1e30,train.lr_warmup_epoch=0")
+    with pytest.raises(callbacks.NotFiniteError, match="step .*stage 1"):
+        _execute(config, tmp_path, mode="train")
+
+
+def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
+    """Loss, weight decay, clipping, RMSProp and EMA, by hand."""
+    config = tiny_config(
+        "train.stages=1,data.augname=null,model.survival_prob=1,"
+        "model.dropout_rate=0,model.dropout_base=null,train.gclip=0.5,"
+        "train.weight_decay=1e-3,train.weight_decay_inc=4,"
+        "train.lr_warmup_epoch=0,train.lr_sched=constant"
+    )
+    run = loop.make_run(config, tmp_path, print)
+    trainer = loop.build_trainer(run)
+    # A reference copy that goes through Keras' own layers and tape.
+    network = loop.build_trainer(run).network
+    network.set_weights(trainer.network.get_weights())
+    trainer.step.assign(5)
+    plan = RunPlan(200, 6, run.plan.total_steps)
+    batch = next(
+        iter(pipeline.training_dataset(source, config, plan, run.stages))
+    )
+    images, labels = batch
+    coefficient = 1e-3 * (1 + 4 * 5 / run.plan.total_steps)
+    decayed = [
+        not any(word in v.path for word in ("bias", "gamma", "beta"))
+        for v in network.trainable_variables
+    ]
+    assert 0 < sum(decayed) < len(decayed)
+    with tf.GradientTape() as tape:
+        logits = network(images, training=True)
+        loss = keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=config.train.label_smoothing
+        )(labels, logits)
+        loss += coefficient * tf.add_n(
+            [
+                tf.nn.l2_loss(v.value)
+                for v, d in zip(
+                    network.trainable_variables, decayed, strict=True
+                )
+                if d
+            ]
+        )
+    variables = [v.value for v in network.trainable_variables]
+    gradients = tape.gradient(loss, variables)
+    gradients = [tf.clip_by_norm(gradient, 0.5) for gradient in gradients]
+    gradients, _ = tf.clip_by_global_norm(gradients, 0.5)
+    rate = config.train.lr_base * 32 / 256
+    before = [variable.numpy() for variable in variables]
+    averages = [v.numpy() for v in trainer.ema_network.trainable_variables]
+    logs = trainer.train_step(batch)
+    assert float(logs["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    decay = schedules.ema_decay(config, 5)
+    for old, gradient, new, average, old_average in zip(
+        before,
+        gradients,
+        trainer.network.trainable_variables,
+        trainer.ema_network.trainable_variables,
+        averages,
+        strict=True,
+    ):
+        square = 0.9 + 0.1 * gradient.numpy() ** 2
+        expected = old - rate * gradient.numpy() / np.sqrt(square + 1e-3)
+        np.testing.assert_allclose(new.numpy(), expected, atol=2e-6)
+        np.testing.assert_allclose(
+            average.numpy(),
+            decay * old_average + (1 - decay) * expected,
+            atol=2e-6,
+        )
+    # Batch-norm statistics are averaged too.
+    moved = [
+        not np.array_equal(a.numpy(), b.numpy())
+        for a, b in zip(
+            trainer.ema_network.non_trainable_variables,
+            network.non_trainable_variables,
+            strict=True,
+        )
+        if "moving" in a.path
+    ]
+    assert moved and all(moved)
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_trains(tiny_config, tmp_path, precision):
+    config = tiny_config(
+        f"train.epochs=1,train.stages=2,runtime.mixed_precision={precision}"
+    )
+    try:
+        _execute(config, tmp_path, mode="train")
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    arrays = _weights(tmp_path)
+    assert all(np.isfinite(value).all() for value in arrays.values())
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["steps"] == 6
+
+
+def test_evaluation_counts_every_example(source, tiny_config):
+    class Constant(keras.Model):
+        def call(self, images, training=False):
+            return tf.one_hot(tf.zeros([tf.shape(images)[0]], tf.int32), 10)
+
+    for batch_size in (7, 64, 1000):
+        config = tiny_config(f"eval.batch_size={batch_size}")
+        evaluate = evaluation.make_evaluator(Constant())
+        result = evaluate(pipeline.evaluation_dataset(source, config))
+        assert result["images"] == 200
+        assert result["top1"] == pytest.approx(0.1)
+
+
+def test_fine_tuning_starts_from_a_run(tiny_config, finished, tmp_path):
+    # Another number of classes: only the classifier is left as it was.
+    overrides = f"{LEARNS},train.ft_init_ckpt={finished}"
+    for classes, left_out in ((10, False), (12, True)):
+        config = tiny_config(f"{overrides},model.num_classes={classes}")
+        lines = []
+        run = loop.make_run(config, tmp_path, lines.append)
+        trainer = loop.build_trainer(run)
+        expected = checkpoints.load(checkpoints.find(finished, None)).arrays
+        np.testing.assert_array_equal(
+            trainer.network.get_layer("stem").conv.kernel,
+            expected["ema/stem/conv/kernel"],
+        )
+        assert ("logits/kernel" in "\n".join(lines)) == left_out
+
+
+def test_only_chosen_variables_train(tiny_config, tmp_path):
+    config = tiny_config("train.varsexp=logits")
+    run = loop.make_run(config, tmp_path)
+    assert [v.path for v in loop.build_trainer(run).trained] == [
+        "logits/kernel",
+        "logits/bias",
+    ]
+    config = tiny_config("train.varsexp=nothing")
+    with pytest.raises(UserError, match="nothing"):
+        loop.build_trainer(loop.make_run(config, tmp_path))
+
+
+def test_a_model_dir_that_cannot_be_used(tiny_config, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(loop.RunError, match="is a file"):
+        _execute(tiny_config(), file)
+    with pytest.raises(loop.RunError, match="Cannot make|is a file"):
+        _execute(tiny_config(), file / "below")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    arrays = {"step": np.int64(1)}
+    checkpoints.save(tmp_path, arrays, {"step": 1}, keep=3)
+
+    def full(file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(checkpoints.CheckpointError, match="No space left"):
+        checkpoints.write_atomically(
+            checkpoints.path_of_step(tmp_path, 2), full
+        )
+    assert [p.name for p in checkpoints.folder(tmp_path).iterdir()] == [
+        "ckpt-00000001.npz"
+    ]
+    assert checkpoints.load_latest(tmp_path).meta["step"] == 1
+
+
+def test_progress_estimates_by_pixels():
+    stages = [
+        progressive.Stage(0, 10, 10, 0, 0, 0, 0, 4),
+        progressive.Stage(10, 20, 20, 0, 0, 0, 0, 4),
+    ]
+    progress = callbacks.Progress(stages, 10, 5)
+    progress.step = 5
+    progress.window = [(4, 0.0, 0), (5, 0.1, 0)]
+    # 5 steps of 0.1 s, then 10 of four times the pixels.
+    assert progress.seconds_left() == pytest.approx(5 * 0.1 + 10 * 0.4)
+    assert callbacks.format_seconds(3723) == "1:02:03"
+    assert callbacks.format_seconds(float("nan")) == "?"
