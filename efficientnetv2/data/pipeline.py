@@ -91,9 +91,10 @@ def _augment(config, images, uniforms, policy, mode, magnitude, noise_seed):
             images = preprocessing.random_cutout(images, uniforms, noise_seed)
         return images
     images = tf.cast(tf.clip_by_value(images, 0.0, 255.0), tf.uint8)
-    images = policies.rand_augment(
+    images = policies.distort(
         images,
         uniforms,
+        policy,
         magnitude,
         num_layers=config.data.ra_num_layers,
         cutout_const=config.data.cutout_const,

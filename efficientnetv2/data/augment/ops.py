@@ -25,11 +25,11 @@ _BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0.0))
 
 
 def _size(images: tf.Tensor) -> tuple:
-    """Batch, height and width: ints where known, scalar tensors elsewhere."""
-    static = images.shape[:3].as_list()
+    """Height and width: ints where known, scalar tensors elsewhere."""
+    static = images.shape[1:3].as_list()
     if None not in static:
         return tuple(static)
-    dynamic = tf.unstack(tf.shape(images))[:3]
+    dynamic = tf.unstack(tf.shape(images))[1:3]
     return tuple(
         d if s is None else s for s, d in zip(static, dynamic, strict=True)
     )
@@ -37,13 +37,13 @@ def _size(images: tf.Tensor) -> tuple:
 
 def _rows(images: tf.Tensor) -> tf.Tensor:
     """[batch, height, width * 3]; a long last axis is what Eigen is fast on."""
-    batch, height, width = _size(images)
-    return tf.reshape(images, [batch, height, width * 3])
+    height, width = _size(images)
+    return tf.reshape(images, [-1, height, width * 3])
 
 
 def _like(values: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
     """Gives `values` back the shape of `images`."""
-    values = tf.reshape(values, tf.shape(images))
+    values = tf.reshape(values, [-1, *_size(images), 3])
     values.set_shape(images.shape)
     return values
 
@@ -99,13 +99,13 @@ def autocontrast(images: tf.Tensor) -> tf.Tensor:
 
     A channel of one single value is left as it is.
     """
-    batch, _, width = _size(images)
+    _, width = _size(images)
     values = tf.cast(_rows(images), tf.float32)
 
     def over_pixels(reduce):
         # Down the rows first: that pass runs along the long axis.
         columns = reduce(values, axis=1)
-        return reduce(tf.reshape(columns, [batch, width, 3]), axis=1)
+        return reduce(tf.reshape(columns, [-1, width, 3]), axis=1)
 
     low = over_pixels(tf.reduce_min)
     high = over_pixels(tf.reduce_max)
@@ -123,10 +123,10 @@ def equalize(images: tf.Tensor) -> tf.Tensor:
     A channel is left as it is where its pixels, those of its brightest level
     set aside, number fewer than 255.
     """
-    batch, _, width = _size(images)
-    channels = batch * 3
+    _, width = _size(images)
+    channels = tf.shape(images)[0] * 3
     bins = tf.cast(_rows(images), tf.int32) + _repeat_channels(
-        tf.reshape(tf.range(channels) * 256, [batch, 3]), width
+        tf.reshape(tf.range(channels) * 256, [-1, 3]), width
     )
     bins = tf.reshape(bins, [-1])
     # All channels of all images in one histogram: several times as fast as the
@@ -234,7 +234,7 @@ def contrast(images: tf.Tensor, factor) -> tf.Tensor:
       images: uint8 [batch, height, width, 3].
       factor: float scalar or [batch]: 0 is flat grey, 1 the image.
     """
-    _, height, width = _size(images)
+    height, width = _size(images)
     level = tf.cast(height * width, tf.float32) / 256.0
     level = tf.floor(tf.minimum(level, 255.0))
     values = tf.cast(_rows(images), tf.float32)
@@ -261,7 +261,7 @@ def sharpness(images: tf.Tensor, factor) -> tf.Tensor:
       images: uint8 [batch, height, width, 3].
       factor: float scalar or [batch]: 0 is the smoothed image, 1 the image.
     """
-    _, height, width = _size(images)
+    height, width = _size(images)
     kernel = np.ones([3, 3, 3, 1], np.float32)
     kernel[1, 1] = 5.0
     values = tf.cast(images, tf.float32)
@@ -276,16 +276,9 @@ def sharpness(images: tf.Tensor, factor) -> tf.Tensor:
         _rows(inner),
         _per_image(factor, tf.float32),
     )
-    one = [[1, 1], [1, 1]]
-    changed = tf.pad(_like(blended, inner), [[0, 0], *one, [0, 0]])
-    border = tf.pad(
-        tf.zeros([height - 2, width - 2, 3], tf.uint8),
-        [*one, [0, 0]],
-        constant_values=255,
-    )
-    border = tf.reshape(border, [height, width * 3])
-    kept = tf.bitwise.bitwise_and(_rows(images), border)
-    return _like(tf.bitwise.bitwise_or(_rows(changed), kept), images)
+    inner = _like(blended, inner)
+    middle = tf.concat([images[:, 1:-1, :1], inner, images[:, 1:-1, -1:]], 2)
+    return tf.concat([images[:, :1], middle, images[:, -1:]], 1)
 
 
 def cutout(images: tf.Tensor, pad_size, centres, fill: int = FILL) -> tf.Tensor:
@@ -300,7 +293,7 @@ def cutout(images: tf.Tensor, pad_size, centres, fill: int = FILL) -> tf.Tensor:
       centres: int32 [batch, 2], the centre (y, x) of each square.
       fill: int, the grey level, 0 to 255.
     """
-    _, height, width = _size(images)
+    height, width = _size(images)
     pad_size = tf.reshape(tf.cast(pad_size, tf.int32), [-1, 1])
 
     def covered(positions, centre):
@@ -341,7 +334,7 @@ def _sample(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
       y: int32, -1 to height, broadcasts to [batch, height, width].
       x: int32, -1 to width, likewise.
     """
-    batch, height, width = _size(images)
+    height, width = _size(images)
     # One grey pixel outside stands for all that lie further out.
     bordered = tf.pad(
         images,
@@ -349,7 +342,9 @@ def _sample(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         constant_values=tf.constant(FILL, tf.uint8),
     )
     stride = width + 2
-    first = tf.range(batch) * ((height + 2) * stride) + (stride + 1)
+    first = tf.range(tf.shape(images)[0]) * ((height + 2) * stride) + (
+        stride + 1
+    )
     index = (y * stride + tf.reshape(first, [-1, 1, 1])) + x
     # gather_nd takes half the time of gather on slices this short.
     sampled = tf.gather_nd(
@@ -370,7 +365,7 @@ def rotate(images: tf.Tensor, degrees) -> tf.Tensor:
       images: uint8 [batch, height, width, 3].
       degrees: float scalar or [batch].
     """
-    _, height, width = _size(images)
+    height, width = _size(images)
     radians = _per_image(degrees, tf.float32) * np.float32(math.pi / 180.0)
     cos, sin = tf.cos(radians), tf.sin(radians)
     right = tf.cast(width, tf.float32) - 1.0
@@ -399,7 +394,7 @@ def shear_x(images: tf.Tensor, level) -> tf.Tensor:
       images: uint8 [batch, height, width, 3].
       level: float scalar or [batch].
     """
-    _, height, width = _size(images)
+    height, width = _size(images)
     y = _grid(height, 1)
     x = _grid(width, 2) + _per_image(level, tf.float32) * y
     return _sample(images, tf.cast(y, tf.int32), _nearest(x, width))
@@ -412,7 +407,7 @@ def shear_y(images: tf.Tensor, level) -> tf.Tensor:
       images: uint8 [batch, height, width, 3].
       level: float scalar or [batch].
     """
-    _, height, width = _size(images)
+    height, width = _size(images)
     x = _grid(width, 2)
     y = _grid(height, 1) + _per_image(level, tf.float32) * x
     return _sample(images, _nearest(y, height), tf.cast(x, tf.int32))
@@ -425,7 +420,7 @@ def translate_x(images: tf.Tensor, pixels) -> tf.Tensor:
       images: uint8 [batch, height, width, 3].
       pixels: float scalar or [batch]; negative moves to the right.
     """
-    _, height, width = _size(images)
+    height, width = _size(images)
     x = _grid(width, 2) + _per_image(pixels, tf.float32)
     y = tf.reshape(tf.range(height), [1, -1, 1])
     return _sample(images, y, _nearest(x, width))
@@ -438,7 +433,7 @@ def translate_y(images: tf.Tensor, pixels) -> tf.Tensor:
       images: uint8 [batch, height, width, 3].
       pixels: float scalar or [batch]; negative moves down.
     """
-    batch, height, width = _size(images)
+    height, width = _size(images)
     y = _grid(height, 1) + _per_image(pixels, tf.float32)
     # Whole rows move, so that one copy serves a row and not a pixel.
     bordered = tf.pad(
@@ -446,7 +441,7 @@ def translate_y(images: tf.Tensor, pixels) -> tf.Tensor:
         [[0, 0], [1, 1], [0, 0]],
         constant_values=tf.constant(FILL, tf.uint8),
     )
-    first = tf.range(batch) * (height + 2) + 1
+    first = tf.range(tf.shape(images)[0]) * (height + 2) + 1
     index = _nearest(y, height) + tf.reshape(first, [-1, 1, 1])
     rows = tf.gather(
         tf.reshape(bordered, [-1, width * 3]), tf.reshape(index, [-1])

@@ -9,7 +9,7 @@ transformed by one call and put back, so that an image costs only the operation
 that it drew, and a layer costs a fixed number of TensorFlow operations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -77,14 +77,14 @@ AUTO_AUGMENT_POLICIES = {
 POLICIES = ("randaug", "autoaug", "ra_aa")
 """The names that `distort` and `draws` know."""
 
-# Argument and centre of a cutout are columns of `table`.
+# Called with images, argument and, for Cutout, the draws of its centre.
 _FUNCTIONS = {
-    "AutoContrast": lambda images, table: ops.autocontrast(images),
-    "Equalize": lambda images, table: ops.equalize(images),
-    "Invert": lambda images, table: ops.invert(images),
-    "Cutout": lambda images, table: _cutout(images, table),
+    "AutoContrast": lambda images, *_: ops.autocontrast(images),
+    "Equalize": lambda images, *_: ops.equalize(images),
+    "Invert": lambda images, *_: ops.invert(images),
+    "Cutout": lambda images, *rest: _cutout(images, *rest),
     **{
-        name: lambda images, table, op=op: op(images, table[:, 0])
+        name: lambda images, argument, _, op=op: op(images, argument)
         for name, op in {
             "Rotate": ops.rotate,
             "Posterize": ops.posterize,
@@ -199,19 +199,19 @@ def _check(images: tf.Tensor, uniforms: tf.Tensor, count: int):
     return images, uniforms
 
 
-def _cutout(images: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
+def _cutout(images: tf.Tensor, pad_size, draws: tf.Tensor) -> tf.Tensor:
     size = tf.unstack(tf.shape(images))[1:3]
     centres = tf.stack(
-        [_index(table[:, 1 + axis], size[axis]) for axis in range(2)], axis=1
+        [_index(draws[:, axis], size[axis]) for axis in range(2)], axis=1
     )
-    return ops.cutout(images, table[:, 0], centres)
+    return ops.cutout(images, pad_size, centres)
 
 
 def _apply(
     images: tf.Tensor,
     names: Sequence[str],
     choice: tf.Tensor,
-    argument: tf.Tensor,
+    arguments: Mapping[str, tf.Tensor] | tf.Tensor,
     uniforms: tf.Tensor,
 ) -> tf.Tensor:
     """Applies to each image the one operation chosen for it.
@@ -220,24 +220,27 @@ def _apply(
       images: uint8 [batch, height, width, 3].
       names: the operations that can occur.
       choice: int32 [batch], index into `names`; len(names) leaves the image.
-      argument: float32 [batch], the operation's argument without sign, whole
-        where the operation wants an integer.
+      arguments: of the operations, without sign, float32, whole where one
+        wants an integer: scalars by name, which cost less, or [batch].
       uniforms: float32 [batch, 3]: sign, and centre (y, x) of a cutout.
 
     Returns:
       uint8, the shape of `images`.
     """
-    signed = tf.constant([*(name in _SIGNED for name in names), False])
-    negative = tf.gather(signed, choice) & (uniforms[:, 0] < 0.5)
-    argument = tf.where(negative, -argument, argument)
-    table = tf.concat([argument[:, tf.newaxis], uniforms[:, 1:]], axis=1)
+    shared = isinstance(arguments, Mapping)
+    columns = [uniforms] if shared else [uniforms, arguments[:, tf.newaxis]]
+    table = tf.concat(columns, axis=1)
     positions = tf.range(tf.size(choice))
     groups, tables, positions = (
         tf.dynamic_partition(values, choice, len(names) + 1)
         for values in (images, table, positions)
     )
     for index, name in enumerate(names):
-        groups[index] = _FUNCTIONS[name](groups[index], tables[index])
+        table = tables[index]
+        argument = arguments[name] if shared else table[:, _OP_DRAWS]
+        if name in _SIGNED:
+            argument = tf.where(table[:, 0] < 0.5, -argument, argument)
+        groups[index] = _FUNCTIONS[name](groups[index], argument, table[:, 1:3])
     stitched = tf.dynamic_stitch(positions, groups)
     return tf.ensure_shape(stitched, images.shape)
 
@@ -286,19 +289,16 @@ def rand_augment(
     >>> images = rand_augment(images, uniforms, magnitude=10)
     """
     images, uniforms = _check(images, uniforms, rand_augment_draws(num_layers))
-    arguments = tf.stack(
-        [
-            _as_float(
-                level_to_arg(name, magnitude, cutout_const, translate_const)
-            )
-            for name in RAND_AUGMENT_OPS
-        ]
-    )
+    arguments = {
+        name: _as_float(
+            level_to_arg(name, magnitude, cutout_const, translate_const)
+        )
+        for name in RAND_AUGMENT_OPS
+    }
     for layer in tf.split(uniforms, num_layers, axis=1) if num_layers else ():
         choice = _index(layer[:, 0], len(RAND_AUGMENT_OPS))
-        argument = tf.gather(arguments, choice)
         images = _apply(
-            images, RAND_AUGMENT_OPS, choice, argument, layer[:, 1:]
+            images, RAND_AUGMENT_OPS, choice, arguments, layer[:, 1:]
         )
     return images
 
