@@ -72,6 +72,7 @@ _RANGES = {
     "train.epochs": (1e-6, None),
     "train.min_steps": (0, None),
     "train.batch_size": (1, None),
+    "train.batch_parts": (1, 64),
     "train.stages": (1, None),
     "train.lr_base": (0, None),
     "train.lr_min": (0, None),
@@ -204,13 +205,14 @@ def _parse_value(text: str) -> Any:
 def parse_hparam_str(text: str) -> dict:
     """Parses 'train.batch_size=64,data.ram=10' or reads a YAML path.
 
-    Values: true, false, null, numbers, text, and lists as 'crop|flip'.
+    Values: true, false, null, numbers, text, and lists as 'crop|flip'. Of a
+    key that is given twice the last value counts.
 
     Returns:
         A nested dict of the overrides.
 
     Raises:
-        ConfigError: if a part is no 'key=value' or a key is given twice.
+        ConfigError: if a part is no 'key=value'.
     """
     text = text.strip()
     if not text:
@@ -238,9 +240,10 @@ def parse_hparam_str(text: str) -> dict:
         for parent in parents:
             section = section.setdefault(parent, {})
             if not isinstance(section, dict):
-                raise ConfigError(f"--hparam_str: {key!r} is given twice.")
-        if leaf in section:
-            raise ConfigError(f"--hparam_str: {key!r} is given twice.")
+                raise ConfigError(
+                    f"--hparam_str: {parent!r} in {key!r} is an option and "
+                    "no section."
+                )
         section[leaf] = _parse_value(value)
     return nested
 
@@ -483,6 +486,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} is more than the "
             f"{images} images of the split {config.train.split!r}."
+        )
+    if config.train.batch_size % config.train.batch_parts:
+        raise ConfigError(
+            f"train.batch_parts={config.train.batch_parts} does not divide "
+            f"train.batch_size={config.train.batch_size}."
         )
     plan = run_plan(config)
     if config.train.stages > plan.total_steps:

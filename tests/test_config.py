@@ -30,7 +30,7 @@ def test_later_layers_win():
 
 def test_values_of_the_reference_syntax():
     parsed = config_lib.parse_hparam_str(
-        "a.b=1,a.c=1e-5,d=true,e=null,f=crop|flip,g.h.i=text,"
+        "a.b=0,a.b=1,a.c=1e-5,d=true,e=null,f=crop|flip,g.h.i=text,"
     )
     assert parsed == {
         "a": {"b": 1, "c": 1e-5},
@@ -84,7 +84,7 @@ def test_the_config_is_locked():
         ("model.blocks=r1_k3", ["r1_k3"]),
         ("train.varsexp=(", ["train.varsexp"]),
         ("train.batch_size", ["train.batch_size", "key=value"]),
-        ("train.seed=1,train.seed=2", ["train.seed", "twice"]),
+        ("train=1,train.seed=2", ["train.seed", "no section"]),
         ("missing.yaml", ["missing.yaml"]),
         ("train.label_smoothing=1.5", ["too large"]),
         ("train.batch_size=0", ["too small"]),

@@ -14,6 +14,7 @@ _MIN_ALPHA = 1e-3
 
 def _beta(shape, seed: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
     """Draws from Beta(alpha, alpha), float32 of the given shape."""
+    seed = tf.convert_to_tensor(seed)
     alpha = tf.maximum(tf.cast(alpha, tf.float32), _MIN_ALPHA)
     first = tf.random.stateless_gamma(shape, seed, alpha)
     second = tf.random.stateless_gamma(shape, seed + [0, 1 << 20], alpha)
@@ -63,6 +64,7 @@ def cutmix_masks(
     Returns:
         float32 [batch, size, size, 1].
     """
+    seed = tf.convert_to_tensor(seed)
     centre = tf.random.stateless_uniform([2, batch_size], seed + [1, 0])
     sizef = tf.cast(size, tf.float32)
     centre = tf.cast(tf.floor(centre * sizef), tf.int32)

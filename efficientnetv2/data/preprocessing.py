@@ -61,18 +61,19 @@ def normalize(images: tf.Tensor, mode: str) -> tf.Tensor:
     return (images - 128.0) / 128.0
 
 
-def central_crop(images: tf.Tensor, size, rounding: int = 0) -> tf.Tensor:
-    """Cuts the central square that becomes `size` after resizing.
+def central_window(height, width, size, rounding: int = 0) -> tf.Tensor:
+    """Returns the central square that becomes `size` after resizing.
 
     Its side is size / (size + 32) of the image's shorter side.
 
     Args:
-        images: [..., height, width, channels].
+        height, width: of the image, integers.
         size: side of the image after resizing, in pixels.
         rounding: added before halving the margin: 1 in V1.
+
+    Returns:
+        int32 [4]: top, left, height, width.
     """
-    shape = tf.shape(images)
-    height, width = shape[-3], shape[-2]
     size = tf.cast(size, tf.float32)
     side = tf.cast(
         size
@@ -82,7 +83,13 @@ def central_crop(images: tf.Tensor, size, rounding: int = 0) -> tf.Tensor:
     )
     top = (height - side + rounding) // 2
     left = (width - side + rounding) // 2
-    return images[..., top : top + side, left : left + side, :]
+    return tf.stack([top, left, side, side])
+
+
+def _crops(size, mode: str, transformations: list[str] | None) -> bool:
+    if transformations is not None:
+        return "crop" in transformations
+    return mode == "v1" or (mode == "default" and size < 320)
 
 
 def resize(images: tf.Tensor, size, mode: str) -> tf.Tensor:
@@ -91,6 +98,7 @@ def resize(images: tf.Tensor, size, mode: str) -> tf.Tensor:
     Bilinear with pixel centres at one half; 'v1' is bicubic with pixel
     centres at zero, TensorFlow 1's `resize_bicubic`.
     """
+    images = tf.convert_to_tensor(images)
     single = images.shape.rank == 3
     images = images[tf.newaxis] if single else images
     size = tf.stack([size, size])
@@ -119,17 +127,54 @@ def preprocess_for_eval(
     Returns:
         float32 [..., size, size, 3].
     """
-    if transformations is None:
-        crop = mode == "v1" or (mode == "default" and size < 320)
-    else:
-        crop = "crop" in transformations
+    images = tf.convert_to_tensor(images)
     if mode == "ft":
         # The released code normalizes before it resizes.
         images = normalize(images, mode)
-    if crop:
-        images = central_crop(images, size, rounding=1 if mode == "v1" else 0)
+    if _crops(size, mode, transformations):
+        shape = tf.shape(images)
+        top, left, height, width = tf.unstack(
+            central_window(shape[-3], shape[-2], size, int(mode == "v1"))
+        )
+        images = images[..., top : top + height, left : left + width, :]
     images = resize(images, size, mode)
     return images if mode == "ft" else normalize(images, mode)
+
+
+def decode_for_eval(
+    data: tf.Tensor,
+    size,
+    mode: str = "default",
+    transformations: list[str] | None = None,
+) -> tf.Tensor:
+    """Decodes an encoded image and preprocesses it for evaluation.
+
+    As in the released code, 'v1' decodes only the crop of a JPEG, which
+    changes the colours at the edges a little.
+
+    Args:
+        data: string scalar: JPEG, PNG, BMP or GIF, of which the first frame
+            is taken.
+        size, mode, transformations: see `preprocess_for_eval`.
+
+    Returns:
+        float32 [size, size, 3].
+    """
+
+    def decode_all():
+        image = tf.io.decode_image(data, channels=3, expand_animations=False)
+        image.set_shape([None, None, 3])
+        return preprocess_for_eval(image, size, mode, transformations)
+
+    def decode_crop():
+        shape = tf.io.extract_jpeg_shape(data)
+        window = central_window(shape[0], shape[1], size, 1)
+        image = tf.io.decode_and_crop_jpeg(data, window, channels=3)
+        return preprocess_for_eval(image, size, mode, [])
+
+    if mode == "v1" and _crops(size, mode, transformations):
+        return tf.cond(tf.io.is_jpeg(data), decode_crop, decode_all)
+    return decode_all()
 
 
 def to_rgb(images: tf.Tensor) -> tf.Tensor:

@@ -41,11 +41,6 @@ class ServingModel(tf.Module):
         self.transformations = config.data.eval_transformations
         self.class_names = tf.constant(class_names)
 
-    def _preprocess(self, images):
-        return preprocessing.preprocess_for_eval(
-            images, self.image_size, self.mode, self.transformations
-        )
-
     def _classify(self, images):
         logits = tf.cast(self.network(images, training=False), tf.float32)
         best = tf.argmax(logits, axis=1)
@@ -61,7 +56,11 @@ class ServingModel(tf.Module):
     )
     def classify_images(self, images):
         """Classifies images of one size."""
-        return self._classify(self._preprocess(images))
+        return self._classify(
+            preprocessing.preprocess_for_eval(
+                images, self.image_size, self.mode, self.transformations
+            )
+        )
 
     @tf.function(
         input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")]
@@ -70,11 +69,9 @@ class ServingModel(tf.Module):
         """Classifies encoded images of any sizes."""
 
         def decode(data):
-            image = tf.io.decode_image(
-                data, channels=3, expand_animations=False
+            return preprocessing.decode_for_eval(
+                data, self.image_size, self.mode, self.transformations
             )
-            image.set_shape([None, None, 3])
-            return self._preprocess(image)
 
         size = self.image_size
         images = tf.map_fn(

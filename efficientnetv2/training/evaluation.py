@@ -4,8 +4,15 @@ import keras
 import tensorflow as tf
 
 
-def make_evaluator(network: keras.Model, jit_compile: bool = False):
+def make_evaluator(
+    network: keras.Model, parts: int = 1, jit_compile: bool = False
+):
     """Returns a function from a dataset to metrics.
+
+    Args:
+        network: from images to logits.
+        parts: parts of a batch to compute side by side, on CPU.
+        jit_compile: whether to use XLA.
 
     The function takes batches of images and integer labels and returns a dict
     with 'top1' and 'top5' in [0, 1], 'cross_entropy' in nats and 'images',
@@ -15,7 +22,16 @@ def make_evaluator(network: keras.Model, jit_compile: bool = False):
 
     @tf.function(jit_compile=jit_compile, reduce_retracing=True)
     def count(images, labels):
-        logits = tf.cast(network(images, training=False), tf.float32)
+        size = tf.shape(images)[0]
+        cuts = [size * part // parts for part in range(parts + 1)]
+        logits = tf.concat(
+            [
+                network(images[first:last], training=False)
+                for first, last in zip(cuts, cuts[1:])
+            ],
+            0,
+        )
+        logits = tf.cast(logits, tf.float32)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         top1 = tf.equal(tf.argmax(logits, axis=1), labels)
         top5 = tf.math.in_top_k(labels, logits, min(5, logits.shape[1]))

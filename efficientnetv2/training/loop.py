@@ -142,17 +142,17 @@ def claim_model_dir(run: Run) -> None:
 
 def set_up_runtime(config: ml_collections.ConfigDict) -> None:
     """Sets precision, threads and seeds, before anything is built."""
-    if config.runtime.threads:
-        try:
-            tf.config.threading.set_intra_op_parallelism_threads(
-                config.runtime.threads
-            )
-            tf.config.threading.set_inter_op_parallelism_threads(
-                config.runtime.threads
-            )
-        except RuntimeError:
-            # A second run in one process keeps the threads of the first.
-            pass
+    parts, threads = config.train.batch_parts, config.runtime.threads
+    # Parts share the cores best when each operation keeps to one of them.
+    within = threads if parts == 1 else 1
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(within)
+        tf.config.threading.set_inter_op_parallelism_threads(
+            threads if parts == 1 else threads or parts
+        )
+    except RuntimeError:
+        # A second run in one process keeps the threads of the first.
+        pass
     keras.mixed_precision.set_dtype_policy(
         config.runtime.mixed_precision or "float32"
     )
@@ -166,6 +166,12 @@ def uses_xla(config: ml_collections.ConfigDict) -> bool:
     return bool(
         tf.config.list_physical_devices("GPU")
         or tf.config.list_physical_devices("TPU")
+    )
+
+
+def _evaluator(network, config):
+    return evaluation.make_evaluator(
+        network, config.train.batch_parts, uses_xla(config)
     )
 
 
@@ -282,9 +288,7 @@ def _fit(run, trainer, train_source, validation, history, first_step):
     stage_setter.attach(trainer.network)
     writer = tf.summary.create_file_writer(str(run.model_dir / "tensorboard"))
     learning_rate = schedules.learning_rate(config, plan)
-    evaluate = evaluation.make_evaluator(
-        trainer.ema_network, uses_xla(config)
-    )
+    evaluate = _evaluator(trainer.ema_network, config)
     clock = {"start": time.monotonic(), "before": history["train_seconds"]}
 
     def seconds():
@@ -414,7 +418,7 @@ def evaluate_checkpoint(run: Run, name: str | None) -> dict:
     set_up_runtime(config)
     network = architecture.build(config.model.to_dict())
     load_network(network, checkpoint.arrays, checkpoint.path)
-    evaluate = evaluation.make_evaluator(network, uses_xla(config))
+    evaluate = _evaluator(network, config)
     result = evaluate(pipeline.evaluation_dataset(source, config))
     result |= {
         "checkpoint": checkpoint.path.name,

@@ -65,20 +65,19 @@ class Trainer(keras.Model):
         images, labels = data
         step = tf.cast(self.step, tf.float32)
         variables = [variable.value for variable in self.trained]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(variables)
-            logits = self.network(images, training=True)
-            cross_entropy = keras.losses.categorical_crossentropy(
-                labels,
-                logits,
-                from_logits=True,
-                label_smoothing=self.config.train.label_smoothing,
-            )
-            cross_entropy = tf.reduce_mean(cross_entropy)
-            scale = getattr(self.optimizer, "dynamic_scale", None)
-            scale = 1.0 if scale is None else tf.cast(scale, tf.float32)
-            loss = cross_entropy * scale
-        gradients = tape.gradient(loss, variables)
+        scale = getattr(self.optimizer, "dynamic_scale", None)
+        scale = 1.0 if scale is None else tf.cast(scale, tf.float32)
+        parts = self.config.train.batch_parts
+        results = [
+            self._part_step(*part, variables, scale)
+            for part in zip(tf.split(images, parts), tf.split(labels, parts))
+        ]
+        cross_entropy = tf.add_n([r[0] for r in results]) / parts
+        logits = tf.concat([r[1] for r in results], 0)
+        gradients = [
+            tf.add_n(of_parts) / parts if parts > 1 else of_parts[0]
+            for of_parts in zip(*[r[2] for r in results])
+        ]
         coefficient = schedules.weight_decay(self.config, self.plan, step)
         gradients, l2 = self._add_weight_decay(
             gradients, variables, coefficient, scale
@@ -100,6 +99,22 @@ class Trainer(keras.Model):
                 tf.float32,
             ),
         )
+
+    def _part_step(self, images, labels, variables, scale):
+        """Returns cross-entropy, logits and gradients of a part of a batch."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            logits = self.network(images, training=True)
+            cross_entropy = tf.reduce_mean(
+                keras.losses.categorical_crossentropy(
+                    labels,
+                    logits,
+                    from_logits=True,
+                    label_smoothing=self.config.train.label_smoothing,
+                )
+            )
+            loss = cross_entropy * scale
+        return cross_entropy, logits, tape.gradient(loss, variables)
 
     def _add_weight_decay(self, gradients, variables, coefficient, scale):
         """Adds the gradient of coefficient / 2 * |w|^2 and returns the loss.
