@@ -66,6 +66,7 @@ def test_mixup_keeps_the_larger_part():
 def test_cutmix_shows_a_rectangle_of_the_partner():
     images, labels = _batch(300, 32)
     mixed, mixed_labels = mixing.mix(images, labels, [1, 2], 0.0, 1.0)
+    mixed_labels = mixed_labels.numpy()
     for index, image in enumerate(mixed.numpy()[..., 0]):
         other = image != index
         rows, columns = other.any(axis=1), other.any(axis=0)
