@@ -275,9 +275,7 @@ def _convert(key: str, value: Any, kind: type, source: str) -> Any:
         value = [value] if isinstance(value, str) else list(value)
     if kind is str and type(value) in (int, float):
         value = str(value)
-    if type(value) is not kind or (
-        kind is float and not math.isfinite(value)
-    ):
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
         expected = {
             int: "a whole number",
             float: "a finite number",
@@ -285,9 +283,7 @@ def _convert(key: str, value: Any, kind: type, source: str) -> Any:
             str: "text",
             list: "a list, such as crop|flip",
         }[kind]
-        raise ConfigError(
-            f"{source}: {key} must be {expected}, not {value!r}."
-        )
+        raise ConfigError(f"{source}: {key} must be {expected}, not {value!r}.")
     return value
 
 
@@ -381,6 +377,7 @@ def load(
     recipe: str | None = None,
     hparam_str: str = "",
     flags: Mapping[str, Any] | None = None,
+    saved: Mapping[str, Any] | None = None,
 ) -> ml_collections.ConfigDict:
     """Merges all layers into one locked configuration and checks it.
 
@@ -392,13 +389,15 @@ def load(
         hparam_str: overrides, see `parse_hparam_str`. A complete
             `config.yaml` of an earlier run is such an override.
         flags: overrides by flags, 'section.option' to value.
+        saved: the content of a run's `config.yaml`, which takes the place of
+            the recipe.
 
     Raises:
         ConfigError: for anything unknown, of a wrong type, out of range or
             impossible in combination.
     """
     overrides = parse_hparam_str(hparam_str)
-    flat_overrides = _flatten(overrides)
+    flat_overrides = {**_flatten(saved or {}), **_flatten(overrides)}
     merger = _Merger()
     dataset = (
         dataset
@@ -425,6 +424,7 @@ def load(
         f"dataset {dataset}",
     )
     merger.apply(recipe_content, recipe_source)
+    merger.apply(saved or {}, "config.yaml of the run")
     merger.apply(overrides, "--hparam_str")
     merger.apply({"model": {"model_name": model_name}}, "--model_name")
     for key, value in (flags or {}).items():
@@ -534,9 +534,7 @@ def to_yaml(config: ml_collections.ConfigDict) -> str:
     return yaml.safe_dump(config.to_dict(), sort_keys=False)
 
 
-def differences(
-    old: Mapping, new: Mapping
-) -> list[tuple[str, Any, Any]]:
+def differences(old: Mapping, new: Mapping) -> list[tuple[str, Any, Any]]:
     """Returns (option, old value, new value) of what differs.
 
     Args:

@@ -6,10 +6,12 @@
 The same command goes on with a run that was interrupted.
 """
 
+import contextlib
 import os
 import sys
+import tempfile
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
@@ -39,8 +41,9 @@ _SWITCHES = {
         "1e-5; a coefficient near 1 destroys training).",
     ),
 }
-_REGULARIZATION = [key for name, (key, _) in _SWITCHES.items()
-                   if name.startswith("adaptive")]
+_REGULARIZATION = [
+    key for name, (key, _) in _SWITCHES.items() if name.startswith("adaptive")
+]
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -96,22 +99,46 @@ def _flag_overrides() -> dict:
 
 
 def _load_config():
-    hparam_str = FLAGS.hparam_str
-    if FLAGS.mode in ("eval", "export") and not (FLAGS.dataset or hparam_str):
+    saved = None
+    if FLAGS.mode in ("eval", "export"):
         # A run knows its own configuration.
-        hparam_str = os.path.join(FLAGS.model_dir, "config.yaml")
-        if not os.path.exists(hparam_str):
+        path = os.path.join(FLAGS.model_dir, "config.yaml")
+        if not os.path.exists(path):
             raise UserError(
-                f"There is no run in {FLAGS.model_dir}: {hparam_str} is "
-                "missing. Train first, or name another --model_dir."
+                f"There is no run in {FLAGS.model_dir}: {path} is missing. "
+                "Train first, or name another --model_dir."
             )
+        saved = config_lib.read_yaml(path)
     return config_lib.load(
         dataset=FLAGS.dataset,
         model_name=FLAGS.model_name,
         recipe=FLAGS.recipe,
-        hparam_str=hparam_str,
+        hparam_str=FLAGS.hparam_str,
+        saved=saved,
         flags=_flag_overrides(),
     )
+
+
+@contextlib.contextmanager
+def _without_native_messages():
+    """Keeps what native code writes to stderr off the screen, but for errors.
+
+    TensorFlow announces its kernels and missing CUDA drivers before its log
+    level is read.
+    """
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(screen, kept.read())
+            raise
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
 
 
 def _run() -> None:
@@ -119,8 +146,11 @@ def _run() -> None:
         raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
     config = _load_config()
     # TensorFlow is imported only now: mistakes above are shown at once.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from efficientnetv2 import api
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    with _without_native_messages():
+        from efficientnetv2 import api
 
     api.execute(config, FLAGS.model_dir, FLAGS.mode, FLAGS.checkpoint)
 

@@ -37,7 +37,7 @@ def _run(*arguments, cwd=None):
         (["--mode=eval", "--model_dir={tmp}/none"], ["no run", "none"]),
         (
             ["--mode=export", "--dataset=fashion_mnist"],
-            ["no checkpoint", "Train first"],
+            ["no run", "Train first"],
         ),
     ],
 )

@@ -21,9 +21,7 @@ def _beta(shape, seed: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
     total = first + second
     # Both draws underflow for a small alpha: then the coin decides.
     coin = tf.random.stateless_uniform(shape, seed + [0, 2 << 20])
-    return tf.where(
-        total > 0, first / tf.maximum(total, 1e-37), tf.round(coin)
-    )
+    return tf.where(total > 0, first / tf.maximum(total, 1e-37), tf.round(coin))
 
 
 def partners(batch_size, mixup_alpha, cutmix_alpha) -> tuple:

@@ -205,9 +205,7 @@ def evaluation_dataset(
         images.set_shape([None, config.eval.isize, config.eval.isize, 3])
         return images, labels
 
-    dataset = tf.data.Dataset.from_tensor_slices(
-        (source.images, source.labels)
-    )
+    dataset = tf.data.Dataset.from_tensor_slices((source.images, source.labels))
     dataset = dataset.batch(config.eval.batch_size)
     dataset = dataset.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.prefetch(tf.data.AUTOTUNE)

@@ -222,9 +222,7 @@ def random_crop_boxes(
     )
     tallest = tf.minimum(tallest, height)
     shortest = tf.minimum(tf.round(tf.sqrt(area_min * area / aspect)), tallest)
-    box_height = shortest + tf.floor(
-        draws[..., 1] * (tallest - shortest + 1.0)
-    )
+    box_height = shortest + tf.floor(draws[..., 1] * (tallest - shortest + 1.0))
     box_width = tf.round(box_height * aspect)
     box_area = box_height * box_width
     valid = (

@@ -1,9 +1,13 @@
 """Where examples come from: splits of a dataset as arrays in memory."""
 
 import dataclasses
+import http.client
 import os
 import pathlib
 import re
+import threading
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 
 import ml_collections
@@ -96,23 +100,57 @@ def _load_tfds(
     """Prepares any builder of TensorFlow Datasets and loads a split."""
     import tensorflow_datasets as tfds
 
+    prepared = False
     try:
         builder = tfds.builder(name, data_dir=folder)
         prepared = builder.data_path.exists()
         if not prepared:
+            _probe(pathlib.Path(tfds.__file__).parent, builder.name)
             log(f"{name}: downloading to {folder} ...")
             builder.download_and_prepare()
-        examples = tfds.as_numpy(
-            builder.as_dataset(split=split, batch_size=-1)
-        )
+        examples = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
     except Exception as error:  # TFDS has no common class of errors.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        state = (
+            f"the data in {folder} cannot be read"
+            if prepared
+            else f"not found prepared in {folder}, and no download"
+        )
         raise DataError(
-            f"{name}: not found prepared in {folder}, and it could not be "
-            f"downloaded ({reason}). Prepare it on a machine with a network "
-            f"by `tfds build {name.split(':')[0]} --data_dir={folder}` and "
-            "copy that folder, or name another one with --data_dir."
+            f"{name}: {state} ({reason}). Prepare it on a machine with a "
+            f"network by `tfds build {name.split(':')[0]} "
+            f"--data_dir={folder}` and copy that folder, or name another one "
+            "with --data_dir."
         ) from error
     if prepared:
         log(f"{name}: prepared in {builder.data_path}.")
     return examples["image"], examples["label"]
+
+
+def _probe(package: pathlib.Path, name: str) -> None:
+    """Raises an OSError within seconds if a dataset's host does not answer.
+
+    TFDS itself tries for minutes. The host is read from its checksums.
+    """
+    checksums = package / "url_checksums" / f"{name}.txt"
+    if not checksums.exists():
+        return
+    url = checksums.read_text().split()[0]
+    answers: list[Exception | None] = []
+
+    def ask():
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=5).close()
+            answers.append(None)
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            answers.append(error)
+
+    # Looking up a host name knows no time-out; a thread sets the limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(8)
+    host = urllib.parse.urlsplit(url).hostname
+    if not answers or answers[0] is not None:
+        reason = answers[0] if answers else "no reply in 8 s"
+        raise OSError(f"{host} does not answer: {reason}")

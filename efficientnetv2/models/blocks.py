@@ -64,9 +64,7 @@ def _conv(filters, kernel_size, strides=1, use_bias=False, name=None):
     }
     if kernel_size == strides == 1:
         return PointwiseConv2D(filters, **options)
-    return keras.layers.Conv2D(
-        filters, kernel_size, strides=strides, **options
-    )
+    return keras.layers.Conv2D(filters, kernel_size, strides=strides, **options)
 
 
 class _Layer(keras.layers.Layer):
@@ -239,9 +237,7 @@ class Stem(_Layer):
         self.built = True
 
     def call(self, inputs, training=False):
-        return self.activation(
-            self.norm(self.conv(inputs), training=training)
-        )
+        return self.activation(self.norm(self.conv(inputs), training=training))
 
     def compute_output_shape(self, input_shape):
         return self.conv.compute_output_shape(input_shape)

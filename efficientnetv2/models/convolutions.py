@@ -99,7 +99,9 @@ def _depthwise(inputs, kernel, size: int, stride: int):
             small = pixels == 1 if stride > 1 else pixels <= 4
             to_kernel = tf.cond(
                 small,
-                lambda: _filter_gradient_by_taps(inputs, upstream, size, stride),
+                lambda: _filter_gradient_by_taps(
+                    inputs, upstream, size, stride
+                ),
                 lambda: tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
                     input=inputs,
                     filter_sizes=kernel.shape,

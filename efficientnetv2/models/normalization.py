@@ -44,7 +44,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             x=inputs,
             scale=tf.cast(self.gamma, "float32"),
             offset=tf.cast(self.beta, "float32"),
-            mean=tf.zeros([0]) if training else tf.cast(self.moving_mean, "float32"),
+            mean=tf.zeros([0])
+            if training
+            else tf.cast(self.moving_mean, "float32"),
             variance=(
                 tf.zeros([0])
                 if training
@@ -90,9 +92,7 @@ def normalization(
         ValueError: for an unknown `norm_type`.
     """
     if norm_type in (None, "bn"):
-        return BatchNormalization(
-            momentum=momentum, epsilon=epsilon, name=name
-        )
+        return BatchNormalization(momentum=momentum, epsilon=epsilon, name=name)
     if norm_type == "sync_bn":
         return BatchNormalization(
             momentum=momentum, epsilon=epsilon, synchronized=True, name=name

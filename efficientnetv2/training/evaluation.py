@@ -1,5 +1,7 @@
 """Exact evaluation: every example counts once, whatever the batch size."""
 
+import itertools
+
 import keras
 import tensorflow as tf
 
@@ -27,7 +29,7 @@ def make_evaluator(
         logits = tf.concat(
             [
                 network(images[first:last], training=False)
-                for first, last in zip(cuts, cuts[1:])
+                for first, last in itertools.pairwise(cuts)
             ],
             0,
         )

@@ -1,6 +1,7 @@
 """A run from configuration to results: train, evaluate, export."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -8,7 +9,7 @@ import pathlib
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import keras
 import ml_collections
@@ -224,7 +225,7 @@ def _chunks(first: int, last: int, epoch: int) -> list[tuple[int, int]]:
         if first < cut < last
     )
     ordered = sorted(cuts)
-    return list(zip(ordered, ordered[1:]))
+    return list(itertools.pairwise(ordered))
 
 
 def describe_model(run: Run, trainer: Trainer) -> str:
@@ -392,6 +393,7 @@ def _fit(run, trainer, train_source, validation, history, first_step):
                 epochs=first // epoch + -(-(last - first) // length),
                 steps_per_epoch=length,
                 callbacks=calls,
+                shuffle=False,  # the pipeline's part
                 verbose=0,
             )
     finally:
@@ -446,19 +448,3 @@ def environment() -> dict:
         "devices": [d.device_type for d in tf.config.list_physical_devices()],
         "command": " ".join(sys.argv),
     }
-
-
-def restore_config(model_dir: str | os.PathLike) -> Mapping:
-    """Returns a run's config.yaml.
-
-    Raises:
-        RunError: if there is none.
-    """
-    path = pathlib.Path(model_dir) / CONFIG
-    if not path.exists():
-        raise RunError(
-            f"There is no run in {model_dir}: {path} is missing. Train first, "
-            "or name another --model_dir."
-        )
-    return config_lib.read_yaml(path)
-

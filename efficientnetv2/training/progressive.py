@@ -88,6 +88,7 @@ def build_stages(
         ),
         _ramp(dropout_base, model.dropout_rate, stages, train.adaptive_dropout),
         [train.batch_size] * stages,
+        strict=True,
     )
     return [Stage(*column) for column in columns]
 
@@ -148,6 +149,8 @@ def format_table(
         )
     widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
     return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths))
+        "  ".join(
+            cell.rjust(width) for cell, width in zip(row, widths, strict=True)
+        )
         for row in rows
     )

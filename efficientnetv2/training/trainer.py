@@ -70,13 +70,15 @@ class Trainer(keras.Model):
         parts = self.config.train.batch_parts
         results = [
             self._part_step(*part, variables, scale)
-            for part in zip(tf.split(images, parts), tf.split(labels, parts))
+            for part in zip(
+                tf.split(images, parts), tf.split(labels, parts), strict=True
+            )
         ]
         cross_entropy = tf.add_n([r[0] for r in results]) / parts
         logits = tf.concat([r[1] for r in results], 0)
         gradients = [
             tf.add_n(of_parts) / parts if parts > 1 else of_parts[0]
-            for of_parts in zip(*[r[2] for r in results])
+            for of_parts in zip(*[r[2] for r in results], strict=True)
         ]
         coefficient = schedules.weight_decay(self.config, self.plan, step)
         gradients, l2 = self._add_weight_decay(
@@ -124,7 +126,7 @@ class Trainer(keras.Model):
         """
         added, squares = [], []
         for gradient, variable, decayed in zip(
-            gradients, variables, self.decayed
+            gradients, variables, self.decayed, strict=True
         ):
             if decayed:
                 gradient += (coefficient * scale) * variable
@@ -145,7 +147,7 @@ class Trainer(keras.Model):
             return
         part = 1.0 - schedules.ema_decay(self.config, step)
         for average, variable in zip(
-            self.ema_network.weights, self.network.weights
+            self.ema_network.weights, self.network.weights, strict=True
         ):
             average, variable = average.value, variable.value
             # average -= part * (average - variable), in one kernel.

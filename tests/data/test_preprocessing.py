@@ -107,7 +107,10 @@ def test_crop_boxes_have_tensorflows_distribution():
         for index in range(1500)
     ]
     theirs = np.array(
-        [[*begin.numpy()[:2], *size.numpy()[:2]] for begin, size, _ in generator]
+        [
+            [*begin.numpy()[:2], *size.numpy()[:2]]
+            for begin, size, _ in generator
+        ]
     )
     for column in range(4):
         a, b = ours[:, column], theirs[:, column]

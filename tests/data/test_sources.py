@@ -59,7 +59,8 @@ def test_a_wrong_number_of_images_is_an_error(monkeypatch):
 
 def test_missing_data_without_a_network(tmp_path):
     config = config_lib.load(
-        "cifar10", flags={"data.data_dir": str(tmp_path)},
+        "cifar10",
+        flags={"data.data_dir": str(tmp_path)},
         hparam_str="train.batch_size=64",
     )
     with pytest.raises(sources.DataError) as error:

@@ -103,9 +103,7 @@ def test_another_config_is_refused(tiny_config, finished):
 
 @pytest.mark.parametrize("name", [None, "best", "last", "30"])
 def test_evaluation_of_a_named_checkpoint(tiny_config, finished, name):
-    text = _execute(
-        tiny_config(LEARNS), finished, mode="eval", checkpoint=name
-    )
+    text = _execute(tiny_config(LEARNS), finished, mode="eval", checkpoint=name)
     assert "(200 images" in text
     if name == "30":
         assert "step 30" in text
@@ -161,7 +159,14 @@ np.savez(sys.argv[3], served=served['probabilities'],
 """
     result = finished / "served.npz"
     subprocess.run(
-        [sys.executable, "-c", program, folder, finished / "images.npy", result],
+        [
+            sys.executable,
+            "-c",
+            program,
+            folder,
+            finished / "images.npy",
+            result,
+        ],
         check=True,
         env={**os.environ, "PYTHONPATH": ""},
         cwd=finished,
@@ -184,15 +189,31 @@ np.savez(sys.argv[3], served=served['probabilities'],
     assert names == [class_names[k] for k in expected.argmax(1)]
 
 
-RESUMED = "train.epochs=2.5,train.stages=2,checkpoint.every_steps=4"
+# Resuming within an epoch, at its end, and behind a change of stage; the
+# pipeline's own tests resume RandAugment.
+RESUMED = (
+    "train.epochs=2.5,train.stages=2,checkpoint.every_steps=4,data.augname=null"
+)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Where the tests below keep the run that all others must equal."""
+    return tmp_path_factory.mktemp("runs") / "whole"
+
+
+def _run_once(config, folder):
+    if not folder.exists():
+        _execute(config, folder, mode="train")
+    return _weights(folder)
 
 
 @pytest.mark.parametrize("stop_at", [5, 6, 9])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(
-    tiny_config, tmp_path, monkeypatch, stop_at
+    tiny_config, tmp_path, monkeypatch, uninterrupted, stop_at
 ):
     config = tiny_config(RESUMED)
-    _execute(config, tmp_path / "whole", mode="train")
+    whole = _run_once(config, uninterrupted)
     real = callbacks.Stages.on_train_batch_begin
 
     def interrupt(self, batch, logs=None):
@@ -206,16 +227,18 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
             _execute(config, tmp_path / "parts", mode="train")
     text = _execute(config, tmp_path / "parts", mode="train")
     assert "Resuming at step" in text
-    whole, parts = _weights(tmp_path / "whole"), _weights(tmp_path / "parts")
+    parts = _weights(tmp_path / "parts")
     assert whole.keys() == parts.keys() and whole["step"] == 15
     for name, value in whole.items():
         np.testing.assert_array_equal(value, parts[name], err_msg=name)
 
 
-def test_a_corrupt_checkpoint_is_passed_over(tiny_config, tmp_path):
+def test_a_corrupt_checkpoint_is_passed_over(
+    tiny_config, tmp_path, uninterrupted
+):
     config = tiny_config(RESUMED)
-    _execute(config, tmp_path / "run", mode="train")
-    expected = _weights(tmp_path / "run")
+    expected = _run_once(config, uninterrupted)
+    shutil.copytree(uninterrupted, tmp_path / "run")
     newest = checkpoints.path_of_step(tmp_path / "run", 15)
     newest.write_bytes(newest.read_bytes()[:-2000])
     text = _execute(config, tmp_path / "run", mode="train")
@@ -241,7 +264,9 @@ def test_a_signal_writes_a_checkpoint(tiny_config, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
-    config = tiny_config("train.lr_base=1e30,train.lr_warmup_epoch=0")
+    config = tiny_config(
+        "train.lr_base=1e30,train.lr_warmup_epoch=0,data.augname=null"
+    )
     with pytest.raises(callbacks.NotFiniteError, match="step .*stage 1"):
         _execute(config, tmp_path, mode="train")
 
@@ -249,7 +274,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
 def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
     """Loss, weight decay, clipping, RMSProp and EMA, by hand."""
     config = tiny_config(
-        "train.stages=1,data.augname=null,model.survival_prob=1,"
+        "train.stages=1,train.batch_parts=1,data.augname=null,"
+        "model.survival_prob=1,data.mixup_alpha=0.3,"
         "model.dropout_rate=0,model.dropout_base=null,train.gclip=0.5,"
         "train.weight_decay=1e-3,train.weight_decay_inc=4,"
         "train.lr_warmup_epoch=0,train.lr_sched=constant"
@@ -324,10 +350,36 @@ def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
     assert moved and all(moved)
 
 
+def test_parts_of_a_batch_average_their_gradients(
+    tiny_config, source, tmp_path
+):
+    options = (
+        "train.stages=1,data.augname=null,model.survival_prob=1,"
+        "model.dropout_rate=0,model.dropout_base=null,model.bn_type=gn,"
+        "model.gn_groups=4,"
+    )
+    weights = []
+    for parts in (1, 4):
+        # Group normalization, so that parts do not change the statistics.
+        config = tiny_config(f"{options}train.batch_parts={parts}")
+        run = loop.make_run(config, tmp_path, print)
+        trainer = loop.build_trainer(run)
+        trainer.step.assign(50)
+        trainer.optimizer.iterations.assign(50)
+        plan = RunPlan(200, 6, run.plan.total_steps)
+        dataset = pipeline.training_dataset(source, config, plan, run.stages)
+        logs = trainer.train_step(next(iter(dataset)))
+        weights.append([v.numpy() for v in trainer.network.weights])
+        assert set(logs) == {"loss", "cross_entropy", "l2", "top1", "top5"}
+    for one, four in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, four, atol=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains(tiny_config, tmp_path, precision):
     config = tiny_config(
-        f"train.epochs=1,train.stages=2,runtime.mixed_precision={precision}"
+        "train.epochs=1,train.stages=2,data.augname=null,"
+        f"runtime.mixed_precision={precision}"
     )
     try:
         _execute(config, tmp_path, mode="train")
