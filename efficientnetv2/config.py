@@ -88,6 +88,7 @@ _RANGES = {
     "train.seed": (0, 2**31 - 1),
     "eval.batch_size": (1, None),
     "eval.every_epochs": (1e-3, None),
+    "data.aug_prob": (0, 1),
     "data.ra_num_layers": (0, 8),
     "data.ram": (0, 100),
     "data.ram_base": (0, 100),

@@ -79,7 +79,7 @@ def _number_of_draws(config, policy: str | None) -> int:
     if policy == "cutout":
         return draws + 2
     if policy:
-        draws += policies.draws(policy, config.data.ra_num_layers)
+        draws += 1 + policies.draws(policy, config.data.ra_num_layers)
     return draws
 
 
@@ -91,16 +91,19 @@ def _augment(config, images, uniforms, policy, mode, magnitude, noise_seed):
             images = preprocessing.random_cutout(images, uniforms, noise_seed)
         return images
     images = tf.cast(tf.clip_by_value(images, 0.0, 255.0), tf.uint8)
-    images = policies.distort(
+    distorted = policies.distort(
         images,
-        uniforms,
+        uniforms[:, 1:],
         policy,
         magnitude,
         num_layers=config.data.ra_num_layers,
         cutout_const=config.data.cutout_const,
         translate_const=config.data.translate_const,
     )
-    return preprocessing.normalize(images, mode)
+    if config.data.aug_prob < 1.0:
+        chosen = uniforms[:, 0] < config.data.aug_prob
+        distorted = tf.where(chosen[:, None, None, None], distorted, images)
+    return preprocessing.normalize(distorted, mode)
 
 
 def training_dataset(

@@ -84,6 +84,7 @@ class Progress(keras.callbacks.Callback):
         self.drawn = 0
         self.last_shown = time.monotonic()
         self.window: list[tuple[int, float, int]] = []
+        self.seconds_per_pixel = math.nan
 
     def log(self, text: str) -> None:
         """Prints a line of its own, above the redrawn one."""
@@ -97,7 +98,7 @@ class Progress(keras.callbacks.Callback):
         self.step += 1
         now = time.monotonic()
         if self.window and self.window[-1][2] != stage_number:
-            self.window.clear()
+            self.restart_clock()
         self.window.append((self.step, now, stage_number))
         if len(self.window) > 50:
             del self.window[0]
@@ -105,6 +106,10 @@ class Progress(keras.callbacks.Callback):
         if now - self.last_shown >= interval or self.step == self.total:
             self.last_shown = now
             self._show(logs or {})
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last step out of the throughput."""
+        self.window.clear()
 
     def images_per_second(self) -> float:
         """Throughput over the last 50 steps of the stage; 0 if unknown."""
@@ -117,21 +122,20 @@ class Progress(keras.callbacks.Callback):
     def seconds_left(self) -> float:
         """Time to the last step; a step's cost goes with its pixels."""
         rate = self.images_per_second()
-        if not rate:
-            return math.nan
-        current = self.stages[self.window[-1][2]]
-        seconds_per_pixel = 1.0 / (rate * current.image_size**2)
+        if rate:
+            current = self.stages[self.window[-1][2]]
+            self.seconds_per_pixel = 1.0 / (rate * current.image_size**2)
         return sum(
             max(0, stage.last_step - max(stage.first_step, self.step))
             * stage.batch_size
             * stage.image_size**2
-            * seconds_per_pixel
+            * self.seconds_per_pixel
             for stage in self.stages
         )
 
     def _show(self, logs):
         stage_number = progressive.stage_index(self.stages, self.step - 1)
-        left = self.seconds_left()
+        left, rate = self.seconds_left(), self.images_per_second()
         share = self.step / self.total
         bar = "=" * int(20 * share)
         text = (
@@ -142,8 +146,8 @@ class Progress(keras.callbacks.Callback):
             f"({self.stages[stage_number].image_size} px) "
             f"loss {logs.get('loss', math.nan):.3f} "
             f"top-1 {logs.get('top1', math.nan):.1%} "
-            f"{self.images_per_second():.0f} images/s "
-            f"{format_seconds(left)} left"
+            + (f"{rate:.0f} images/s " if rate else "")
+            + f"{format_seconds(left)} left"
         )
         if self.redraws:
             self.stream.write("\r" + text.ljust(self.drawn))

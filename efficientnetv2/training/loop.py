@@ -329,6 +329,7 @@ def _fit(run, trainer, train_source, validation, history, first_step):
             checkpoints.save_best(
                 run.model_dir, trainer.state_arrays(), meta(step)
             )
+        progress.restart_clock()
 
     epoch = plan.steps_per_epoch
     validation_steps = max(1, round(config.eval.every_epochs * epoch))
