@@ -88,25 +88,39 @@ class _Layer(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")
-class Dropout(keras.layers.Dropout):
+class Dropout(keras.layers.Layer):
     """Dropout whose rate can be a variable.
 
     Progressive learning raises the rate from stage to stage; `rate_variable`
     (a scalar variable in [0, 1), None by default) does that without a new
     trace of the training step.
+
+    Args:
+        rate: float in [0, 1).
     """
 
-    rate_variable = None
+    def __init__(self, rate: float, **kwargs):
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.rate_variable = None
+        self.seed_generator = keras.random.SeedGenerator()
 
     def call(self, inputs, training=False):
-        if self.rate_variable is None or not training:
-            return super().call(inputs, training=training)
-        rate = keras.ops.convert_to_tensor(self.rate_variable)
+        rate = self.rate if self.rate_variable is None else self.rate_variable
+        if not training or (self.rate_variable is None and not rate):
+            return inputs
+        rate = keras.ops.convert_to_tensor(rate)
         draws = keras.random.uniform(
             keras.ops.shape(inputs), dtype="float32", seed=self.seed_generator
         )
         scale = keras.ops.cast(draws >= rate, "float32") / (1.0 - rate)
         return inputs * keras.ops.cast(scale, inputs.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate}
 
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")

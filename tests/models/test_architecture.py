@@ -171,9 +171,10 @@ def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
     np.testing.assert_array_equal(layer(inputs), inputs)
 
 
-def test_dropout_rate_can_be_a_variable():
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_dropout_rate_can_be_a_variable(rate):
     keras.utils.set_random_seed(0)
-    layer = blocks.Dropout(0.5)
+    layer = blocks.Dropout(rate)
     layer.rate_variable = tf.Variable(0.0)
     inputs = np.ones((100, 100), np.float32)
 
