@@ -52,7 +52,7 @@ def _weights(folder):
 
 
 LEARNS = (
-    "train.epochs=6,train.stages=3,train.lr_base=0.02,data.augname=null,"
+    "train.epochs=12,train.stages=3,train.lr_base=0.1,data.augname=null,"
     "data.mixup_alpha=0,data.cutmix_alpha=0,train.lr_warmup_epoch=1,"
     "train.ema_decay=0.9,data.transformations=null"
 )
@@ -70,14 +70,14 @@ def test_a_run_learns_and_leaves_its_files(tiny_config, finished, capsys):
     assert "Stage 3 of 3: images of 24 pixels" in text
     assert "images/s" in text and "weight decay" in text
     metrics = json.loads((finished / "metrics.json").read_text())
-    assert metrics["finished"] and metrics["steps"] == 36
+    assert metrics["finished"] and metrics["steps"] == 72
     assert metrics["test"]["images"] == 200
     assert metrics["test"]["top1"] > 0.5
-    assert len(metrics["evaluations"]) == 6
+    assert len(metrics["evaluations"]) == 12
     assert metrics["best"]["top1"] == max(
         e["top1"] for e in metrics["evaluations"]
     )
-    assert checkpoints.list_steps(finished) == [24, 30, 36]
+    assert checkpoints.list_steps(finished) == [60, 66, 72]
     assert (finished / "checkpoints" / "best.npz").exists()
     assert not [p for p in finished.rglob("*.tmp*")]
     again = config_lib.load(hparam_str=str(finished / "config.yaml"))
@@ -101,16 +101,16 @@ def test_another_config_is_refused(tiny_config, finished):
     assert "is finished" in _execute(moved, finished)
 
 
-@pytest.mark.parametrize("name", [None, "best", "last", "30"])
+@pytest.mark.parametrize("name", [None, "best", "last", "66"])
 def test_evaluation_of_a_named_checkpoint(tiny_config, finished, name):
     text = _execute(tiny_config(LEARNS), finished, mode="eval", checkpoint=name)
     assert "(200 images" in text
-    if name == "30":
-        assert "step 30" in text
+    if name == "66":
+        assert "step 66" in text
 
 
 def test_a_missing_checkpoint_lists_what_there_is(tiny_config, finished):
-    with pytest.raises(checkpoints.CheckpointError, match="24, 30, 36"):
+    with pytest.raises(checkpoints.CheckpointError, match="60, 66, 72"):
         _execute(tiny_config(LEARNS), finished, mode="eval", checkpoint="7")
 
 
@@ -130,7 +130,7 @@ def test_tensorboard_scalars(finished):
         float(tf.make_ndarray(event.tensor_proto))
         for event in events.Tensors("train/image_size")
     ]
-    assert sizes[0] == 18 and sizes[-1] == 24 and len(sizes) == 36
+    assert sizes[0] == 18 and sizes[-1] == 24 and len(sizes) == 72
 
 
 def test_the_saved_model_needs_only_tensorflow(finished, source, tiny_config):
@@ -142,7 +142,7 @@ def test_the_saved_model_needs_only_tensorflow(finished, source, tiny_config):
 import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('keras', 'efficientnetv2'):
+        if name.split('.')[0] == 'efficientnetv2':
             raise ImportError(name)
 sys.meta_path.insert(0, Block())
 import numpy as np, tensorflow as tf
@@ -155,7 +155,8 @@ other_size = model.signatures['serving_default'](
     images=tf.zeros([2, 50, 31, 3], tf.uint8))
 assert other_size['probabilities'].shape == (2, 10)
 np.savez(sys.argv[3], served=served['probabilities'],
-         encoded=from_bytes['probabilities'], labels=served['label'])
+         encoded=from_bytes['probabilities'],
+         labels=served['label'].numpy().astype('U'))
 """
     result = finished / "served.npz"
     subprocess.run(
@@ -184,7 +185,7 @@ np.savez(sys.argv[3], served=served['probabilities'],
     with np.load(result) as file:
         np.testing.assert_allclose(file["served"], expected, atol=1e-5)
         np.testing.assert_allclose(file["encoded"], expected, atol=1e-5)
-        names = [f"{label.decode()}" for label in file["labels"]]
+        names = file["labels"].tolist()
     class_names = config_lib.load_dataset_info("fashion_mnist")["class_names"]
     assert names == [class_names[k] for k in expected.argmax(1)]
 
