@@ -13,7 +13,7 @@ from efficientnetv2.config import ConfigError, load
 
 def test_later_layers_win():
     config = load("fashion_mnist")
-    assert config.model.model_name == "efficientnetv2-b0"
+    assert config.model.model_name == "efficientnetv2-pico"
     assert config.model.num_classes == 10
     small = load("fashion_mnist", model_name="efficientnetv2-s")
     assert small.model.blocks != config.model.blocks

@@ -32,7 +32,7 @@ def _run(*arguments, cwd=None):
         (["--hparam_str=train.isize=7"], ["at least 8"]),
         (["train"], ["'train'", "--name=value"]),
         (["--mode=predict"], ["train_and_eval"]),
-        (["--modl_name=x"], ["--model_name"]),
+        (["--modl_name=x"], ["model_name"]),
         (["--model_dir={file}", "--hparam_str=" + TINY], ["is a file"]),
         (["--mode=eval", "--model_dir={tmp}/none"], ["no run", "none"]),
         (
