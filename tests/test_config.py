@@ -17,8 +17,8 @@ def test_later_layers_win():
     assert config.model.num_classes == 10
     small = load("fashion_mnist", model_name="efficientnetv2-s")
     assert small.model.blocks != config.model.blocks
-    changed = load("fashion_mnist", hparam_str="train.batch_size=7,data.ram=3")
-    assert changed.train.batch_size == 7
+    changed = load("fashion_mnist", hparam_str="train.batch_size=6,data.ram=3")
+    assert changed.train.batch_size == 6
     assert changed.data.ram == 3.0
     flagged = load(
         "fashion_mnist",
