@@ -40,9 +40,9 @@ def execute(
         export_run(run, checkpoint)
         return
     loop.claim_model_dir(run)
-    done = run.read_metrics().get("finished")
-    if done:
-        top1 = run.read_metrics()["test"]["top1"]
+    metrics = run.read_metrics()
+    if metrics.get("finished"):
+        top1 = metrics["test"]["top1"]
         log(
             f"{run.model_dir} is finished: {config.eval.split} top-1 "
             f"{top1:.2%}. Name another --model_dir for another run."

@@ -126,14 +126,15 @@ def declarative_dir(name: str) -> pathlib.Path:
     return package / name
 
 
+def _folder(kind: str) -> pathlib.Path:
+    if kind == "datasets":
+        return declarative_dir("datasets")
+    return declarative_dir("hparams") / kind
+
+
 def names(kind: str) -> list[str]:
     """Returns the known names of a kind: models, recipes or datasets."""
-    folder = (
-        declarative_dir("datasets")
-        if kind == "datasets"
-        else declarative_dir("hparams") / kind
-    )
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.stem for path in _folder(kind).glob("*.yaml"))
 
 
 def _suggest(name: str, valid: list[str]) -> str:
@@ -171,12 +172,7 @@ def _named(kind: str, name: str) -> dict:
         raise ConfigError(
             f"Unknown {kind[:-1]} {name!r}." + _suggest(name, valid)
         )
-    folder = (
-        declarative_dir("datasets")
-        if kind == "datasets"
-        else declarative_dir("hparams") / kind
-    )
-    return read_yaml(folder / f"{name}.yaml")
+    return read_yaml(_folder(kind) / f"{name}.yaml")
 
 
 def load_dataset_info(name: str) -> dict:
