@@ -9,7 +9,7 @@ import ml_collections
 from efficientnetv2.config import load_dataset_info
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export
-from efficientnetv2.training import checkpoints, loop, trainer
+from efficientnetv2.training import checkpoints, loop
 
 
 def execute(
@@ -68,7 +68,7 @@ def export_run(run: loop.Run, checkpoint: str | None = None):
     found = checkpoints.load(checkpoints.find(run.model_dir, checkpoint))
     keras.mixed_precision.set_dtype_policy("float32")
     network = architecture.build(run.config.model.to_dict())
-    trainer.load_network(network, found.arrays, found.path)
+    loop.load_averaged(network, found)
     names = load_dataset_info(run.config.data.ds_name)["class_names"]
     folder = export.export_saved_model(
         network, run.config, list(names), run.model_dir / "saved_model"

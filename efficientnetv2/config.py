@@ -23,6 +23,7 @@ from efficientnetv2.models.block_strings import BlockArgs
 # Options that may be null, and the type of their other values.
 _NULLABLE = {
     "model.num_classes": int,
+    "model.fused_stages": int,
     "model.bn_type": str,
     "model.conv_dropout": float,
     "model.dropout_base": float,
@@ -58,6 +59,7 @@ _REGULAR_EXPRESSIONS = ("train.varsexp", "train.weight_decay_exclude")
 _TRANSFORMATIONS = ["crop", "shift", "flip"]
 # Inclusive ranges of numbers; None: no limit.
 _RANGES = {
+    "model.fused_stages": (0, None),
     "model.width_coefficient": (1e-3, None),
     "model.depth_coefficient": (1e-3, None),
     "model.depth_divisor": (1, None),
@@ -110,7 +112,7 @@ MIN_IMAGE_SIZE = 8
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class ConfigError(UserError):
+class ConfigError(UserError, ValueError):
     """A configuration that names or combines things that do not exist."""
 
 
@@ -173,6 +175,12 @@ def _named(kind: str, name: str) -> dict:
             f"Unknown {kind[:-1]} {name!r}." + _suggest(name, valid)
         )
     return read_yaml(_folder(kind) / f"{name}.yaml")
+
+
+def _named_or_path(kind: str, name: str) -> dict:
+    if name.endswith((".yaml", ".yml")):
+        return read_yaml(name)
+    return _named(kind, name)
 
 
 def load_dataset_info(name: str) -> dict:
@@ -380,7 +388,8 @@ def load(
 
     Args:
         dataset: a name of `datasets/`; None: the base configuration's.
-        model_name: a name of `hparams/models/`; None: the recipe's.
+        model_name: a name of `hparams/models/` or the path of a YAML file;
+            None: the recipe's.
         recipe: a name of `hparams/recipes/` or the path of a YAML file; None:
             the recipe that the dataset names.
         hparam_str: overrides, see `parse_hparam_str`. A complete
@@ -403,11 +412,7 @@ def load(
     )
     info = load_dataset_info(dataset)
     recipe = recipe or info["recipe"]
-    if recipe.endswith((".yaml", ".yml")):
-        recipe_content, recipe_source = read_yaml(recipe), recipe
-    else:
-        recipe_content = _named("recipes", recipe)
-        recipe_source = f"recipe {recipe}"
+    recipe_content = _named_or_path("recipes", recipe)
     recipe_model = (recipe_content.get("model") or {}).get("model_name")
     model_name = (
         model_name
@@ -415,27 +420,62 @@ def load(
         or recipe_model
         or merger.flat["model.model_name"]
     )
-    merger.apply(_named("models", str(model_name)), f"model {model_name}")
+    model_content = _named_or_path("models", str(model_name))
+    merger.apply(model_content, f"model {model_name}")
     merger.apply(
         {"data": {"ds_name": dataset, "num_classes": info["num_classes"]}},
         f"dataset {dataset}",
     )
-    merger.apply(recipe_content, recipe_source)
+    merger.apply(recipe_content, f"recipe {recipe}")
     merger.apply(saved or {}, "config.yaml of the run")
     merger.apply(overrides, "--hparam_str")
     merger.apply({"model": {"model_name": model_name}}, "--model_name")
     for key, value in (flags or {}).items():
         section, option = key.split(".")
         merger.apply({section: {option: value}}, f"flag for {key}")
-    nested: dict = {}
-    for key, value in merger.flat.items():
-        section, option = key.split(".")
-        nested.setdefault(section, {})[option] = value
+    nested = _nest(merger.flat)
     if nested["model"]["num_classes"] is None:
         nested["model"]["num_classes"] = nested["data"]["num_classes"]
     config = ml_collections.ConfigDict(nested)
     check(config)
     return config.lock()
+
+
+def load_model(name: str, options: Mapping[str, Any]) -> dict[str, dict]:
+    """Returns the configuration of a model alone, section to options.
+
+    Args:
+        name: a name of `hparams/models/` or the path of a YAML file.
+        options: overrides of the section `model`.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    merger = _Merger()
+    merger.apply(_named_or_path("models", name), f"model {name}")
+    merger.apply({"model": dict(options)}, f"model {name}")
+    config = _nest(merger.flat)
+    _check_model(config["model"], name)
+    return config
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, dict]:
+    nested: dict = {}
+    for key, value in flat.items():
+        section, option = key.split(".")
+        nested.setdefault(section, {})[option] = value
+    return nested
+
+
+def _check_model(model: Mapping, source: str) -> None:
+    if not model["blocks"]:
+        raise ConfigError(f"{source} has no model.blocks.")
+    fused, stages = model["fused_stages"], len(model["blocks"])
+    if fused is not None and fused > stages:
+        raise ConfigError(
+            f"model.fused_stages={fused} is more than the {stages} stages of "
+            f"{source}."
+        )
 
 
 def resolve_image_size(config: ml_collections.ConfigDict) -> int:
@@ -452,6 +492,7 @@ def resolve_image_size(config: ml_collections.ConfigDict) -> int:
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a ConfigError for what only shows in the combination."""
+    _check_model(config.model, config.model.model_name)
     sizes = {
         "train.isize": resolve_image_size(config),
         "eval.isize": config.eval.isize,

@@ -13,6 +13,7 @@ import tempfile
 
 from absl import app, flags, logging
 
+from efficientnetv2 import cli
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
 
@@ -155,22 +156,5 @@ def _run() -> None:
     api.execute(config, FLAGS.model_dir, FLAGS.mode, FLAGS.checkpoint)
 
 
-def main(argv: list[str]) -> int:
-    try:
-        if len(argv) > 1:
-            raise UserError(
-                f"Unexpected argument {argv[1]!r}: options are written "
-                "--name=value."
-            )
-        _run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    app.run(main)
+    app.run(cli.command(_run))

@@ -7,6 +7,8 @@ import keras
 from efficientnetv2.models import blocks
 from efficientnetv2.models.block_strings import expand_blocks, round_filters
 
+PREPROCESSING = ("v1", "v2")
+
 
 def _classifier_initializer(num_classes: int):
     """Uniform in +-1 / sqrt(classes), the reference's, down to 1000 classes.
@@ -18,11 +20,30 @@ def _classifier_initializer(num_classes: int):
     return keras.initializers.RandomUniform(-limit, limit)
 
 
+def _normalize(images, preprocessing: str | None):
+    if preprocessing is None:
+        return images
+    if preprocessing == "v2":
+        scale, offset = 1 / 128, -1.0
+    elif preprocessing == "v1":
+        mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        scale = [1 / (255 * d) for d in deviation]
+        offset = [-m / d for m, d in zip(mean, deviation, strict=True)]
+    else:
+        raise ValueError(
+            f"Unknown preprocessing {preprocessing!r}: use None or one of "
+            f"{PREPROCESSING}."
+        )
+    return keras.layers.Rescaling(scale, offset, name="normalize")(images)
+
+
 def build(
     model_config: Mapping,
     include_top: bool = True,
     input_shape: Sequence[int | None] = (None, None, 3),
     name: str | None = None,
+    pooling: str | None = "avg",
+    preprocessing: str | None = None,
 ) -> keras.Model:
     """Builds a model from a configuration.
 
@@ -31,19 +52,33 @@ def build(
             strings), `width_coefficient`, `depth_coefficient`,
             `depth_divisor`, `min_depth`, `feature_size`, `num_classes`,
             `dropout_rate`, `survival_prob`, `conv_dropout`, `headbias`,
-            `act_fn`, `bn_type`, `bn_momentum`, `bn_epsilon`, `gn_groups`.
-        include_top: if False, the model ends with the features
-            [batch, feature_size] of the head.
-        input_shape: (height, width, channels); None for a free size.
+            `act_fn`, `bn_type`, `bn_momentum`, `bn_epsilon`, `gn_groups`;
+            `fused_stages` may be left out.
+        include_top: if False, the model ends with the features of the head.
+        input_shape: (height, width, 3); None for a free size.
         name: name of the model, `model_config['model_name']` by default.
+        pooling: without the top: 'avg' or 'max' for features [batch,
+            feature_size], None for a map [batch, height, width,
+            feature_size].
+        preprocessing: None for images that are normalized already; 'v2' or
+            'v1' for images in [0, 255], which the model then normalizes, to
+            [-1, 1] or by ImageNet's mean and standard deviation.
 
     Returns:
-        A functional model from images, float [batch, height, width, channels],
-        normalized to about [-1, 1], to float32 logits [batch, num_classes].
+        A functional model from images, float [batch, height, width, 3], to
+        float32 logits [batch, num_classes]. Its layers `reduction_1` to
+        `reduction_5` (fewer where the stride is smaller) pass on the features
+        before each halving of the size.
 
     Raises:
-        ValueError: for an invalid block string, activation or normalization.
+        ValueError: for an invalid block string, activation, normalization,
+            pooling or preprocessing.
     """
+    if include_top and pooling != "avg":
+        raise ValueError(
+            f"pooling={pooling!r} is for include_top=False; the classifier "
+            "takes the average."
+        )
     common = {
         "act_fn": model_config["act_fn"],
         "norm_type": model_config["bn_type"],
@@ -53,7 +88,9 @@ def build(
     }
     block_args = expand_blocks(model_config)
     inputs = keras.Input(input_shape, name="image")
-    x = blocks.Stem(block_args[0].input_filters, name="stem", **common)(inputs)
+    x = _normalize(inputs, preprocessing)
+    x = blocks.Stem(block_args[0].input_filters, name="stem", **common)(x)
+    reductions = 0
     drop = 1.0 - (model_config["survival_prob"] or 1.0)
     for index, args in enumerate(block_args):
         block = blocks.FusedMBConv if args.conv_type else blocks.MBConv
@@ -69,6 +106,10 @@ def build(
             name=f"blocks_{index}",
             **common,
         )(x)
+        following = block_args[index + 1 : index + 2]
+        if not following or following[0].strides > 1:
+            reductions += 1
+            x = keras.layers.Identity(name=f"reduction_{reductions}")(x)
     x = blocks.Head(
         round_filters(
             model_config["feature_size"],
@@ -77,6 +118,7 @@ def build(
             model_config["min_depth"],
         ),
         dropout_rate=model_config["dropout_rate"] or 0.0,
+        pooling=pooling,
         name="head",
         **common,
     )(x)

@@ -37,6 +37,21 @@ class BlockArgs:
     conv_type: int = 0
     se_ratio: float | None = None
 
+    @property
+    def has_se(self) -> bool:
+        """Whether the block has squeeze-and-excitation."""
+        return self.se_ratio is not None and 0 < self.se_ratio <= 1
+
+    @property
+    def expanded_filters(self) -> int:
+        """Channels of the inner tensor."""
+        return self.input_filters * self.expand_ratio
+
+    @property
+    def se_filters(self) -> int:
+        """Channels of the squeeze; of the block's input, not the inner one."""
+        return max(1, int(self.input_filters * self.se_ratio))
+
     @classmethod
     def from_string(cls, text: str) -> "BlockArgs":
         """Parses a block string.
@@ -97,31 +112,56 @@ def round_repeats(repeats: int, depth_coefficient: float | None) -> int:
     return int(math.ceil((depth_coefficient or 1.0) * repeats))
 
 
-def expand_blocks(model_config: Mapping) -> list[BlockArgs]:
-    """Returns one `BlockArgs` a block, scaled, with `num_repeat` 1."""
-    expanded = []
-    for text in model_config["blocks"]:
-        args = BlockArgs.from_string(text)
+def expand_stages(model_config: Mapping) -> list[list[BlockArgs]]:
+    """Returns the blocks of each stage, scaled, with `num_repeat` 1.
 
-        def width(filters):
-            return round_filters(
-                filters,
-                model_config["width_coefficient"],
-                model_config["depth_divisor"],
-                model_config["min_depth"],
+    Args:
+        model_config: the section `model` of a configuration. Its
+            `fused_stages`, if not None, makes the blocks of the first stages
+            Fused-MBConv and all others MBConv, whatever the block strings
+            say: the paper's ablation (arXiv 2104.00298, table 3).
+
+    Raises:
+        ValueError: for an invalid block string, or more `fused_stages` than
+            there are stages.
+    """
+    stages = [BlockArgs.from_string(text) for text in model_config["blocks"]]
+    fused = model_config.get("fused_stages")
+    if fused is not None:
+        if fused > len(stages):
+            raise ValueError(
+                f"fused_stages={fused} is more than the {len(stages)} stages "
+                "of the model."
             )
+        stages = [
+            dataclasses.replace(args, conv_type=int(index < fused))
+            for index, args in enumerate(stages)
+        ]
+    return [_expand(args, model_config) for args in stages]
 
-        first = dataclasses.replace(
-            args,
-            num_repeat=1,
-            input_filters=width(args.input_filters),
-            output_filters=width(args.output_filters),
+
+def _expand(args: BlockArgs, model_config: Mapping) -> list[BlockArgs]:
+    def width(filters):
+        return round_filters(
+            filters,
+            model_config["width_coefficient"],
+            model_config["depth_divisor"],
+            model_config["min_depth"],
         )
-        rest = dataclasses.replace(
-            first, input_filters=first.output_filters, strides=1
-        )
-        repeats = round_repeats(
-            args.num_repeat, model_config["depth_coefficient"]
-        )
-        expanded += [first] + [rest] * (repeats - 1)
-    return expanded
+
+    first = dataclasses.replace(
+        args,
+        num_repeat=1,
+        input_filters=width(args.input_filters),
+        output_filters=width(args.output_filters),
+    )
+    rest = dataclasses.replace(
+        first, input_filters=first.output_filters, strides=1
+    )
+    repeats = round_repeats(args.num_repeat, model_config["depth_coefficient"])
+    return [first] + [rest] * (repeats - 1)
+
+
+def expand_blocks(model_config: Mapping) -> list[BlockArgs]:
+    """Returns the blocks of all stages in one list; see `expand_stages`."""
+    return [block for stage in expand_stages(model_config) for block in stage]

@@ -21,6 +21,7 @@ ACTIVATIONS = (
     "selu",
     "leaky_relu",
 )
+_POOLING = {"avg": keras.ops.mean, "max": keras.ops.max, None: None}
 
 
 def _hard_swish(x):
@@ -465,17 +466,20 @@ class Head(_Layer):
     Args:
         filters: number of features.
         dropout_rate: float in [0, 1).
+        pooling: 'avg', 'max' or None for the map as it is.
         act_fn: name of the activation, see `activation`.
         norm_type, norm_momentum, norm_epsilon, norm_groups: see
             `normalization`.
 
-    Returns features of shape [batch, filters].
+    Returns features of shape [batch, filters], or [batch, height, width,
+    filters] without pooling.
     """
 
     def __init__(
         self,
         filters: int,
         dropout_rate: float = 0.0,
+        pooling: str | None = "avg",
         act_fn: str = "silu",
         norm_type: str | None = None,
         norm_momentum: float = 0.9,
@@ -487,6 +491,7 @@ class Head(_Layer):
             {
                 "filters": filters,
                 "dropout_rate": dropout_rate,
+                "pooling": pooling,
                 "act_fn": act_fn,
                 "norm_type": norm_type,
                 "norm_momentum": norm_momentum,
@@ -496,6 +501,11 @@ class Head(_Layer):
             **kwargs,
         )
         self.activation = activation(act_fn)
+        if pooling not in _POOLING:
+            raise ValueError(
+                f"Unknown pooling {pooling!r}: use 'avg', 'max' or None."
+            )
+        self.pool = _POOLING[pooling]
         self.conv = _conv(filters, 1, name="conv")
         self.norm = self._norm("norm")
         self.dropout = Dropout(dropout_rate, name="dropout")
@@ -507,8 +517,12 @@ class Head(_Layer):
 
     def call(self, inputs, training=False):
         x = self.norm(self.conv(inputs), training=training)
-        x = keras.ops.mean(self.activation(x), axis=(1, 2))
+        x = self.activation(x)
+        if self.pool is not None:
+            x = self.pool(x, axis=(1, 2))
         return self.dropout(x, training=training)
 
     def compute_output_shape(self, input_shape):
+        if self.pool is None:
+            return (*input_shape[:-1], self._config["filters"])
         return (input_shape[0], self._config["filters"])

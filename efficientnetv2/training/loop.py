@@ -18,10 +18,11 @@ import tensorflow as tf
 
 import efficientnetv2
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import zoo
 from efficientnetv2.config import RunPlan, run_plan
 from efficientnetv2.data import pipeline, sources
 from efficientnetv2.errors import UserError
-from efficientnetv2.models import architecture
+from efficientnetv2.models import architecture, counting, weights
 from efficientnetv2.training import (
     callbacks,
     checkpoints,
@@ -30,7 +31,7 @@ from efficientnetv2.training import (
     progressive,
     schedules,
 )
-from efficientnetv2.training.trainer import Trainer, load_network
+from efficientnetv2.training.trainer import Trainer
 
 METRICS = "metrics.json"
 CONFIG = "config.yaml"
@@ -199,17 +200,8 @@ def build_trainer(run: Run) -> Trainer:
 
 def _initialize(network, source: str, log) -> None:
     """Loads the weights that fine-tuning starts from."""
-    path = pathlib.Path(source)
-    if path.is_dir():
-        path = checkpoints.find(path, None)
-    skipped = load_network(
-        network,
-        checkpoints.load(path).arrays,
-        path,
-        skip_classifier_of_other_size=True,
-    )
-    left_out = f", but for {', '.join(skipped)}" if skipped else ""
-    log(f"Weights from {path}{left_out}.")
+    path = zoo.resolve_source(network, source)
+    log(str(weights.load(network, path, skip_classifier=True)))
 
 
 def _chunks(first: int, last: int, epoch: int) -> list[tuple[int, int]]:
@@ -229,13 +221,24 @@ def _chunks(first: int, last: int, epoch: int) -> list[tuple[int, int]]:
 
 
 def describe_model(run: Run, trainer: Trainer) -> str:
-    """Returns a line with the model's name and number of parameters."""
+    """Returns a line with the model's parameters and multiply-adds."""
     network = trainer.network
     trained = sum(math.prod(variable.shape) for variable in trainer.trained)
+    sizes = sorted({stage.image_size for stage in run.stages})
+    cost = ", ".join(
+        f"{counting.format_count(_multiply_adds(run, size))} at {size} px"
+        for size in sizes
+    )
     return (
         f"{network.name}: {network.count_params():,} parameters, {trained:,} "
-        f"trained, {run.config.model.num_classes} classes"
+        f"trained, {run.config.model.num_classes} classes; multiply-adds an "
+        f"image: {cost}"
     )
+
+
+def _multiply_adds(run: Run, image_size: int) -> int:
+    rows = counting.count_stages(run.config.model.to_dict(), image_size)
+    return counting.total(rows).multiply_adds
 
 
 def train(run: Run) -> Trainer:
@@ -404,6 +407,14 @@ def _fit(run, trainer, train_source, validation, history, first_step):
     run.update_metrics(**history, steps=plan.total_steps)
 
 
+def load_averaged(
+    network: keras.Model, checkpoint: checkpoints.Checkpoint
+) -> None:
+    """Sets the averaged weights of a checkpoint, else the raw ones."""
+    source = weights.from_arrays(checkpoint.arrays, str(checkpoint.path))
+    weights.assign(network, source)
+
+
 def evaluate_checkpoint(run: Run, name: str | None) -> dict:
     """Evaluates the averaged weights of a checkpoint on `eval.split`.
 
@@ -420,7 +431,7 @@ def evaluate_checkpoint(run: Run, name: str | None) -> dict:
     source = sources.load_split(config, config.eval.split, run.log)
     set_up_runtime(config)
     network = architecture.build(config.model.to_dict())
-    load_network(network, checkpoint.arrays, checkpoint.path)
+    load_averaged(network, checkpoint)
     evaluate = _evaluator(network, config)
     result = evaluate(pipeline.evaluation_dataset(source, config))
     result |= {

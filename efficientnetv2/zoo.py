@@ -1,0 +1,236 @@
+"""Every EfficientNet by name, with weights."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from absl import logging
+
+from efficientnetv2 import config as config_lib
+from efficientnetv2.errors import nearest
+from efficientnetv2.models import architecture, published, weights
+from efficientnetv2.models.naming import WeightsError
+from efficientnetv2.training import checkpoints
+
+
+def build_model(
+    name: str,
+    num_classes: int | None = None,
+    include_top: bool = True,
+    weights: str | os.PathLike | keras.Model | None = None,
+    input_shape: Sequence[int | None] = (None, None, 3),
+    *,
+    pooling: str | None = "avg",
+    include_preprocessing: bool | str = False,
+    ema: bool | None = None,
+    skip_classifier: bool = False,
+    **options: Any,
+) -> keras.Model:
+    """Builds an EfficientNet V1 or V2.
+
+    Example:
+
+        model = efficientnetv2.build_model("efficientnetv2-s", num_classes=10)
+        logits = model(images)  # float [batch, height, width, 3] in [-1, 1]
+
+    Args:
+        name: 'efficientnetv2-b0' to '-b3', '-s', '-m', '-l', '-xl', '-pico',
+            'efficientnet-b0' to '-b8', '-l2', or the path of a YAML file with
+            a section `model`.
+        num_classes: number of logits; by default 1000, and 21,843 with
+            weights='imagenet21k'.
+        include_top: if False, the model ends with the features of the head.
+        weights: None for random ones; 'imagenet', 'imagenet21k',
+            'imagenet21k-ft1k', for V1 'imagenet' and 'jft', which are fetched
+            into Keras' cache; or what `load_weights` reads.
+        input_shape: (height, width, 3); None for a free size.
+        pooling: without the top: 'avg' or 'max' for features [batch,
+            channels], None for a map [batch, height, width, channels].
+        include_preprocessing: if True the model takes images in [0, 255] and
+            normalizes them as the released code does for its family. 'v2'
+            ((x - 128) / 128) and 'v1' (ImageNet's mean and deviation) choose
+            by hand; `keras.applications` wants 'v1' for B0 to B3 as well.
+        ema, skip_classifier: see `load_weights`.
+        **options: of the section `model` in hparams/base.yaml: act_fn,
+            bn_type, survival_prob, dropout_rate, conv_dropout, headbias,
+            fused_stages, width_coefficient, depth_coefficient, blocks, ...
+
+    Returns:
+        A functional `keras.Model` that ends with float32 logits [batch,
+        num_classes]. Its layers 'reduction_1' to 'reduction_5' are where a
+        feature pyramid is cut; see `feature_pyramid`.
+
+    Raises:
+        ValueError: for an unknown name, option or value; the nearest valid
+            one is named.
+        WeightsError: see `load_weights`. It is a ValueError, too.
+    """
+    if num_classes is None:
+        is_21k = weights == "imagenet21k"
+        num_classes = published.CLASSES_21K if is_21k else 1000
+    options = {**options, "num_classes": num_classes}
+    model_config = config_lib.load_model(name, options)["model"]
+    preprocessing = include_preprocessing or None
+    if preprocessing is True:
+        preprocessing = family(model_config["model_name"])
+    model = architecture.build(
+        model_config,
+        include_top=include_top,
+        input_shape=input_shape,
+        pooling=pooling,
+        preprocessing=preprocessing,
+    )
+    if weights is not None:
+        load_weights(model, weights, ema=ema, skip_classifier=skip_classifier)
+    return model
+
+
+def family(model_name: str) -> str:
+    """Returns 'v1' for EfficientNet, 'v2' for EfficientNetV2 and others."""
+    return "v1" if model_name.startswith("efficientnet-") else "v2"
+
+
+def load_weights(
+    model: keras.Model,
+    source: str | os.PathLike | keras.Model,
+    ema: bool | None = None,
+    skip_classifier: bool = False,
+) -> weights.LoadReport:
+    """Sets every weight of a model by name, or none.
+
+    Args:
+        model: from `build_model`.
+        source: one of
+
+            - the name of published weights, see `build_model`;
+            - a checkpoint of the released code, name-based or object-based:
+              its prefix, its .index file, or the folder with it;
+            - a .h5 file or a model of `keras.applications`;
+            - a .safetensors file of PyTorch Image Models
+              (`tf_efficientnetv2_*`);
+            - a run's model_dir (its best checkpoint) or a checkpoint (.npz);
+            - a .keras or .weights.h5 file or a model of this package.
+        ema: take the moving averages (True), the raw weights (False), or the
+            averages where there are some (None).
+        skip_classifier: leave the classifier as it is if the source has none,
+            or one of another number of classes.
+
+    Returns:
+        What was loaded, skipped and not used; every name that was not used is
+        also logged.
+
+    Raises:
+        WeightsError: if the source is not there, cannot be read or does not
+            fit; the message names the file, the weight and both shapes. The
+            model is then as it was.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        source = resolve_source(model, source)
+    report = weights.load(model, source, ema, skip_classifier)
+    log = logging.warning if report.surprises else logging.info
+    log("%s", report)
+    return report
+
+
+def resolve_source(
+    model: keras.Model, source: str | os.PathLike
+) -> pathlib.Path:
+    """Returns the file or prefix for a published name, a run or a path.
+
+    Raises:
+        WeightsError: see `load_weights`.
+    """
+    if source in published.NAMES:
+        return published.fetch(model.name, str(source))
+    path = pathlib.Path(source).expanduser()
+    if checkpoints.folder(path).is_dir():
+        return checkpoints.find(path, None)
+    near = nearest(str(source), published.NAMES)
+    bare = os.sep not in str(source) and "." not in str(source)
+    exists = path.exists() or pathlib.Path(f"{path}.index").exists()
+    if bare and near and not exists:
+        raise WeightsError(
+            f"Unknown weights {str(source)!r}. Did you mean {near!r}? Known: "
+            f"{', '.join(published.NAMES)}, or a path."
+        )
+    return path
+
+
+def feature_pyramid(
+    model: keras.Model, levels: Sequence[int] | None = None
+) -> keras.Model:
+    """Returns a model of the features at several strides.
+
+    Args:
+        model: from `build_model`.
+        levels: such as (3, 4, 5) for strides 8, 16, 32; None for all.
+
+    Returns:
+        A model from images to a dict of 'reduction_K' to features [batch,
+        height / 2**K, width / 2**K, channels].
+
+    Raises:
+        ValueError: for a level that the model does not have.
+    """
+    prefix = "reduction_"
+    outputs = {
+        layer.name: layer.output
+        for layer in model.layers
+        if layer.name.startswith(prefix)
+    }
+    wanted = list(outputs)
+    if levels is not None:
+        wanted = [f"{prefix}{level}" for level in levels]
+        for name in wanted:
+            if name not in outputs:
+                raise ValueError(
+                    f"{model.name} has no {name}; it has {', '.join(outputs)}."
+                )
+    return keras.Model(
+        model.input, {n: outputs[n] for n in wanted}, name=model.name
+    )
+
+
+def to_keras_applications(model: keras.Model, target: keras.Model) -> None:
+    """Copies the weights of a model into one of `keras.applications`.
+
+    Example:
+
+        theirs = keras.applications.EfficientNetV2S(weights=None, classes=10)
+        efficientnetv2.to_keras_applications(model, theirs)
+        theirs.save_weights("s.weights.h5")
+
+    Args:
+        model: from `build_model`.
+        target: the same architecture and number of classes. Its own
+            preprocessing stays as it is.
+
+    Raises:
+        WeightsError: if the two differ; the target is then as it was.
+    """
+    weights.to_keras(model, target)
+
+
+def to_reference_checkpoint(
+    model: keras.Model,
+    prefix: str | os.PathLike,
+    scope: str | None = None,
+    step: int = 0,
+) -> pathlib.Path:
+    """Writes a checkpoint that the released code reads.
+
+    Args:
+        model: from `build_model`.
+        prefix: such as 'out/model.ckpt', to which the step is added.
+        scope: what the released code calls the model; its name by default.
+        step: written as global_step.
+
+    Returns:
+        The complete prefix, 'out/model.ckpt-0'.
+
+    Raises:
+        WeightsError: if it cannot be written.
+    """
+    return weights.to_reference(model, prefix, scope, step)
