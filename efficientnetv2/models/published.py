@@ -68,11 +68,12 @@ def fetch(model_name: str, weights: str) -> pathlib.Path:
             the archive is not what it should be.
     """
     address = url(model_name, weights)
-    cache = pathlib.Path(keras.config.keras_home()) / "models"
+    cache = _keras_home() / "models"
     archive = cache / address.rpartition("/")[2]
     note = archive.with_name(f"{archive.name}.sha256")
     folder = cache / archive.name.partition(".")[0]
     try:
+        cache.mkdir(parents=True, exist_ok=True)
         known = note.read_text().strip() if note.exists() else None
         if known is None or not archive.exists():
             # Without a note, what is there may be cut short.
@@ -100,11 +101,17 @@ def fetch(model_name: str, weights: str) -> pathlib.Path:
     return found[0].with_suffix("")
 
 
+def _keras_home() -> pathlib.Path:
+    """Returns Keras' own folder: KERAS_HOME, by default ~/.keras."""
+    return pathlib.Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+
+
 def _download(archive: pathlib.Path, address: str, known: str | None) -> None:
     try:
         keras.utils.get_file(
             archive.name,
             address,
+            cache_dir=str(archive.parent.parent),
             cache_subdir="models",
             file_hash=known,
             hash_algorithm="sha256",

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2.models import architecture, block_strings, blocks
+from efficientnetv2.models import architecture, blocks, counting
 from efficientnetv2.models.block_strings import BlockArgs
 
 
@@ -64,44 +64,61 @@ def test_parameter_counts_of_built_models(reference, name):
     assert len(found) == expected["blocks"]
 
 
-def _formula(config):
-    """Parameters by arithmetic: total and trainable."""
-    total = trainable = 0
-
-    def add(weights, norm=0):
-        nonlocal total, trainable
-        total += weights + 4 * norm
-        trainable += weights + 2 * norm
-
-    expanded = block_strings.expand_blocks(config)
-    add(3 * 9 * expanded[0].input_filters, expanded[0].input_filters)
-    for args in expanded:
-        width = args.input_filters * args.expand_ratio
-        taps = args.kernel_size**2
-        if args.conv_type:
-            if args.expand_ratio != 1:
-                add(args.input_filters * width * taps, width)
-                taps = 1
-            add(width * args.output_filters * taps, args.output_filters)
-        else:
-            if args.expand_ratio != 1:
-                add(args.input_filters * width, width)
-            add(width * taps, width)
-            add(width * args.output_filters, args.output_filters)
-        if args.se_ratio:
-            reduced = max(1, int(args.input_filters * args.se_ratio))
-            add(2 * reduced * width + reduced + width)
-    features = block_strings.round_filters(1280, config["width_coefficient"])
-    add(expanded[-1].output_filters * features, features)
-    add((features + 1) * config["num_classes"])
-    return total, trainable
-
-
 def test_parameter_counts_of_all_models_by_arithmetic(reference):
     for name, expected in _counts(reference).items():
         config = _model_config(name)
-        assert _formula(config) == (expected["total"], expected["trainable"])
-        assert len(block_strings.expand_blocks(config)) == expected["blocks"]
+        sums = counting.total(counting.count_stages(config, 224))
+        assert sums.parameters == expected["total"]
+        assert sums.trainable == expected["trainable"]
+        assert sums.layers == expected["blocks"] + 3
+
+
+# Millions of parameters and of multiply-adds as published, and the image size.
+PUBLISHED = {
+    "efficientnetv2-b0": (7.1, 720, 224),
+    "efficientnetv2-b1": (8.1, 1_200, 240),
+    "efficientnetv2-b2": (10.1, 1_700, 260),
+    "efficientnetv2-b3": (14.4, 3_000, 300),
+    "efficientnetv2-s": (21.5, 8_400, 384),
+    "efficientnetv2-m": (54.1, 24_700, 480),
+    "efficientnetv2-l": (119.5, 56_300, 480),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_multiply_adds_are_the_published_ones(name):
+    parameters, multiply_adds, size = PUBLISHED[name]
+    rows = counting.count_stages(_model_config(name), size)
+    sums = counting.total(rows)
+    assert sums.trainable / 1e6 == pytest.approx(parameters, rel=0.01)
+    assert sums.multiply_adds / 1e6 == pytest.approx(multiply_adds, rel=0.02)
+
+
+def test_multiply_adds_of_one_block_by_hand():
+    config = _tiny(blocks=["r1_k5_s2_e3_i8_o16_se0.5"], num_classes=7)
+    stem, block, head, dense = counting.count_stages(config, (17, 30))
+    assert (stem.size, block.size) == ((9, 15), (5, 8))
+    assert stem.multiply_adds == 9 * 3 * 8 * 9 * 15
+    assert block.multiply_adds == (
+        8 * 24 * 9 * 15 + 25 * 24 * 40 + 2 * 24 * 4 + 24 * 16 * 40
+    )
+    assert head.multiply_adds == 16 * 24 * 40
+    assert dense.multiply_adds == 24 * 7
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (7_139_704, "7.14M"),
+        (999_600, "1.00M"),
+        (8_365_617_152, "8.37B"),
+        (118_515_272, "119M"),
+        (956, "956"),
+        (53_100, "53.1k"),
+    ],
+)
+def test_counts_in_three_digits(number, text):
+    assert counting.format_count(number) == text
 
 
 def _tiny(**overrides):
@@ -195,3 +212,48 @@ def test_save_and_load(tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(model(images), again(images))
+
+
+@pytest.mark.parametrize("fused", [0, 1, 2, 3, None])
+@pytest.mark.parametrize("bn_type", [None, "gn"])
+def test_fused_stages_and_their_counts(fused, bn_type):
+    config = _tiny(fused_stages=fused, bn_type=bn_type)
+    model = architecture.build(config)
+    kinds = [
+        type(layer).__name__
+        for layer in model.layers
+        if layer.name.startswith("blocks_")
+    ]
+    of_stages = ["FusedMBConv"] * (2 if fused is None else fused)
+    of_stages += ["MBConv"] * (3 - len(of_stages))
+    assert kinds == [of_stages[k] for k in (0, 1, 1, 2, 2)]
+    sums = counting.total(counting.count_stages(config, 24))
+    assert sums.parameters == model.count_params() - sum(
+        np.prod(v.shape) for v in model.weights if "seed" in v.path
+    )
+    assert sums.trainable == sum(
+        np.prod(v.shape) for v in model.trainable_variables
+    )
+
+
+def test_too_many_fused_stages():
+    with pytest.raises(ValueError, match="more than the 3 stages"):
+        architecture.build(_tiny(fused_stages=4))
+
+
+@pytest.mark.parametrize("preprocessing", ["v1", "v2"])
+def test_preprocessing_is_that_of_the_pipeline(preprocessing):
+    from efficientnetv2.data import preprocessing as pipeline
+
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3))
+    mode = {"v1": "v1", "v2": "default"}[preprocessing]
+    inside = architecture.build(_tiny(), preprocessing=preprocessing)
+    outside = architecture.build(_tiny())
+    outside.set_weights(inside.get_weights())
+    np.testing.assert_allclose(
+        inside(images.astype(np.float32)),
+        outside(pipeline.normalize(tf.cast(images, tf.float32), mode)),
+        atol=1e-5,
+    )
+    with pytest.raises(ValueError, match="v3"):
+        architecture.build(_tiny(), preprocessing="v3")

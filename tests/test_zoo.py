@@ -1,0 +1,288 @@
+"""build_model as its users use it."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import yaml
+
+import efficientnetv2
+from efficientnetv2 import config as config_lib
+
+OPTIONS = {
+    "num_classes": 4,
+    "blocks": [
+        "r1_k3_s1_e1_i8_o8_c1",
+        "r2_k3_s2_e2_i8_o16_c1",
+        "r1_k3_s2_e2_i16_o16_c1",
+        "r2_k3_s2_e2_i16_o24_se0.25",
+        "r1_k3_s2_e2_i24_o32_se0.25",
+    ],
+    "feature_size": 24,
+}
+
+
+def _tiny(**options):
+    return efficientnetv2.build_model(
+        "efficientnetv2-b0", **{**OPTIONS, **options}
+    )
+
+
+def _images(size=40, batch=2):
+    random = np.random.default_rng(0)
+    return random.uniform(-1, 1, (batch, size, size, 3)).astype(np.float32)
+
+
+def test_a_name_gives_the_model():
+    model = efficientnetv2.build_model("efficientnetv2-b0")
+    assert model.name == "efficientnetv2-b0"
+    assert model.output_shape == (None, 1000)
+    lines = []
+    model.summary(print_fn=lambda line, **_: lines.append(line))
+    text = "\n".join(lines)
+    assert "blocks_20" in text and "7,200,312" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "word"),
+    [
+        ("efficientnetv2-t", {}, "efficientnetv2-"),
+        ("EfficientNetV2S", {}, "efficientnetv2-s"),
+        ("efficientnetv2-b0", {"actfn": "relu"}, "model.act_fn"),
+        ("efficientnetv2-b0", {"act_fn": "rellu"}, "'relu'"),
+        ("efficientnetv2-b0", {"survival_prob": 2.0}, "at most 1"),
+        ("efficientnetv2-b0", {"fused_stages": 7}, "the 6 stages"),
+        ("efficientnetv2-b0", {"pooling": "avrg"}, "include_top=False"),
+        (
+            "efficientnetv2-b0",
+            {"pooling": "avrg", "include_top": False},
+            "'max'",
+        ),
+        ("efficientnetv2-b0", {"include_preprocessing": "v3"}, "v2"),
+        ("absent.yaml", {}, "absent.yaml"),
+    ],
+)
+def test_mistakes(name, options, word):
+    with pytest.raises(ValueError) as error:
+        efficientnetv2.build_model(name, **options)
+    assert word in str(error.value)
+
+
+def test_a_users_own_block_strings(tmp_path):
+    path = tmp_path / "mine.yaml"
+    options = {**OPTIONS, "num_classes": None, "model_name": "mine"}
+    path.write_text(yaml.safe_dump({"model": options}))
+    model = efficientnetv2.build_model(str(path), num_classes=3)
+    assert model.name == "mine" and model.output_shape == (None, 3)
+    config = config_lib.load("fashion_mnist", model_name=str(path))
+    assert config.model.blocks == OPTIONS["blocks"]
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("")
+    with pytest.raises(ValueError, match=r"no model\.blocks"):
+        efficientnetv2.build_model(str(empty))
+
+
+def test_features():
+    images = _images()
+    pooled = _tiny(include_top=False)
+    assert pooled.output_shape == (None, 24)
+    features = _tiny(include_top=False, pooling=None)
+    assert features.output_shape == (None, None, None, 24)
+    features.set_weights(pooled.get_weights())
+    largest = _tiny(include_top=False, pooling="max")
+    largest.set_weights(pooled.get_weights())
+    array = np.asarray(features(images))
+    assert array.shape == (2, 2, 2, 24)
+    np.testing.assert_allclose(
+        pooled(images), array.mean((1, 2)), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(largest(images), array.max((1, 2)))
+
+
+def test_feature_pyramid():
+    model = _tiny()
+    pyramid = efficientnetv2.feature_pyramid(model)
+    shapes = {k: tuple(v.shape[1:]) for k, v in pyramid(_images(64)).items()}
+    assert shapes == {
+        "reduction_1": (32, 32, 8),
+        "reduction_2": (16, 16, 16),
+        "reduction_3": (8, 8, 16),
+        "reduction_4": (4, 4, 24),
+        "reduction_5": (2, 2, 32),
+    }
+    chosen = efficientnetv2.feature_pyramid(model, (3, 5))
+    assert list(chosen.output) == ["reduction_3", "reduction_5"]
+    by_hand = keras.Model(model.input, model.get_layer("reduction_4").output)
+    assert by_hand(_images(33)).shape == (2, 3, 3, 24)
+    with pytest.raises(ValueError, match="no reduction_6"):
+        efficientnetv2.feature_pyramid(model, (6,))
+
+
+@pytest.mark.parametrize(
+    "name", ["efficientnetv2-s", "efficientnetv2-b0", "efficientnet-b0"]
+)
+def test_five_reductions(name):
+    model = efficientnetv2.build_model(name, width_coefficient=0.1)
+    pyramid = efficientnetv2.feature_pyramid(model)
+    sizes = [v.shape[1] for v in pyramid(_images(96, 1)).values()]
+    assert sizes == [48, 24, 12, 6, 3]
+
+
+def test_frozen_in_sequential_and_fine_tuned(tmp_path):
+    base = _tiny(include_top=False, include_preprocessing=True)
+    base.trainable = False
+    model = keras.Sequential(
+        [keras.Input((32, 32, 3)), base, keras.layers.Dense(2)]
+    )
+    images = np.zeros((32, 32, 32, 3), np.float32)
+    labels = np.arange(32) % 2
+    images[labels == 1, :, :16] = 255
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def fit(rate, epochs):
+        model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+        model.fit(images, labels, epochs=epochs, verbose=0)
+
+    before = [np.asarray(v) for v in base.weights]
+    fit(0.05, 20)
+    for old, variable in zip(before, base.weights, strict=True):
+        np.testing.assert_array_equal(old, variable)
+    assert model.evaluate(images, labels, verbose=0)[1] == 1.0
+    base.trainable = True
+    fit(1e-3, 1)
+    changed = [
+        not np.array_equal(old, variable)
+        for old, variable in zip(before, base.weights, strict=True)
+        if "kernel" in variable.path
+    ]
+    assert all(changed)
+    model.save(tmp_path / "tuned.keras")
+    again = keras.models.load_model(tmp_path / "tuned.keras")
+    np.testing.assert_array_equal(model(images), again(images))
+
+
+PROGRAM = """
+import sys
+import keras
+import numpy as np
+import efficientnetv2
+folder = sys.argv[1]
+assert keras.backend.backend() == sys.argv[2]
+model = keras.models.load_model(f"{folder}/model.keras")
+images = np.load(f"{folder}/images.npy")
+logits = keras.ops.convert_to_numpy(model(images))
+np.save(f"{folder}/logits.npy", logits)
+own = efficientnetv2.build_model(f"{folder}/model.yaml", weights=model)
+own = keras.ops.convert_to_numpy(own(images))
+np.testing.assert_array_equal(own, logits)
+"""
+
+
+def _in_a_fresh_process(folder, backend):
+    subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder), backend],
+        check=True,
+        env={**os.environ, "KERAS_BACKEND": backend},
+    )
+    return np.load(folder / "logits.npy")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A saved model with its YAML, images and logits."""
+    keras.utils.set_random_seed(1)
+    options = {
+        **OPTIONS,
+        "num_classes": 1000,
+        "act_fn": "hswish",
+        "width_coefficient": 1.5,
+    }
+    model = _tiny(**options)
+    for variable in model.weights:
+        if variable.name in ("gamma", "moving_variance"):
+            variable.assign(np.random.uniform(0.5, 1.5, variable.shape))
+        elif variable.name in ("beta", "moving_mean"):
+            variable.assign(np.random.normal(0, 0.2, variable.shape))
+    model.save(tmp_path / "model.keras")
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump({"model": options}))
+    np.save(tmp_path / "images.npy", _images(49))
+    return tmp_path, np.asarray(model(_images(49)))
+
+
+def test_keras_file_in_a_fresh_process(saved):
+    folder, logits = saved
+    np.testing.assert_array_equal(
+        _in_a_fresh_process(folder, "tensorflow"), logits
+    )
+
+
+def test_the_same_logits_on_jax(saved):
+    folder, logits = saved
+    jax_logits = _in_a_fresh_process(folder, "jax")
+    np.testing.assert_allclose(jax_logits, logits, atol=1e-4)
+    assert np.abs(logits).max() > 0.05
+
+
+def test_saved_model_round_trip(tmp_path):
+    import tensorflow as tf
+
+    model = _tiny(input_shape=(40, 40, 3))
+    model.export(tmp_path / "saved", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "saved")
+    np.testing.assert_array_equal(loaded.serve(_images()), model(_images()))
+
+
+def test_jax_trains(tmp_path):
+    """Batch norm, stochastic depth and dropout in a JAX training step."""
+    program = """
+import keras, numpy as np, efficientnetv2
+keras.utils.set_random_seed(0)
+images = np.zeros((64, 24, 24, 3), "float32")
+labels = np.arange(64) % 2
+images[labels == 1, :, :12] = 1
+model = efficientnetv2.build_model(
+    "efficientnetv2-b0", num_classes=2, survival_prob=0.9, dropout_rate=0.1,
+    blocks=["r2_k3_s2_e2_i8_o8_c1", "r2_k3_s2_e2_i8_o16_se0.25"])
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+model.compile("adam", loss)
+history = model.fit(images, labels, epochs=5, verbose=0).history["loss"]
+assert history[-1] < 0.7 * history[0], history
+"""
+    subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+    )
+
+
+def test_the_table_command():
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "efficientnetv2.models", *arguments],
+            capture_output=True,
+            text=True,
+        )
+
+    result = run("--model_name=efficientnetv2-s", "--image_size=384")
+    assert result.returncode == 0, result.stderr
+    row = "MBConv4, k3x3, SE0.25       2       128       6    24x24"
+    assert row in result.stdout
+    assert "21,612,360" in result.stdout and "8.37B" in result.stdout
+    table = run().stdout.splitlines()
+    assert len(table) == len(config_lib.names("models")) + 1
+    fused = run(
+        "--model_name=efficientnet-b4", "--hparam_str=model.fused_stages=3"
+    )
+    assert fused.stdout.count("Fused-MBConv") == 3
+    for arguments, word in (
+        (["--model_name=efficientnetv2-z"], "efficientnetv2-s"),
+        (["--model_name=efficientnetv2-s", "--image_size=0"], "image_size"),
+        (["--hparam_str=train.epochs=3"], "train"),
+        (["x"], "'x'"),
+    ):
+        result = run(*arguments)
+        assert result.returncode in (1, 2)
+        assert word in result.stderr and "Traceback" not in result.stderr
