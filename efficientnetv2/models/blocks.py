@@ -8,7 +8,11 @@ arXiv 1905.11946 (MBConv, squeeze-and-excitation) and arXiv 2104.00298, figure
 
 import keras
 
-from efficientnetv2.models.convolutions import DepthwiseConv2D, PointwiseConv2D
+from efficientnetv2.models.convolutions import (
+    DepthwiseConv2D,
+    PointwiseConv2D,
+    runs_on_tensorflow_cpu,
+)
 from efficientnetv2.models.normalization import normalization
 
 ACTIVATIONS = (
@@ -28,6 +32,25 @@ def _hard_swish(x):
     return x * keras.ops.relu6(x + 3) / 6
 
 
+def _silu(x):
+    if not runs_on_tensorflow_cpu():
+        return keras.activations.silu(x)
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def silu(x):
+        gate = tf.sigmoid(x)
+
+        def gradient(upstream):
+            return upstream * gate * (1.0 + x * (1.0 - gate))
+
+        # ensure_shape does nothing but keep the graph optimizer from another
+        # kernel, whose last bits differ from those of eager execution.
+        return x * tf.ensure_shape(gate, gate.shape), gradient
+
+    return silu(tf.convert_to_tensor(x))
+
+
 def activation(name: str):
     """Returns the activation function called `name`.
 
@@ -37,8 +60,8 @@ def activation(name: str):
     Raises:
         ValueError: for any other name.
     """
-    if name == "swish":
-        name = "silu"
+    if name in ("silu", "swish"):
+        return _silu
     if name == "hswish":
         return _hard_swish
     if name == "leaky_relu":

@@ -11,7 +11,8 @@ import keras
 
 
 @functools.cache
-def _runs_on_cpu() -> bool:
+def runs_on_tensorflow_cpu() -> bool:
+    """Whether the backend is TensorFlow and sees neither a GPU nor a TPU."""
     if keras.backend.backend() != "tensorflow":
         return False
     import tensorflow as tf
@@ -24,7 +25,10 @@ def _runs_on_cpu() -> bool:
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")
 class PointwiseConv2D(keras.layers.Conv2D):
-    """A 1x1 convolution of stride 1, on CPU as one matrix product.
+    """A 1x1 convolution of stride 1, trained as one matrix product on CPU.
+
+    At inference it is Keras' own, so that the logits of a model equal those
+    of `keras.applications` to the last bit.
 
     Args:
         filters: number of output channels.
@@ -35,8 +39,8 @@ class PointwiseConv2D(keras.layers.Conv2D):
         kwargs.pop("kernel_size", None)
         super().__init__(filters, kernel_size=1, **kwargs)
 
-    def call(self, inputs):
-        if not _runs_on_cpu():
+    def call(self, inputs, training=False):
+        if not training or not runs_on_tensorflow_cpu():
             return super().call(inputs)
         import tensorflow as tf
 
@@ -65,7 +69,11 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """
 
     def call(self, inputs):
-        if not _runs_on_cpu() or self.padding != "same" or self.use_bias:
+        if (
+            not runs_on_tensorflow_cpu()
+            or self.padding != "same"
+            or self.use_bias
+        ):
             return super().call(inputs)
         import tensorflow as tf
 

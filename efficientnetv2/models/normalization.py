@@ -2,6 +2,8 @@
 
 import keras
 
+from efficientnetv2.models.convolutions import runs_on_tensorflow_cpu
+
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -14,16 +16,20 @@ class BatchNormalization(keras.layers.BatchNormalization):
     correction that the fused kernel applies is taken back.
 
     Inputs that the kernel does not know (other ranks, another axis, masks,
-    synchronized statistics, a symbolic backend other than TensorFlow) take
-    the path of the parent class.
+    synchronized statistics, a backend other than TensorFlow) take the path of
+    the parent class.
 
     Source: Ioffe and Szegedy, arXiv 1502.03167.
     """
 
     def call(self, inputs, training=None, mask=None):
-        if not self._can_fuse(inputs, mask):
+        training = bool(training) and self.trainable
+        # At inference on CPU a product and a sum do; the graph optimizer then
+        # changes no bit of them, as it does to the fused kernel.
+        plain = not training and runs_on_tensorflow_cpu()
+        if plain or not self._can_fuse(inputs, mask):
             return super().call(inputs, training=training, mask=mask)
-        return self._fused_call(inputs, bool(training) and self.trainable)
+        return self._fused_call(inputs, training)
 
     def _can_fuse(self, inputs, mask) -> bool:
         return (

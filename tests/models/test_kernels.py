@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnetv2.models import convolutions, normalization
+from efficientnetv2.models import blocks, convolutions, normalization
 
 
 def _gradients(layer, inputs, upstream, training):
@@ -54,14 +54,52 @@ def test_batch_normalization(shape, training):
     )
 
 
+class _TrainedConv2D(keras.layers.Conv2D):
+    """Takes the argument `training`, as ours does."""
+
+    def call(self, inputs, training=False):
+        return super().call(inputs)
+
+
 @pytest.mark.parametrize("use_bias", [True, False])
-def test_pointwise_convolution(use_bias):
+@pytest.mark.parametrize("training", [True, False])
+def test_pointwise_convolution(use_bias, training):
     _assert_equal(
         convolutions.PointwiseConv2D(7, use_bias=use_bias),
-        keras.layers.Conv2D(7, 1, use_bias=use_bias),
+        _TrainedConv2D(7, 1, use_bias=use_bias),
         (3, 4, 5, 6),
-        None,
+        training,
     )
+
+
+def test_training_reaches_convolutions_in_blocks(monkeypatch):
+    """The flag is passed on by Keras, as layers in layers do not name it."""
+    seen = []
+    call = convolutions.PointwiseConv2D.call
+
+    def spy(self, inputs, training=False):
+        seen.append(training)
+        return call(self, inputs, training=training)
+
+    monkeypatch.setattr(convolutions.PointwiseConv2D, "call", spy)
+    block = blocks.MBConv(4, 4, expand_ratio=2, se_ratio=0.5)
+    inputs = np.ones((1, 3, 3, 4), np.float32)
+    block(inputs, training=True)
+    block(inputs)
+    assert seen == [True] * 4 + [False] * 4
+
+
+def test_silu_and_its_gradient():
+    silu = blocks.activation("silu")
+    inputs = tf.linspace(-20.0, 20.0, 101)
+    results = []
+    for function in (silu, tf.nn.silu):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = function(inputs)
+        results.append((outputs, tape.gradient(outputs, inputs)))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
