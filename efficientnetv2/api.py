@@ -6,7 +6,7 @@ from collections.abc import Callable
 import keras
 import ml_collections
 
-from efficientnetv2.config import load_dataset_info
+from efficientnetv2.data import registry
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export
 from efficientnetv2.training import checkpoints, loop
@@ -69,9 +69,9 @@ def export_run(run: loop.Run, checkpoint: str | None = None):
     keras.mixed_precision.set_dtype_policy("float32")
     network = architecture.build(run.config.model.to_dict())
     loop.load_averaged(network, found)
-    names = load_dataset_info(run.config.data.ds_name)["class_names"]
+    names = registry.load_info(run.config.data.ds_name).class_names
     folder = export.export_saved_model(
-        network, run.config, list(names), run.model_dir / "saved_model"
+        network, run.config, names, run.model_dir / "saved_model"
     )
     run.log(f"Exported {found.path.name} to {folder}")
     return folder

@@ -8,8 +8,6 @@ combination. A configuration is data: nothing here is ever executed.
 import ast
 import dataclasses
 import math
-import os
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +15,15 @@ from typing import Any
 import ml_collections
 import yaml
 
-from efficientnetv2.errors import UserError, nearest
+from efficientnetv2.data import registry
+from efficientnetv2.declarative import (
+    ConfigError,
+    declarative_dir,
+    named_or_path,
+    read_yaml,
+    suggest,
+)
+from efficientnetv2.errors import nearest
 from efficientnetv2.models.block_strings import BlockArgs
 
 # Options that may be null, and the type of their other values.
@@ -90,6 +96,7 @@ _RANGES = {
     "train.seed": (0, 2**31 - 1),
     "eval.batch_size": (1, None),
     "eval.every_epochs": (1e-3, None),
+    "data.shuffle_buffer": (1, None),
     "data.aug_prob": (0, 1),
     "data.ra_num_layers": (0, 8),
     "data.ram": (0, 100),
@@ -108,88 +115,6 @@ _RANGES = {
     "runtime.threads": (0, None),
 }
 MIN_IMAGE_SIZE = 8
-# The safe loader, in C where PyYAML was built with it.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class ConfigError(UserError, ValueError):
-    """A configuration that names or combines things that do not exist."""
-
-
-def declarative_dir(name: str) -> pathlib.Path:
-    """Returns the folder `hparams` or `datasets`.
-
-    Beside the package in a checkout, inside it in an installed wheel.
-    """
-    package = pathlib.Path(__file__).resolve().parent
-    beside = package.parent / name
-    if (package.parent / "setup.cfg").exists() and beside.is_dir():
-        return beside
-    return package / name
-
-
-def _folder(kind: str) -> pathlib.Path:
-    if kind == "datasets":
-        return declarative_dir("datasets")
-    return declarative_dir("hparams") / kind
-
-
-def names(kind: str) -> list[str]:
-    """Returns the known names of a kind: models, recipes or datasets."""
-    return sorted(path.stem for path in _folder(kind).glob("*.yaml"))
-
-
-def _suggest(name: str, valid: list[str]) -> str:
-    near = nearest(name, valid)
-    hint = f" Did you mean {near!r}?" if near else ""
-    return f"{hint} Known: {', '.join(valid)}."
-
-
-def read_yaml(path: str | os.PathLike) -> dict:
-    """Reads a YAML file whose top level is a mapping.
-
-    Raises:
-        ConfigError: if the file is missing, unreadable, not YAML or no
-            mapping.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, Loader=_LOADER)
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot read the configuration {str(path)!r}: {error.strerror}."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise ConfigError(f"{str(path)!r} is not valid YAML: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{str(path)!r} must hold sections such as 'train:'.")
-    return content
-
-
-def _named(kind: str, name: str) -> dict:
-    valid = names(kind)
-    if name not in valid:
-        raise ConfigError(
-            f"Unknown {kind[:-1]} {name!r}." + _suggest(name, valid)
-        )
-    return read_yaml(_folder(kind) / f"{name}.yaml")
-
-
-def _named_or_path(kind: str, name: str) -> dict:
-    if name.endswith((".yaml", ".yml")):
-        return read_yaml(name)
-    return _named(kind, name)
-
-
-def load_dataset_info(name: str) -> dict:
-    """Returns the content of `datasets/NAME.yaml`.
-
-    Raises:
-        ConfigError: for an unknown name; the message gives the nearest.
-    """
-    return _named("datasets", name)
 
 
 def _parse_value(text: str) -> Any:
@@ -337,7 +262,7 @@ class _Merger:
         if key in _CHOICES and value not in _CHOICES[key]:
             raise ConfigError(
                 f"{source}: {key}={value!r} is not valid."
-                + _suggest(str(value), _CHOICES[key])
+                + suggest(str(value), _CHOICES[key])
             )
         if key in _REGULAR_EXPRESSIONS:
             try:
@@ -372,7 +297,7 @@ class _Merger:
                 if item not in valid:
                     raise ConfigError(
                         f"{source}: {key} has an unknown {item!r}."
-                        + _suggest(str(item), valid)
+                        + suggest(str(item), valid)
                     )
 
 
@@ -410,9 +335,9 @@ def load(
         or flat_overrides.get("data.ds_name")
         or merger.flat["data.ds_name"]
     )
-    info = load_dataset_info(dataset)
-    recipe = recipe or info["recipe"]
-    recipe_content = _named_or_path("recipes", recipe)
+    info = registry.load_info(dataset)
+    recipe = recipe or info.recipe
+    recipe_content = named_or_path("recipes", recipe)
     recipe_model = (recipe_content.get("model") or {}).get("model_name")
     model_name = (
         model_name
@@ -420,10 +345,10 @@ def load(
         or recipe_model
         or merger.flat["model.model_name"]
     )
-    model_content = _named_or_path("models", str(model_name))
+    model_content = named_or_path("models", str(model_name))
     merger.apply(model_content, f"model {model_name}")
     merger.apply(
-        {"data": {"ds_name": dataset, "num_classes": info["num_classes"]}},
+        {"data": {"ds_name": dataset, "num_classes": info.num_classes}},
         f"dataset {dataset}",
     )
     merger.apply(recipe_content, f"recipe {recipe}")
@@ -452,7 +377,7 @@ def load_model(name: str, options: Mapping[str, Any]) -> dict[str, dict]:
         ConfigError: as `load`.
     """
     merger = _Merger()
-    merger.apply(_named_or_path("models", name), f"model {name}")
+    merger.apply(named_or_path("models", name), f"model {name}")
     merger.apply({"model": dict(options)}, f"model {name}")
     config = _nest(merger.flat)
     _check_model(config["model"], name)
@@ -510,16 +435,16 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"model.num_classes={config.model.num_classes} is less than the "
             f"{config.data.num_classes} classes of {config.data.ds_name}."
         )
-    splits = load_dataset_info(config.data.ds_name)["splits"]
+    splits = registry.load_info(config.data.ds_name).splits
     for key in ("train.split", "eval.split", "eval.val_split"):
         section, option = key.split(".")
         split = config[section][option]
         if split is not None and split not in splits:
             raise ConfigError(
                 f"{key}: {config.data.ds_name} has no split {split!r}."
-                + _suggest(split, sorted(splits))
+                + suggest(split, sorted(splits))
             )
-    images = splits[config.train.split]["num_images"]
+    images = splits[config.train.split].num_images
     if config.train.batch_size > images:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} is more than the "
@@ -556,8 +481,8 @@ class RunPlan:
 
 def run_plan(config: ml_collections.ConfigDict) -> RunPlan:
     """Returns the run's number of steps; `train.epochs` may be fractional."""
-    splits = load_dataset_info(config.data.ds_name)["splits"]
-    images = splits[config.train.split]["num_images"]
+    splits = registry.load_info(config.data.ds_name).splits
+    images = splits[config.train.split].num_images
     steps_per_epoch = images // config.train.batch_size
     total = max(
         config.train.min_steps,

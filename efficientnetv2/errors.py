@@ -19,6 +19,10 @@ class UserError(Exception):
     exit_code = 2
 
 
+class DataError(UserError):
+    """The data cannot be had, read or written; the message says what to do."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns the valid name most like `name`, or '' if none is close.
 

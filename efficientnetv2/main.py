@@ -13,7 +13,7 @@ import tempfile
 
 from absl import app, flags, logging
 
-from efficientnetv2 import cli
+from efficientnetv2 import cli, declarative
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
 
@@ -109,7 +109,7 @@ def _load_config():
                 f"There is no run in {FLAGS.model_dir}: {path} is missing. "
                 "Train first, or name another --model_dir."
             )
-        saved = config_lib.read_yaml(path)
+        saved = declarative.read_yaml(path)
     return config_lib.load(
         dataset=FLAGS.dataset,
         model_name=FLAGS.model_name,

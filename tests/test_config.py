@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import declarative
 from efficientnetv2.config import ConfigError, load
 
 
@@ -111,9 +112,9 @@ def test_unknown_names_show_the_nearest(arguments, nearest):
 
 
 def test_every_recipe_and_model_loads():
-    for recipe in config_lib.names("recipes"):
+    for recipe in declarative.names("recipes"):
         assert load("fashion_mnist", recipe=recipe).train.epochs > 0
-    for model in config_lib.names("models"):
+    for model in declarative.names("models"):
         config = load("fashion_mnist", model_name=model)
         assert config.model.model_name == model
 

@@ -11,6 +11,7 @@ import yaml
 
 import efficientnetv2
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import declarative
 
 OPTIONS = {
     "num_classes": 4,
@@ -272,7 +273,7 @@ def test_the_table_command():
     assert row in result.stdout
     assert "21,612,360" in result.stdout and "8.37B" in result.stdout
     table = run().stdout.splitlines()
-    assert len(table) == len(config_lib.names("models")) + 1
+    assert len(table) == len(declarative.names("models")) + 1
     fused = run(
         "--model_name=efficientnet-b4", "--hparam_str=model.fused_stages=3"
     )

@@ -44,7 +44,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efficientnetv2.errors import UserError, nearest
+from efficientnetv2.errors import DataError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,10 +69,6 @@ _PROBE_SECONDS = 8
 _STALL_SECONDS = 60
 _TFRECORD_FRAME_BYTES = 16
 _FOREIGN_LEFTOVER_SECONDS = 3600
-
-
-class DataError(UserError):
-    """The data cannot be had, read or written; the message says what to do."""
 
 
 class _Absent(DataError):

@@ -3,6 +3,12 @@
 Every batch is a pure function of (seed, step), so a resumed run repeats the
 batches of an uninterrupted one. Stages differ in numbers only, which are
 looked up by step: one pipeline, traced once, serves all of them.
+
+Images that are in memory are gathered, cropped and resized as a batch. Encoded
+images are decoded, cropped and resized one by one, in the order and with the
+random numbers that the same images in memory would have. Shards are read in
+an order of their own: files in random order, and records through a buffer
+from which they are drawn at random.
 """
 
 from collections.abc import Sequence
@@ -12,9 +18,14 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2.config import RunPlan
-from efficientnetv2.data import mixing, preprocessing
+from efficientnetv2.data import mixing, preprocessing, sources
 from efficientnetv2.data.augment import policies
-from efficientnetv2.data.sources import ArraySource
+from efficientnetv2.data.sources import (
+    ArraySource,
+    EncodedSource,
+    Source,
+    StreamSource,
+)
 from efficientnetv2.training.progressive import Stage
 
 _CROP_TRIES = 10
@@ -54,7 +65,8 @@ def _boxes(config, uniforms, height: int, width: int):
     """Draws boxes and flips; returns them and the unused draws."""
     names = config.data.transformations
     batch = tf.shape(uniforms)[0]
-    boxes = tf.tile([[0.0, 0.0, height, width]], [batch, 1])
+    size = tf.stack([tf.cast(height, tf.float32), tf.cast(width, tf.float32)])
+    boxes = tf.tile(tf.concat([[0.0, 0.0], size], 0)[tf.newaxis], [batch, 1])
     flip, uniforms = uniforms[:, 0], uniforms[:, 1:]
     if "crop" in names:
         boxes = preprocessing.random_crop_boxes(
@@ -66,8 +78,7 @@ def _boxes(config, uniforms, height: int, width: int):
         uniforms = uniforms[:, 4 * _CROP_TRIES :]
     if "shift" in names:
         shift = (2.0 * uniforms[:, :2] - 1.0) * config.data.shift
-        shift *= tf.constant([height, width], tf.float32)
-        boxes += tf.pad(shift, [[0, 0], [0, 2]])
+        boxes += tf.pad(shift * size, [[0, 0], [0, 2]])
         uniforms = uniforms[:, 2:]
     flip = (flip < 0.5) if "flip" in names else tf.zeros([batch], tf.bool)
     return boxes, flip, uniforms
@@ -106,8 +117,92 @@ def _augment(config, images, uniforms, policy, mode, magnitude, noise_seed):
     return preprocessing.normalize(distorted, mode)
 
 
+class _Schedule:
+    """What the steps of a run need, looked up by step."""
+
+    def __init__(self, config, plan: RunPlan, stages: Sequence[Stage]):
+        self.config, self.plan = config, plan
+        self.mode, self.policy = preprocessing.parse_augname(
+            config.data.augname
+        )
+        self.draws = _number_of_draws(config, self.policy)
+        self.ends = tf.constant([s.last_step for s in stages], tf.int64)
+        self.sizes = tf.constant([s.image_size for s in stages], tf.int32)
+        self.magnitudes = tf.constant(
+            [s.randaugment_magnitude for s in stages], tf.float64
+        )
+        alphas = [[s.mixup_alpha, s.cutmix_alpha] for s in stages]
+        self.alphas = tf.constant(alphas, tf.float32)
+        self.mixes = bool(np.any(np.array(alphas) > 0))
+
+    def stage(self, step) -> tf.Tensor:
+        return tf.searchsorted(self.ends, [step], side="right")[0]
+
+    def uniforms(self, step) -> tf.Tensor:
+        """Returns the draws of a step: float32 [batch, draws]."""
+        return tf.random.stateless_uniform(
+            [self.config.train.batch_size, self.draws],
+            _seed(self.config, _AUGMENT, step),
+        )
+
+    def crop(self, images, uniforms, step):
+        """Crops, resizes and flips; returns images and unused draws."""
+        height, width = tf.unstack(tf.shape(images)[1:3])
+        boxes, flip, uniforms = _boxes(self.config, uniforms, height, width)
+        images = preprocessing.crop_resize_flip(
+            images, boxes, flip, self.sizes[self.stage(step)]
+        )
+        return images, uniforms
+
+    def finish(self, images, labels, uniforms, step):
+        """Augments and mixes a batch of images of the stage's size.
+
+        Args:
+            images: float32 [batch, size, size, channels], in [0, 255].
+            labels: int64 [batch], or float32 [batch, classes].
+            uniforms: float32 [batch, ...], unused draws.
+            step: int64 scalar.
+        """
+        config, stage = self.config, self.stage(step)
+        batch, classes = config.train.batch_size, config.model.num_classes
+        images = _augment(
+            config,
+            preprocessing.to_rgb(images),
+            uniforms,
+            self.policy,
+            self.mode,
+            self.magnitudes[stage],
+            _seed(config, _NOISE, step),
+        )
+        labels = to_vectors(labels, classes)
+        if self.mixes:
+            images, labels = mixing.mix(
+                images,
+                labels,
+                _seed(config, _MIX, step),
+                self.alphas[stage, 0],
+                self.alphas[stage, 1],
+            )
+        images.set_shape([batch, None, None, 3])
+        labels.set_shape([batch, classes])
+        return images, labels
+
+
+def to_vectors(labels: tf.Tensor, classes: int) -> tf.Tensor:
+    """Returns labels as float32 [batch, classes].
+
+    Args:
+        labels: int64 [batch], or float32 [batch, at most classes] of zeros
+            and ones.
+        classes: width of the result.
+    """
+    if labels.shape.rank == 1:
+        return tf.one_hot(labels, classes)
+    return tf.pad(labels, [[0, 0], [0, classes - labels.shape[1]]])
+
+
 def training_dataset(
-    source: ArraySource,
+    source: Source,
     config: ml_collections.ConfigDict,
     plan: RunPlan,
     stages: Sequence[Stage],
@@ -126,89 +221,184 @@ def training_dataset(
         A dataset of (images, labels): float32 [batch, size, size, 3], with
         the size of the stage, and float32 [batch, classes].
     """
-    mode, policy = preprocessing.parse_augname(config.data.augname)
-    draws = _number_of_draws(config, policy)
-    batch = config.train.batch_size
-    images_in_memory = tf.constant(source.images)
-    labels_in_memory = tf.constant(source.labels)
-    height, width = source.images.shape[1:3]
-    ends = tf.constant([stage.last_step for stage in stages], tf.int64)
-    sizes = tf.constant([stage.image_size for stage in stages], tf.int32)
-    magnitudes = tf.constant(
-        [stage.randaugment_magnitude for stage in stages], tf.float64
-    )
-    alphas = tf.constant(
-        [[stage.mixup_alpha, stage.cutmix_alpha] for stage in stages],
-        tf.float32,
-    )
-    mixes = bool(np.any(alphas.numpy() > 0))
-
-    @tf.autograph.experimental.do_not_convert
-    def make_batch(step):
-        stage = tf.searchsorted(ends, [step], side="right")[0]
-        index = epoch_indices(config, plan, step)
-        images = tf.gather(images_in_memory, index)
-        labels = tf.one_hot(
-            tf.gather(labels_in_memory, index), config.model.num_classes
-        )
-        uniforms = tf.random.stateless_uniform(
-            [batch, draws], _seed(config, _AUGMENT, step)
-        )
-        boxes, flip, uniforms = _boxes(config, uniforms, height, width)
-        images = preprocessing.crop_resize_flip(
-            images, boxes, flip, sizes[stage]
-        )
-        images = _augment(
-            config,
-            preprocessing.to_rgb(images),
-            uniforms,
-            policy,
-            mode,
-            magnitudes[stage],
-            _seed(config, _NOISE, step),
-        )
-        if mixes:
-            images, labels = mixing.mix(
-                images,
-                labels,
-                _seed(config, _MIX, step),
-                alphas[stage, 0],
-                alphas[stage, 1],
-            )
-        images.set_shape([batch, None, None, 3])
-        labels.set_shape([batch, config.model.num_classes])
-        return images, labels
-
-    dataset = tf.data.Dataset.range(first_step, plan.total_steps)
-    dataset = dataset.map(
-        make_batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    )
+    schedule = _Schedule(config, plan, stages)
+    steps = tf.data.Dataset.range(first_step, plan.total_steps)
+    if isinstance(source, ArraySource):
+        dataset = _from_arrays(source, schedule, steps)
+    else:
+        dataset = _from_encoded(source, schedule, steps, first_step)
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
+def _map(dataset, function):
+    return dataset.map(
+        tf.autograph.experimental.do_not_convert(function),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+
+
+def _from_arrays(source: ArraySource, schedule: _Schedule, steps):
+    images_in_memory = tf.constant(source.images)
+    labels_in_memory = tf.constant(source.labels)
+
+    def make_batch(step):
+        index = epoch_indices(schedule.config, schedule.plan, step)
+        images, uniforms = schedule.crop(
+            tf.gather(images_in_memory, index), schedule.uniforms(step), step
+        )
+        labels = tf.gather(labels_in_memory, index)
+        return schedule.finish(images, labels, uniforms, step)
+
+    return _map(steps, make_batch)
+
+
+def _from_encoded(
+    source: EncodedSource | StreamSource,
+    schedule: _Schedule,
+    steps,
+    first_step: int,
+):
+    batch = schedule.config.train.batch_size
+    draws = _map(
+        steps,
+        lambda step: (tf.repeat(step, batch), schedule.uniforms(step)),
+    ).unbatch()
+    if isinstance(source, EncodedSource):
+        read = _reader(source)
+        order = _map(
+            steps,
+            lambda step: epoch_indices(schedule.config, schedule.plan, step),
+        ).unbatch()
+        examples = _map(order, read)
+    else:
+        examples = _shuffled_stream(source, schedule, first_step)
+
+    def load(example, draw):
+        (encoded, label), (step, uniforms) = example, draw
+        image = preprocessing.decode(encoded)
+        images, uniforms = schedule.crop(
+            image[tf.newaxis], uniforms[tf.newaxis], step
+        )
+        return images[0], label, uniforms[0]
+
+    images = _map(tf.data.Dataset.zip(examples, draws), load)
+    batches = images.batch(batch, drop_remainder=True)
+    return _map(
+        tf.data.Dataset.zip(batches, steps),
+        lambda parts, step: schedule.finish(*parts, step),
+    )
+
+
+def _reader(source: EncodedSource):
+    """Returns a function from an index to (encoded image, label)."""
+    items = tf.constant(np.asarray(source.items, dtype=object))
+    labels = tf.constant(source.labels)
+
+    def read(index):
+        item = items[index]
+        return tf.io.read_file(item) if source.in_files else item, labels[index]
+
+    return read
+
+
+def _shuffled_stream(
+    source: StreamSource, schedule: _Schedule, first_step: int
+) -> tf.data.Dataset:
+    """Returns the examples of all steps from `first_step` on.
+
+    Each epoch has an order of its own: of the files, of which several are
+    read in turn, and of the records, by a buffer. Before `first_step` records
+    are read, but neither parsed nor decoded.
+    """
+    config, plan = schedule.config, schedule.plan
+    batch = config.train.batch_size
+    first_epoch, skipped = divmod(first_step, plan.steps_per_epoch)
+    last_epoch = -(-plan.total_steps // plan.steps_per_epoch)
+    paths = tf.constant([shard.path for shard in source.shards])
+    skips = tf.constant([shard.skip for shard in source.shards], tf.int64)
+    takes = tf.constant([shard.take for shard in source.shards], tf.int64)
+    length = plan.steps_per_epoch * batch
+
+    def read_shard(index):
+        dataset = tf.data.TFRecordDataset(paths[index])
+        return dataset.skip(skips[index]).take(takes[index])
+
+    def read_epoch(epoch):
+        seed = _seed(config, _SHUFFLE, epoch)
+        order = tf.raw_ops.RandomIndexShuffle(
+            index=tf.range(len(source.shards), dtype=tf.int64),
+            seed=tf.concat([seed, [0]], 0),
+            max_index=tf.constant(len(source.shards) - 1, tf.int64),
+            rounds=4,
+        )
+        dataset = tf.data.Dataset.from_tensor_slices(order)
+        dataset = dataset.interleave(
+            read_shard,
+            cycle_length=min(16, len(source.shards)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        dataset = dataset.shuffle(
+            config.data.shuffle_buffer,
+            seed=tf.cast(seed[0], tf.int64) + tf.bitwise.left_shift(epoch, 32),
+        )
+        dataset = dataset.take(length).apply(
+            tf.data.experimental.assert_cardinality(length)
+        )
+        return dataset.skip(
+            tf.where(epoch == first_epoch, tf.constant(skipped, tf.int64), 0)
+            * batch
+        )
+
+    epochs = tf.data.Dataset.range(first_epoch, last_epoch)
+    return _map(epochs.flat_map(read_epoch), source.parse)
+
+
 def evaluation_dataset(
-    source: ArraySource, config: ml_collections.ConfigDict
+    source: Source, config: ml_collections.ConfigDict
 ) -> tf.data.Dataset:
     """Returns every example of a split once, the last batch being smaller.
 
     Returns:
         A dataset of (images, labels): float32 [batch, eval.isize,
-        eval.isize, 3] and int64 [batch].
+        eval.isize, 3]; int64 [batch], or float32 [batch, classes] of zeros
+        and ones.
     """
     mode, _ = preprocessing.parse_augname(config.data.augname)
+    size, chosen = config.eval.isize, config.data.eval_transformations
 
-    @tf.autograph.experimental.do_not_convert
+    def decode(encoded, label):
+        image = preprocessing.decode_for_eval(encoded, size, mode, chosen)
+        image.set_shape([size, size, 3])
+        return image, label
+
     def preprocess(images, labels):
         images = preprocessing.preprocess_for_eval(
-            preprocessing.to_rgb(images),
-            config.eval.isize,
-            mode,
-            config.data.eval_transformations,
+            preprocessing.to_rgb(images), size, mode, chosen
         )
-        images.set_shape([None, config.eval.isize, config.eval.isize, 3])
+        images.set_shape([None, size, size, 3])
         return images, labels
 
-    dataset = tf.data.Dataset.from_tensor_slices((source.images, source.labels))
+    if isinstance(source, ArraySource):
+        dataset = tf.data.Dataset.from_tensor_slices(
+            (source.images, source.labels)
+        )
+        dataset = dataset.batch(config.eval.batch_size)
+        return _map(dataset, preprocess).prefetch(tf.data.AUTOTUNE)
+    dataset = _map(encoded_examples(source), decode)
     dataset = dataset.batch(config.eval.batch_size)
-    dataset = dataset.map(preprocess, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def encoded_examples(
+    source: EncodedSource | StreamSource,
+) -> tf.data.Dataset:
+    """Returns (encoded image, label) of every example, in order."""
+    if isinstance(source, EncodedSource):
+        return _map(tf.data.Dataset.range(len(source)), _reader(source))
+    parts = [sources.records(shard) for shard in source.shards]
+    dataset = parts[0]
+    for part in parts[1:]:
+        dataset = dataset.concatenate(part)
+    return _map(dataset, source.parse)

@@ -8,7 +8,11 @@ Three conventions of the released code, chosen by `data.augname`:
              and standard deviation
 """
 
+import io
+
+import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 MODES = ("default", "ft", "v1")
 _V1_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -141,6 +145,42 @@ def preprocess_for_eval(
     return images if mode == "ft" else normalize(images, mode)
 
 
+def decode(data: tf.Tensor) -> tf.Tensor:
+    """Decodes an encoded image to RGB.
+
+    Grayscale is repeated, transparency left out, of 16 bits the upper eight
+    are taken, CMYK is converted, and of an animation the first frame is
+    taken.
+
+    Args:
+        data: string scalar: JPEG, PNG, BMP, GIF or WebP.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+
+    def by_tensorflow():
+        return tf.io.decode_image(data, channels=3, expand_animations=False)
+
+    def by_pillow():
+        image = tf.numpy_function(_decode_with_pillow, [data], tf.uint8)
+        return tf.ensure_shape(image, [None, None, 3])
+
+    # TensorFlow takes the numbers of a palette in a BMP for shades of gray.
+    # Byte 28 is the number of bits of a pixel.
+    head = tf.io.decode_raw(tf.strings.substr(data, 0, 29), tf.uint8)
+    head = tf.pad(head, [[0, 29 - tf.size(head)]])
+    palette = (tf.strings.substr(data, 0, 2) == "BM") & (head[28] <= 8)
+    image = tf.cond(palette, by_pillow, by_tensorflow)
+    image.set_shape([None, None, 3])
+    return image
+
+
+def _decode_with_pillow(data: np.ndarray) -> np.ndarray:
+    with Image.open(io.BytesIO(data.item())) as image:
+        return np.asarray(image.convert("RGB"))
+
+
 def decode_for_eval(
     data: tf.Tensor,
     size,
@@ -153,8 +193,7 @@ def decode_for_eval(
     changes the colours at the edges a little.
 
     Args:
-        data: string scalar: JPEG, PNG, BMP or GIF, of which the first frame
-            is taken.
+        data: string scalar, see `decode`.
         size, mode, transformations: see `preprocess_for_eval`.
 
     Returns:
@@ -162,9 +201,7 @@ def decode_for_eval(
     """
 
     def decode_all():
-        image = tf.io.decode_image(data, channels=3, expand_animations=False)
-        image.set_shape([None, None, 3])
-        return preprocess_for_eval(image, size, mode, transformations)
+        return preprocess_for_eval(decode(data), size, mode, transformations)
 
     def decode_crop():
         shape = tf.io.extract_jpeg_shape(data)

@@ -1,6 +1,14 @@
-"""Where examples come from: splits of a dataset as arrays in memory."""
+"""Where examples come from, and how a split of them is read.
 
+There are three kinds of splits. An `ArraySource` holds images of one size in
+memory, an `EncodedSource` holds encoded images or the names of their files,
+both in any order; a `StreamSource` reads shards from the first record to the
+last.
+"""
+
+import contextlib
 import dataclasses
+import glob
 import http.client
 import os
 import pathlib
@@ -8,16 +16,20 @@ import re
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ml_collections
 import numpy as np
+import tensorflow as tf
 
-from efficientnetv2.config import load_dataset_info
-from efficientnetv2.data import fashion_mnist
-from efficientnetv2.data.fashion_mnist import DataError
+from efficientnetv2.data import fashion_mnist, folders, registry
+from efficientnetv2.data.registry import DatasetInfo, Split
+from efficientnetv2.errors import DataError
 
 DEFAULT_DATA_DIR = "~/.cache/efficientnetv2/data"
+# A TFDS split of images of several sizes is kept in memory, encoded, up to
+# this number of images, and read from its shards above.
+_MOST_IN_MEMORY = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +48,68 @@ class ArraySource:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedSource:
+    """A split of encoded images of any size.
+
+    Attributes:
+        items: bytes or str [examples]: encoded images, or names of files.
+        in_files: whether `items` are names of files.
+        labels: int64 [examples], in [0, classes).
+        class_names: one name a class.
+    """
+
+    items: Sequence[bytes | str]
+    in_files: bool
+    labels: np.ndarray
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def describe(self, index: int) -> str:
+        """Returns what an error calls an example."""
+        name = self.class_names[self.labels[index]]
+        if self.in_files:
+            return f"{self.items[index]} (class {name!r})"
+        return f"example {index:,} (class {name!r})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A part of a TFRecord file: `take` records behind the first `skip`."""
+
+    path: str
+    skip: int = 0
+    take: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamSource:
+    """A split in shards of records.
+
+    Attributes:
+        shards: in order.
+        parse: maps a serialized record to (encoded image, label): string
+            scalar; int64 scalar, or float32 [classes] of zeros and ones.
+        num_images: as the registry says.
+        class_names: one name a class.
+        multi_label: whether labels are vectors.
+    """
+
+    shards: Sequence[Shard]
+    parse: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    num_images: int
+    class_names: list[str]
+    multi_label: bool = False
+
+    def __len__(self) -> int:
+        return self.num_images
+
+
+Source = ArraySource | EncodedSource | StreamSource
 
 
 def data_dir(config: ml_collections.ConfigDict) -> pathlib.Path:
@@ -63,7 +137,7 @@ def load_split(
     config: ml_collections.ConfigDict,
     split: str,
     log: Callable[[str], None] = print,
-) -> ArraySource:
+) -> Source:
     """Loads a split of the configured dataset, preparing it if needed.
 
     Args:
@@ -75,56 +149,210 @@ def load_split(
         DataError: if the data cannot be had or are not what the registry
             says.
     """
-    info = load_dataset_info(config.data.ds_name)
-    expected = info["splits"][split]
-    name, rows = parse_slice(expected["tfds_split"])
-    folder = data_dir(config)
-    if info["tfds_name"].startswith("fashion_mnist"):
-        prepared = fashion_mnist.prepare(folder, log=log)
-        images, labels = fashion_mnist.load_arrays(prepared, name)
-    else:
-        images, labels = _load_tfds(info["tfds_name"], name, folder, log)
-    images, labels = images[rows], labels[rows]
-    if len(labels) != expected["num_images"]:
-        raise DataError(
-            f"{config.data.ds_name}: the split {split!r} has {len(labels):,} "
-            f"images in {folder}, not {expected['num_images']:,} as the "
-            "registry says. Remove its folder there to prepare it anew."
+    info = registry.load_info(config.data.ds_name)
+    expected, folder = info.splits[split], data_dir(config)
+    if info.source == "folder":
+        files, labels = folders.scan(info.folder).splits[split]
+        log(f"{info.name}: {split}: {len(files):,} images in {info.folder}")
+        return EncodedSource(
+            files, True, np.array(labels, np.int64), info.class_names
         )
-    return ArraySource(images, labels, list(info["class_names"]))
+    if info.source == "tfrecord":
+        return open_shards(info, expected, folder)
+    source = _load_tfds(info, expected, folder, log)
+    if len(source) != expected.num_images:
+        raise DataError(
+            f"{info.name}: the split {split!r} has {len(source):,} images in "
+            f"{folder}, not {expected.num_images:,} as the registry says. "
+            "Remove its folder there to prepare it anew."
+        )
+    return source
+
+
+# --- TFRecord shards --------------------------------------------------------
+
+
+def open_shards(
+    info: DatasetInfo,
+    split: Split,
+    folder: pathlib.Path,
+    host: int = 0,
+    num_hosts: int = 1,
+) -> StreamSource:
+    """Finds the shards of a split.
+
+    Args:
+        info: of the dataset.
+        split: with `files` and `shards`.
+        folder: with the shards, or with a folder of the dataset's name that
+            holds them.
+        host, num_hosts: which part of the shards is read: each host reads
+            files of its own.
+
+    Raises:
+        DataError: if no file matches, or there are fewer shards than hosts.
+    """
+    inside = folder / pathlib.Path(info.name).stem
+    for place in (inside, folder):
+        paths = sorted(glob.glob(str(place / split.files)))
+        if paths:
+            break
+    if not paths:
+        raise DataError(
+            f"{info.name}: no file matches {split.files} in {inside} or "
+            f"{folder}. {info.how_to_get}".rstrip()
+        )
+    chosen = paths[slice(*split.shards)]
+    if not chosen:
+        raise DataError(
+            f"{info.name}: of the {len(paths)} files {split.files} in "
+            f"{place} none is left by shards {list(split.shards)}."
+        )
+    if len(chosen) < num_hosts:
+        raise DataError(
+            f"{info.name}: {len(chosen)} shards {split.files} in {place} are "
+            f"fewer than the {num_hosts} hosts, of which each reads files of "
+            "its own. Write more, smaller shards."
+        )
+
+    def parse(record):
+        return _parse_example(record, info)
+
+    return StreamSource(
+        [Shard(path) for path in chosen[host::num_hosts]],
+        parse,
+        split.num_images,
+        info.class_names,
+        info.multi_label,
+    )
+
+
+def _parse_example(record: tf.Tensor, info: DatasetInfo):
+    label_shape = tf.io.VarLenFeature(tf.int64)
+    if not info.multi_label:
+        label_shape = tf.io.FixedLenFeature([], tf.int64)
+    parsed = tf.io.parse_single_example(
+        record,
+        {
+            info.image_key: tf.io.FixedLenFeature([], tf.string),
+            info.label_key: label_shape,
+        },
+    )
+    labels = parsed[info.label_key]
+    if info.multi_label:
+        labels = labels.values
+    labels += info.label_offset
+    known = (labels >= 0) & (labels < info.num_classes)
+    check = tf.debugging.Assert(
+        tf.reduce_all(known),
+        ["label out of range", labels, info.num_classes],
+    )
+    with tf.control_dependencies([check]):
+        labels = tf.identity(labels)
+    if info.multi_label:
+        labels = tf.reduce_max(tf.one_hot(labels, info.num_classes), axis=0)
+        labels = tf.maximum(labels, 0.0)
+    return parsed[info.image_key], labels
+
+
+# --- TensorFlow Datasets ----------------------------------------------------
 
 
 def _load_tfds(
-    name: str, split: str, folder: pathlib.Path, log: Callable[[str], None]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Prepares any builder of TensorFlow Datasets and loads a split."""
+    info: DatasetInfo,
+    split: Split,
+    folder: pathlib.Path,
+    log: Callable[[str], None],
+) -> Source:
+    if info.tfds_name.startswith("fashion_mnist"):
+        name, rows = parse_slice(split.tfds_split)
+        prepared = fashion_mnist.prepare(folder, log=log)
+        images, labels = fashion_mnist.load_arrays(prepared, name)
+        return ArraySource(images[rows], labels[rows], info.class_names)
+    with _explained_tfds(info, folder) as state:
+        builder = _prepare_tfds(info.tfds_name, folder, state, log)
+        shape = builder.info.features["image"].shape
+        if None not in shape:
+            examples = builder.as_dataset(split=split.tfds_split, batch_size=-1)
+            return ArraySource(
+                examples["image"].numpy(),
+                examples["label"].numpy(),
+                info.class_names,
+            )
+        stream = _tfds_stream(builder, info, split)
+        if split.num_images > _MOST_IN_MEMORY:
+            return stream
+        items, labels = [], []
+        for shard in stream.shards:
+            for item, label in records(shard).map(stream.parse):
+                items.append(item.numpy())
+                labels.append(label.numpy())
+    return EncodedSource(
+        items, False, np.array(labels, np.int64), info.class_names
+    )
+
+
+def records(shard: Shard) -> tf.data.Dataset:
+    """Returns the serialized records of a shard."""
+    dataset = tf.data.TFRecordDataset(shard.path)
+    return dataset.skip(shard.skip).take(shard.take)
+
+
+def _tfds_stream(builder, info: DatasetInfo, split: Split) -> StreamSource:
     import tensorflow_datasets as tfds
 
-    prepared = False
+    features = builder.info.features
+    decoders = {"image": tfds.decode.SkipDecoding()}
+
+    def parse(record):
+        example = features.deserialize_example(record, decoders=decoders)
+        return example["image"], example["label"]
+
+    instructions = builder.info.splits[split.tfds_split].file_instructions
+    shards = [
+        Shard(str(each.filename), each.skip, each.take) for each in instructions
+    ]
+    return StreamSource(
+        shards,
+        parse,
+        sum(each.examples_in_shard for each in instructions),
+        info.class_names,
+    )
+
+
+def _prepare_tfds(name: str, folder: pathlib.Path, state: dict, log):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=folder)
+    state["prepared"] = builder.data_path.exists()
+    if not state["prepared"]:
+        _probe(pathlib.Path(tfds.__file__).parent, builder.name)
+        log(f"{name}: downloading to {folder} ...")
+        builder.download_and_prepare()
+    else:
+        log(f"{name}: prepared in {builder.data_path}.")
+    return builder
+
+
+@contextlib.contextmanager
+def _explained_tfds(info: DatasetInfo, folder: pathlib.Path):
+    """Turns any error of TFDS, which have no common class, into ours."""
+    state = {"prepared": False}
     try:
-        builder = tfds.builder(name, data_dir=folder)
-        prepared = builder.data_path.exists()
-        if not prepared:
-            _probe(pathlib.Path(tfds.__file__).parent, builder.name)
-            log(f"{name}: downloading to {folder} ...")
-            builder.download_and_prepare()
-        examples = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
-    except Exception as error:  # TFDS has no common class of errors.
+        yield state
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        state = (
+        problem = (
             f"the data in {folder} cannot be read"
-            if prepared
+            if state["prepared"]
             else f"not found prepared in {folder}, and no download"
         )
         raise DataError(
-            f"{name}: {state} ({reason}). Prepare it on a machine with a "
-            f"network by `tfds build {name.split(':')[0]} "
+            f"{info.tfds_name}: {problem} ({reason}). Prepare it on a machine "
+            f"with a network by `tfds build {info.tfds_name.split(':')[0]} "
             f"--data_dir={folder}` and copy that folder, or name another one "
             "with --data_dir."
         ) from error
-    if prepared:
-        log(f"{name}: prepared in {builder.data_path}.")
-    return examples["image"], examples["label"]
 
 
 def _probe(package: pathlib.Path, name: str) -> None:

@@ -8,7 +8,7 @@
 
 from absl import app, flags
 
-from efficientnetv2 import cli
+from efficientnetv2 import cli, declarative
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import counting
@@ -66,7 +66,7 @@ def _one(name: str) -> None:
 
 def _all() -> None:
     lines = [("model", "image size", "blocks", "parameters", "multiply-adds")]
-    for name in config_lib.names("models"):
+    for name in declarative.names("models"):
         model, size = _load(name)
         rows = counting.count_stages(model, size)
         sums = counting.total(rows)

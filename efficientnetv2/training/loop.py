@@ -18,7 +18,7 @@ import tensorflow as tf
 
 import efficientnetv2
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import zoo
+from efficientnetv2 import declarative, zoo
 from efficientnetv2.config import RunPlan, run_plan
 from efficientnetv2.data import pipeline, sources
 from efficientnetv2.errors import UserError
@@ -124,7 +124,7 @@ def claim_model_dir(run: Run) -> None:
         changed = [
             difference
             for difference in config_lib.differences(
-                config_lib.read_yaml(path), run.config.to_dict()
+                declarative.read_yaml(path), run.config.to_dict()
             )
             if not difference[0].startswith(_FREE_OPTIONS)
         ]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import fashion_mnist, sources
+from efficientnetv2.data import fashion_mnist, registry, sources
 
 
 def test_slices():
@@ -17,19 +17,19 @@ def test_slices():
 
 @pytest.mark.parametrize("dataset", ["fashion_mnist", "cifar10"])
 def test_train_and_minival_are_disjoint_and_make_trainval(dataset):
-    splits = config_lib.load_dataset_info(dataset)["splits"]
+    splits = registry.load_info(dataset).splits
     rows = {
-        name: range(split["num_images"] + 100_000)[
-            sources.parse_slice(split["tfds_split"])[1]
+        name: range(split.num_images + 100_000)[
+            sources.parse_slice(split.tfds_split)[1]
         ]
         for name, split in splits.items()
     }
     assert rows["train"].stop == rows["minival"].start
     assert (
-        splits["train"]["num_images"] + splits["minival"]["num_images"]
-        == splits["trainval"]["num_images"]
+        splits["train"].num_images + splits["minival"].num_images
+        == splits["trainval"].num_images
     )
-    assert sources.parse_slice(splits["eval"]["tfds_split"])[0] == "test"
+    assert sources.parse_slice(splits["eval"].tfds_split)[0] == "test"
 
 
 def _fake_fashion_mnist(monkeypatch, count):

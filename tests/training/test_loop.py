@@ -1,5 +1,6 @@
 """Whole runs on a tiny model: train, resume, evaluate, export."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import tensorflow as tf
 from efficientnetv2 import api
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import RunPlan
-from efficientnetv2.data import pipeline, sources
+from efficientnetv2.data import pipeline, registry, sources
 from efficientnetv2.errors import UserError
 from efficientnetv2.training import (
     callbacks,
@@ -31,13 +32,13 @@ from efficientnetv2.training import (
 def small_data(monkeypatch, source):
     """Every split is the same 200 examples."""
     splits = {
-        name: {"num_images": 200, "tfds_split": "train"}
+        name: registry.Split(200, tfds_split="train")
         for name in ("train", "minival", "trainval", "eval")
     }
-    info = config_lib.load_dataset_info("fashion_mnist")
-    monkeypatch.setattr(
-        config_lib, "load_dataset_info", lambda _: {**info, "splits": splits}
+    info = dataclasses.replace(
+        registry.load_info("fashion_mnist"), splits=splits
     )
+    monkeypatch.setattr(registry, "load_info", lambda _: info)
     monkeypatch.setattr(sources, "load_split", lambda *_, **__: source)
 
 
@@ -176,11 +177,10 @@ np.savez(sys.argv[3], served=served['probabilities'],
     )
     config = tiny_config(LEARNS)
     from efficientnetv2.models import architecture
-    from efficientnetv2.training.trainer import load_network
 
     network = architecture.build(config.model.to_dict())
     best = checkpoints.load(checkpoints.find(finished, "best"))
-    load_network(network, best.arrays, best.path)
+    loop.load_averaged(network, best)
     dataset = pipeline.evaluation_dataset(source, config)
     logits = network(next(iter(dataset))[0][:5])
     expected = tf.nn.softmax(logits).numpy()
@@ -188,7 +188,7 @@ np.savez(sys.argv[3], served=served['probabilities'],
         np.testing.assert_allclose(file["served"], expected, atol=1e-5)
         np.testing.assert_allclose(file["encoded"], expected, atol=1e-5)
         names = file["labels"].tolist()
-    class_names = config_lib.load_dataset_info("fashion_mnist")["class_names"]
+    class_names = registry.load_info("fashion_mnist").class_names
     assert names == [class_names[k] for k in expected.argmax(1)]
 
 

@@ -1,0 +1,207 @@
+"""The registry of datasets: what each is, before anything is read.
+
+A dataset is a file of `datasets/`, a user's YAML file of the same form, or a
+folder of images.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from efficientnetv2.data import folders
+from efficientnetv2.declarative import (
+    ConfigError,
+    named_or_path,
+    names,
+    suggest,
+)
+from efficientnetv2.errors import nearest
+
+SOURCES = ("tfds", "tfrecord", "folder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A part of a dataset.
+
+    Attributes:
+        num_images: exact number.
+        tfds_split: of TensorFlow Datasets, such as 'train[:55000]'.
+        files: pattern of TFRecord shards, such as 'train-*'.
+        shards: first and last (excluded) of the sorted shards, or None.
+    """
+
+    num_images: int
+    tfds_split: str | None = None
+    files: str | None = None
+    shards: tuple[int | None, int | None] = (None, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a dataset.
+
+    Attributes:
+        name: in the registry, or the path that the user gave.
+        source: one of `SOURCES`.
+        num_classes: number of classes.
+        splits: 'train' and 'eval', often 'minival' and 'trainval'.
+        class_names: one a class, in the order of the labels.
+        recipe: used unless another is named.
+        channels: of the stored images: 1 or 3.
+        image_shape: [height, width, channels], None if they vary.
+        multi_label: whether an image has several classes.
+        tfds_name: of the builder, such as 'cifar10'.
+        image_key, label_key: features of a TFRecord example.
+        label_offset: added to the stored label; -1 where they begin at 1.
+        folder: of the images.
+        license, citation, how_to_get: for people.
+    """
+
+    name: str
+    source: str
+    num_classes: int
+    splits: Mapping[str, Split]
+    class_names: list[str]
+    recipe: str = "finetune"
+    channels: int = 3
+    image_shape: list[int] | None = None
+    multi_label: bool = False
+    tfds_name: str | None = None
+    image_key: str = "image/encoded"
+    label_key: str = "image/class/label"
+    label_offset: int = 0
+    folder: str | None = None
+    license: str = "not stated"
+    citation: str = ""
+    how_to_get: str = ""
+
+
+_FIELDS = {
+    field.name: field
+    for field in dataclasses.fields(DatasetInfo)
+    if field.name != "name"
+}
+_SPLIT_FIELDS = [field.name for field in dataclasses.fields(Split)]
+_NEEDED = {"tfds": "tfds_split", "tfrecord": "files"}
+
+
+def load_info(name: str) -> DatasetInfo:
+    """Returns what is known of a dataset.
+
+    Args:
+        name: in `datasets/`, or the path of a YAML file or of a folder.
+
+    Raises:
+        ConfigError: for an unknown name, of which the nearest is given, or a
+            YAML file with a mistake.
+        DataError: for a folder that is not one of images by class.
+    """
+    if name in names("datasets"):
+        return parse_info(name, named_or_path("datasets", name))
+    if name.endswith((".yaml", ".yml")):
+        return parse_info(name, named_or_path("datasets", name))
+    path = pathlib.Path(name).expanduser()
+    if path.is_dir() or "/" in name:
+        return _folder_info(name, path)
+    raise ConfigError(
+        f"Unknown dataset {name!r}."
+        + suggest(name, names("datasets"))
+        + " Or give the path of a folder of images or of a YAML file."
+    )
+
+
+def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
+    """Checks the content of a YAML file.
+
+    Raises:
+        ConfigError: names the file, the option and what it should be.
+    """
+
+    def fail(text):
+        raise ConfigError(f"dataset {name}: {text}")
+
+    for key in content:
+        if key not in _FIELDS:
+            near = nearest(str(key), _FIELDS)
+            hint = f" Did you mean {near!r}?" if near else ""
+            fail(f"unknown option {key!r}.{hint}")
+    values = dict(content)
+    source = values.get("source")
+    if source not in SOURCES:
+        fail(f"source must be one of {', '.join(SOURCES)}, not {source!r}.")
+    if source == "folder":
+        if not isinstance(values.get("folder"), str):
+            fail("source folder needs 'folder: path'.")
+        base = pathlib.Path(name).parent if name.endswith("ml") else "."
+        path = pathlib.Path(base, values["folder"]).expanduser()
+        found = _folder_info(name, path)
+        return dataclasses.replace(found, **values | {"folder": str(path)})
+    if source == "tfds" and not isinstance(values.get("tfds_name"), str):
+        fail("source tfds needs 'tfds_name: NAME'.")
+    if not isinstance(values.get("splits"), dict):
+        fail("needs 'splits:' with train and eval.")
+    class_names = values.get("class_names")
+    classes = values.get("num_classes", len(class_names or []))
+    if not isinstance(classes, int) or classes < 1:
+        fail(f"num_classes must be a whole number, not {classes!r}.")
+    if class_names is None:
+        class_names = [str(index) for index in range(classes)]
+    if not isinstance(class_names, list) or len(class_names) != classes:
+        fail(f"class_names must be a list of {classes} names.")
+    values["num_classes"] = classes
+    values["class_names"] = [str(each) for each in class_names]
+    values["splits"] = {
+        key: _parse_split(split, source, f"{key!r}", fail)
+        for key, split in values["splits"].items()
+    }
+    for key in ("train", "eval"):
+        if key not in values["splits"]:
+            fail(f"needs a split {key!r}.")
+    for key, value in values.items():
+        default = _FIELDS[key].default
+        if isinstance(default, (bool, int, str)) and not isinstance(
+            value, type(default)
+        ):
+            fail(f"{key} must be like {default!r}, not {value!r}.")
+    return DatasetInfo(name=name, **values)
+
+
+def _parse_split(content, source: str, label: str, fail) -> Split:
+    if not isinstance(content, dict):
+        fail(f"split {label} must be a mapping such as {{num_images: 100}}.")
+    for key in content:
+        if key not in _SPLIT_FIELDS:
+            fail(
+                f"split {label}: unknown option {key!r}; known: "
+                f"{', '.join(_SPLIT_FIELDS)}."
+            )
+    needed = _NEEDED[source]
+    if not isinstance(content.get(needed), str):
+        fail(f"split {label} needs '{needed}: ...'.")
+    count = content.get("num_images")
+    if not isinstance(count, int) or count < 1:
+        fail(f"split {label}: num_images must be at least 1, not {count!r}.")
+    shards = content.get("shards", [None, None])
+    if not (
+        isinstance(shards, list)
+        and len(shards) == 2
+        and all(each is None or isinstance(each, int) for each in shards)
+    ):
+        fail(f"split {label}: shards must be like [20, null].")
+    return Split(**{**content, "shards": tuple(shards)})
+
+
+def _folder_info(name: str, path: pathlib.Path) -> DatasetInfo:
+    index = folders.scan(path)
+    return DatasetInfo(
+        name=name,
+        source="folder",
+        num_classes=len(index.class_names),
+        class_names=index.class_names,
+        splits={
+            key: Split(len(files)) for key, (files, _) in index.splits.items()
+        },
+        folder=str(path),
+    )

@@ -1,0 +1,96 @@
+"""The declarative files: hparams/ and datasets/, and YAML by path.
+
+YAML is parsed by the safe loader: it is data, and nothing in it is executed.
+"""
+
+import os
+import pathlib
+
+import yaml
+
+from efficientnetv2.errors import UserError, nearest
+
+# The safe loader, in C where PyYAML was built with it.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that names or combines things that do not exist."""
+
+
+def declarative_dir(name: str) -> pathlib.Path:
+    """Returns the folder `hparams` or `datasets`.
+
+    Beside the package in a checkout, inside it in an installed wheel.
+    """
+    package = pathlib.Path(__file__).resolve().parent
+    beside = package.parent / name
+    if (package.parent / "setup.cfg").exists() and beside.is_dir():
+        return beside
+    return package / name
+
+
+def _folder(kind: str) -> pathlib.Path:
+    if kind == "datasets":
+        return declarative_dir("datasets")
+    return declarative_dir("hparams") / kind
+
+
+def names(kind: str) -> list[str]:
+    """Returns the known names of a kind: models, recipes or datasets."""
+    return sorted(path.stem for path in _folder(kind).glob("*.yaml"))
+
+
+def suggest(name: str, valid: list[str]) -> str:
+    """Returns ' Did you mean ...? Known: ...' for the end of a message."""
+    near = nearest(name, valid)
+    hint = f" Did you mean {near!r}?" if near else ""
+    return f"{hint} Known: {', '.join(valid)}."
+
+
+def read_yaml(path: str | os.PathLike) -> dict:
+    """Reads a YAML file whose top level is a mapping.
+
+    Raises:
+        ConfigError: if the file is missing, unreadable, not YAML or no
+            mapping.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.load(file, Loader=_LOADER)
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot read the configuration {str(path)!r}: {error.strerror}."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"{str(path)!r} is not valid YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{str(path)!r} must hold sections such as 'train:'.")
+    return content
+
+
+def named(kind: str, name: str) -> dict:
+    """Returns the content of the file of that name.
+
+    Args:
+        kind: see `names`.
+        name: of the file, without its suffix.
+
+    Raises:
+        ConfigError: for an unknown name; the message gives the nearest.
+    """
+    valid = names(kind)
+    if name not in valid:
+        raise ConfigError(
+            f"Unknown {kind[:-1]} {name!r}." + suggest(name, valid)
+        )
+    return read_yaml(_folder(kind) / f"{name}.yaml")
+
+
+def named_or_path(kind: str, name: str) -> dict:
+    """Returns the content of a named file, or of a YAML file by path."""
+    if name.endswith((".yaml", ".yml")):
+        return read_yaml(name)
+    return named(kind, name)

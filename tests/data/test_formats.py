@@ -1,0 +1,436 @@
+"""The same images from arrays, shards, folders and TensorFlow Datasets."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+import yaml
+from PIL import Image
+
+from efficientnetv2 import config as config_lib
+from efficientnetv2.config import run_plan
+from efficientnetv2.data import folders, pipeline, preprocessing, sources
+from efficientnetv2.errors import DataError
+from efficientnetv2.training import progressive
+from tests.conftest import TINY
+
+CLASSES = [f"class {k}" for k in range(10)]
+
+
+def _png(image) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.squeeze(image)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _write_folder(root, source):
+    for index, (image, label) in enumerate(
+        zip(source.images, source.labels, strict=True)
+    ):
+        folder = root / CLASSES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index:03d}.png").write_bytes(_png(image))
+    return root
+
+
+def _example(image_key, image, label_key, labels) -> bytes:
+    features = {
+        image_key: tf.train.Feature(
+            bytes_list=tf.train.BytesList(value=[image])
+        ),
+        label_key: tf.train.Feature(
+            int64_list=tf.train.Int64List(value=labels)
+        ),
+    }
+    return tf.train.Example(
+        features=tf.train.Features(feature=features)
+    ).SerializeToString()
+
+
+def _write_shards(root, source, count=4, labels=None):
+    root.mkdir(parents=True, exist_ok=True)
+    if labels is None:
+        labels = [[label + 1] for label in source.labels]
+    bounds = np.linspace(0, len(source), count + 1).astype(int)
+    for shard, (first, last) in enumerate(
+        zip(bounds[:-1], bounds[1:], strict=True)
+    ):
+        path = str(root / f"train-{shard:05d}-of-{count:05d}")
+        with tf.io.TFRecordWriter(path) as writer:
+            for k in range(first, last):
+                writer.write(
+                    _example(
+                        "image/encoded",
+                        _png(source.images[k]),
+                        "image/class/label",
+                        labels[k],
+                    )
+                )
+    return root
+
+
+def _write_yaml(path, **content):
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def _records_yaml(path, **options):
+    splits = {
+        name: {"num_images": 200, "files": "train*"}
+        for name in ("train", "minival", "eval")
+    }
+    return _write_yaml(
+        path,
+        **{
+            "source": "tfrecord",
+            "num_classes": 10,
+            "class_names": CLASSES,
+            "recipe": "fashion_mnist",
+            "label_offset": -1,
+            "splits": splits,
+            **options,
+        },
+    )
+
+
+def _config(dataset, tmp_path, overrides=""):
+    return config_lib.load(
+        str(dataset),
+        recipe="fashion_mnist",
+        hparam_str=f"{TINY},{overrides}" if overrides else TINY,
+        flags={"data.data_dir": str(tmp_path)},
+    )
+
+
+def _evaluated(source, config):
+    parts = list(pipeline.evaluation_dataset(source, config))
+    return tuple(
+        np.concatenate([part[k].numpy() for part in parts]) for k in (0, 1)
+    )
+
+
+def _batches(source, config, first_step=0):
+    plan = run_plan(config)
+    stages = progressive.build_stages(config, plan)
+    dataset = pipeline.training_dataset(
+        source, config, plan, stages, first_step
+    )
+    return [(x.numpy(), y.numpy()) for x, y in dataset]
+
+
+def test_a_folder_gives_what_the_array_gives(tmp_path, source):
+    _write_folder(tmp_path / "photos", source)
+    config = _config(
+        tmp_path / "photos",
+        tmp_path,
+        "train.epochs=2,train.stages=2,train.batch_size=16,data.cutmix_alpha=1",
+    )
+    loaded = sources.load_split(config, "trainval", log=lambda _: None)
+    assert loaded.class_names == CLASSES
+    # The array with the same images in the same order.
+    numbers = [int(path[-7:-4]) for path in loaded.items]
+    same = sources.ArraySource(
+        source.images[numbers], source.labels[numbers], CLASSES
+    )
+    np.testing.assert_array_equal(loaded.labels, same.labels)
+    for one, other in zip(
+        _evaluated(loaded, config), _evaluated(same, config), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    config.unlock()
+    config.train.split = "trainval"
+    ours, theirs = _batches(loaded, config), _batches(same, config)
+    assert len(ours) == len(theirs) == 2 * (len(same) // 16)
+    sizes = set()
+    for (x, y), (other_x, other_y) in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(x, other_x, atol=1e-5)
+        np.testing.assert_array_equal(y, other_y)
+        sizes.add(x.shape[1])
+    assert sizes == {20, 24}
+    resumed = _batches(loaded, config, first_step=len(ours) - 3)
+    for (x, y), (other_x, other_y) in zip(resumed, ours[-3:], strict=True):
+        np.testing.assert_array_equal(x, other_x)
+        np.testing.assert_array_equal(y, other_y)
+
+
+def test_shards(tmp_path, source):
+    _write_shards(tmp_path / "mine", source)
+    name = _records_yaml(tmp_path / "mine.yaml")
+    config = _config(
+        name, tmp_path, "train.epochs=2,train.batch_size=32,data.aug_prob=0"
+    )
+    loaded = sources.load_split(config, "train")
+    for one, other in zip(
+        _evaluated(loaded, config), _evaluated(source, config), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    batches = _batches(loaded, config)
+    assert len(batches) == 2 * (200 // 32)
+    assert batches[0][0].shape == (32, 18, 18, 3)
+    for epoch in (batches[:6], batches[6:]):
+        labels = np.concatenate([y.argmax(1) for _, y in epoch])
+        # 192 of 200 examples, of which each class has twenty.
+        assert np.bincount(labels).min() >= 12
+    first, second = batches[0][1], batches[6][1]
+    assert (first != second).any()
+    for step in (4, 7):
+        resumed = _batches(loaded, config, first_step=step)
+        for (x, y), (other_x, other_y) in zip(
+            resumed, batches[step:], strict=True
+        ):
+            np.testing.assert_array_equal(x, other_x)
+            np.testing.assert_array_equal(y, other_y)
+
+
+def test_several_labels(tmp_path, source):
+    labels = [[k % 10 + 1, (k + 3) % 10 + 1] for k in range(200)]
+    _write_shards(tmp_path / "mine", source, labels=labels)
+    name = _records_yaml(tmp_path / "mine.yaml", multi_label=True)
+    loaded = sources.load_split(_config(name, tmp_path), "eval")
+    vectors = [y.numpy() for _, y in pipeline.encoded_examples(loaded)]
+    expected = np.zeros((200, 10), np.float32)
+    for row, (one, other) in zip(expected, labels, strict=True):
+        row[[one - 1, other - 1]] = 1
+    np.testing.assert_array_equal(vectors, expected)
+    wide = pipeline.to_vectors(tf.constant(expected), 12)
+    assert wide.shape == (200, 12) and not wide[:, 10:].numpy().any()
+
+
+def test_hosts_read_files_of_their_own(tmp_path, source):
+    _write_shards(tmp_path, source)
+    info = sources.registry.load_info(_records_yaml(tmp_path / "mine.yaml"))
+    parts = [
+        sources.open_shards(info, info.splits["train"], tmp_path, host, 3)
+        for host in range(3)
+    ]
+    paths = [shard.path for part in parts for shard in part.shards]
+    assert len(paths) == len(set(paths)) == 4
+    with pytest.raises(DataError, match=r"4 shards .* fewer than the 5 hosts"):
+        sources.open_shards(info, info.splits["train"], tmp_path, 0, 5)
+
+
+def test_tensorflow_datasets(tmp_path, source):
+    class Mine(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(
+                            shape=self.shape, encoding_format="png"
+                        ),
+                        "label": tfds.features.ClassLabel(names=CLASSES),
+                    }
+                )
+            )
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for key in range(len(source)):
+                yield (
+                    key,
+                    {
+                        "image": source.images[key],
+                        "label": int(source.labels[key]),
+                    },
+                )
+
+    expected = None
+    for shape in ((28, 28, 1), (None, None, 1)):
+        folder = tmp_path / str(len([n for n in shape if n]))
+        Mine.shape = shape
+        Mine(data_dir=folder).download_and_prepare()
+        name = _write_yaml(
+            tmp_path / "mine.yaml",
+            source="tfds",
+            tfds_name="mine",
+            class_names=CLASSES,
+            splits={
+                "train": {"num_images": 150, "tfds_split": "train[:150]"},
+                "minival": {"num_images": 50, "tfds_split": "train[150:]"},
+                "eval": {"num_images": 200, "tfds_split": "train"},
+            },
+        )
+        config = _config(name, folder, "train.epochs=1")
+        loaded = sources.load_split(config, "eval", log=lambda _: None)
+        images, labels = _evaluated(loaded, config)
+        if expected is None:
+            assert isinstance(loaded, sources.ArraySource)
+            expected = images, labels
+        else:
+            assert isinstance(loaded, sources.EncodedSource)
+            np.testing.assert_array_equal(images, expected[0])
+            np.testing.assert_array_equal(labels, expected[1])
+        assert sorted(labels) == sorted(source.labels)
+        part = sources.load_split(config, "minival", log=lambda _: None)
+        assert len(part) == 50
+        train = sources.load_split(config, "train", log=lambda _: None)
+        assert len(_batches(train, config)) == 150 // 32
+
+
+COLOUR = np.kron(
+    np.random.default_rng(0).integers(0, 256, (4, 5, 3)), np.ones((8, 8, 1))
+).astype(np.uint8)
+
+
+def _encode(image, form, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def _encoded():
+    """Yields name, encoded image, the right RGB, and the tolerance."""
+    image = Image.fromarray(COLOUR)
+    palette = image.quantize(16)
+    alpha = image.copy()
+    alpha.putalpha(Image.fromarray(COLOUR[..., 0]))
+    deep = COLOUR[..., 0].astype(np.uint16) * 256 + 77
+    best = {"quality": 95, "subsampling": 0}
+    yield "jpeg", _encode(image, "JPEG", **best), image, 5
+    yield "progressive", _encode(image, "JPEG", progressive=True), image, None
+    yield "cmyk", _encode(image.convert("CMYK"), "JPEG", **best), image, 3
+    yield "gray jpeg", _encode(image.convert("L"), "JPEG"), None, 2
+    for form in ("PNG", "BMP", "GIF", "WEBP"):
+        lossless = {"lossless": True} if form == "WEBP" else {}
+        yield form, _encode(image, form, **lossless), image, 0
+        if form != "WEBP":
+            yield f"{form} palette", _encode(palette, form), palette, 0
+    yield "alpha", _encode(alpha, "PNG"), image, 0
+    yield "gray", _encode(image.convert("L"), "PNG"), image.convert("L"), 0
+    yield "gray alpha", _encode(image.convert("LA"), "PNG"), None, 0
+    yield "one bit", _encode(image.convert("1"), "PNG"), image.convert("1"), 0
+    frames = [image.convert("L")]
+    yield (
+        "animation",
+        _encode(palette, "GIF", save_all=True, append_images=frames),
+        palette,
+        0,
+    )
+    yield (
+        "sixteen bits",
+        _encode(Image.fromarray(deep), "PNG"),
+        Image.fromarray(COLOUR[..., 0]),
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "right", "tolerance"),
+    [pytest.param(*case, id=case[0]) for case in _encoded()],
+)
+def test_every_kind_of_image_becomes_right_rgb(name, data, right, tolerance):
+    decoded = preprocessing.decode(tf.constant(data)).numpy()
+    assert decoded.shape == (32, 40, 3) and decoded.dtype == np.uint8
+    with Image.open(io.BytesIO(data)) as image:
+        right = image.convert("RGB") if right is None else right.convert("RGB")
+        if tolerance is None:
+            right, tolerance = image.convert("RGB"), 6
+    difference = np.abs(decoded.astype(int) - np.asarray(right))
+    assert np.quantile(difference, 0.9) <= tolerance, name
+
+
+# --- Folders -----------------------------------------------------------------
+
+
+def _touch(root, *paths):
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"")
+    folders._scan.cache_clear()
+    return root
+
+
+def test_class_folders_are_split_by_name(tmp_path):
+    names = [f"{c}/{k}.JPG" for c in ("b", "a") for k in range(25)]
+    root = _touch(tmp_path, *names, "a/.hidden.jpg", "a/notes.txt")
+    index = folders.scan(root)
+    assert index.class_names == ["a", "b"]
+    counts = {name: len(files) for name, (files, _) in index.splits.items()}
+    assert counts == {"train": 38, "minival": 6, "eval": 6, "trainval": 44}
+    everything = index.splits["trainval"][0] + index.splits["eval"][0]
+    assert len(set(everything)) == 50
+    assert not set(index.splits["train"][0]) & set(index.splits["minival"][0])
+    for files, labels in index.splits.values():
+        for file, label in zip(files, labels, strict=True):
+            assert f"/{index.class_names[label]}/" in file
+    folders._scan.cache_clear()
+    assert folders.scan(root) == index
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_train_and_validation_folders(tmp_path, test):
+    names = [f"Train/{c}/{k}.png" for c in "ab" for k in range(10)]
+    names += [f"val/{c}/{k}.png" for c in "ab" for k in range(3)]
+    if test:
+        names += [f"test/{c}/{k}.png" for c in "ab" for k in range(2)]
+    index = folders.scan(_touch(tmp_path, *names))
+    counts = {name: len(files) for name, (files, _) in index.splits.items()}
+    if test:
+        assert counts == {"train": 20, "minival": 6, "eval": 4, "trainval": 26}
+        assert all("/val/" in file for file in index.splits["minival"][0])
+    else:
+        assert counts == {"train": 18, "minival": 2, "eval": 6, "trainval": 20}
+        assert all("/val/" in file for file in index.splits["eval"][0])
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        ([], ["no sub-folders"]),
+        (["1.png"], ["no sub-folders"]),
+        (["a/1.png", "b/readme.txt"], ["b", "has no images"]),
+        (["Cat/1.png", "cat/1.png", "dog/1.png"], ["'Cat'", "'cat'"]),
+        (["a/1.png"], ["one class only", "'a'"]),
+        (
+            ["train/a/1.png", "train/b/1.png", "val/c/1.png"],
+            ["'c'", "val", "train"],
+        ),
+        (["a/1.png", "b/1.png"], ["'eval'", "no images"]),
+    ],
+)
+def test_bad_folders(tmp_path, paths, words):
+    with pytest.raises(DataError) as error:
+        folders.scan(_touch(tmp_path, *paths))
+    for word in (*words, str(tmp_path)):
+        assert word in str(error.value)
+
+
+def test_missing_folder_and_shards(tmp_path):
+    with pytest.raises(DataError, match="no folder of images at .*absent"):
+        config_lib.load(str(tmp_path / "absent"))
+    name = _records_yaml(tmp_path / "mine.yaml", how_to_get="Ask Ann.")
+    with pytest.raises(DataError, match=r"no file matches train\*.*Ask Ann"):
+        sources.load_split(_config(name, tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"source": "web"}, ["tfds, tfrecord, folder", "'web'"]),
+        ({"sourse": "tfrecord"}, ["'sourse'", "'source'"]),
+        ({"class_names": ["a"]}, ["10 names"]),
+        ({"num_classes": "ten"}, ["whole number", "'ten'"]),
+        ({"splits": {}}, ["needs a split 'train'"]),
+        ({"splits": {"train": {"num_images": 0, "files": "x"}}}, ["'train'"]),
+        ({"splits": {"train": {"num_images": 3}}}, ["needs 'files: ...'"]),
+        (
+            {"splits": {"train": {"num_images": 3, "files": "x", "a": 1}}},
+            ["'a'"],
+        ),
+        ({"label_offset": "one"}, ["label_offset", "'one'"]),
+        ({"source": "folder"}, ["folder: path"]),
+        ({"source": "tfds"}, ["tfds_name"]),
+    ],
+)
+def test_mistakes_in_a_users_yaml(tmp_path, change, words):
+    name = _records_yaml(tmp_path / "mine.yaml", **change)
+    with pytest.raises(config_lib.ConfigError) as error:
+        config_lib.load(name)
+    for word in (*words, "mine.yaml"):
+        assert word in str(error.value)
