@@ -51,6 +51,7 @@ _CHOICES = {
     "model.bn_type": ["bn", "sync_bn", "gn"],
     "train.isize_rule": ["code", "paper"],
     "train.optimizer": ["rmsprop", "momentum", "sgd", "adam"],
+    "train.loss_type": ["softmax", "sigmoid", "sigmoid_sum"],
     "train.lr_sched": ["exponential", "cosine", "linear", "constant"],
     "runtime.mixed_precision": ["mixed_bfloat16", "mixed_float16", "float32"],
 }
@@ -348,7 +349,13 @@ def load(
     model_content = named_or_path("models", str(model_name))
     merger.apply(model_content, f"model {model_name}")
     merger.apply(
-        {"data": {"ds_name": dataset, "num_classes": info.num_classes}},
+        {
+            "data": {
+                "ds_name": dataset,
+                "num_classes": info.num_classes,
+                "multi_label": info.multi_label,
+            }
+        },
         f"dataset {dataset}",
     )
     merger.apply(recipe_content, f"recipe {recipe}")

@@ -7,8 +7,8 @@ looked up by step: one pipeline, traced once, serves all of them.
 Images that are in memory are gathered, cropped and resized as a batch. Encoded
 images are decoded, cropped and resized one by one, in the order and with the
 random numbers that the same images in memory would have. Shards are read in
-an order of their own: files in random order, and records through a buffer
-from which they are drawn at random.
+an order of their own: files in random order, several in turn, and records in
+random order within windows.
 """
 
 from collections.abc import Sequence
@@ -29,6 +29,8 @@ from efficientnetv2.data.sources import (
 from efficientnetv2.training.progressive import Stage
 
 _CROP_TRIES = 10
+# More epochs than a run has, so that no two windows share a seed.
+_EPOCHS = 4096
 # Streams of random numbers that must not be the same.
 _SHUFFLE, _AUGMENT, _MIX, _NOISE = range(4)
 
@@ -308,8 +310,8 @@ def _shuffled_stream(
     """Returns the examples of all steps from `first_step` on.
 
     Each epoch has an order of its own: of the files, of which several are
-    read in turn, and of the records, by a buffer. Before `first_step` records
-    are read, but neither parsed nor decoded.
+    read in turn, and of the records within a window. Before `first_step`
+    records are read, but neither parsed nor decoded.
     """
     config, plan = schedule.config, schedule.plan
     batch = config.train.batch_size
@@ -339,10 +341,15 @@ def _shuffled_stream(
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        dataset = dataset.shuffle(
-            config.data.shuffle_buffer,
-            seed=tf.cast(seed[0], tf.int64) + tf.bitwise.left_shift(epoch, 32),
-        )
+        windows = dataset.batch(config.data.shuffle_buffer).enumerate()
+
+        def shuffle_window(number, window):
+            return tf.random.experimental.stateless_shuffle(
+                window,
+                seed + tf.stack([0, tf.cast(number * _EPOCHS, tf.int32)]),
+            )
+
+        dataset = _map(windows, shuffle_window).unbatch()
         dataset = dataset.take(length).apply(
             tf.data.experimental.assert_cardinality(length)
         )

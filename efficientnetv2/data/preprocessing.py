@@ -145,7 +145,7 @@ def preprocess_for_eval(
     return images if mode == "ft" else normalize(images, mode)
 
 
-def decode(data: tf.Tensor) -> tf.Tensor:
+def decode(data: tf.Tensor, portable: bool = False) -> tf.Tensor:
     """Decodes an encoded image to RGB.
 
     Grayscale is repeated, transparency left out, of 16 bits the upper eight
@@ -154,6 +154,8 @@ def decode(data: tf.Tensor) -> tf.Tensor:
 
     Args:
         data: string scalar: JPEG, PNG, BMP, GIF or WebP.
+        portable: TensorFlow operations only, for a model that is exported;
+            all but BMP with a palette is then right.
 
     Returns:
         uint8 [height, width, 3].
@@ -166,6 +168,10 @@ def decode(data: tf.Tensor) -> tf.Tensor:
         image = tf.numpy_function(_decode_with_pillow, [data], tf.uint8)
         return tf.ensure_shape(image, [None, None, 3])
 
+    if portable:
+        image = by_tensorflow()
+        image.set_shape([None, None, 3])
+        return image
     # TensorFlow takes the numbers of a palette in a BMP for shades of gray.
     # Byte 28 is the number of bits of a pixel.
     head = tf.io.decode_raw(tf.strings.substr(data, 0, 29), tf.uint8)
@@ -186,6 +192,7 @@ def decode_for_eval(
     size,
     mode: str = "default",
     transformations: list[str] | None = None,
+    portable: bool = False,
 ) -> tf.Tensor:
     """Decodes an encoded image and preprocesses it for evaluation.
 
@@ -195,13 +202,16 @@ def decode_for_eval(
     Args:
         data: string scalar, see `decode`.
         size, mode, transformations: see `preprocess_for_eval`.
+        portable: see `decode`.
 
     Returns:
         float32 [size, size, 3].
     """
 
     def decode_all():
-        return preprocess_for_eval(decode(data), size, mode, transformations)
+        return preprocess_for_eval(
+            decode(data, portable), size, mode, transformations
+        )
 
     def decode_crop():
         shape = tf.io.extract_jpeg_shape(data)

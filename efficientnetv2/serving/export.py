@@ -19,8 +19,8 @@ class ServingModel(tf.Module):
     class:
 
         serving_default  images: uint8 [batch, height, width, 3], any size
-        encoded          image_bytes: string [batch], JPEG, PNG, GIF (first
-                         frame) or BMP of any size
+        encoded          image_bytes: string [batch], JPEG, PNG, WebP, GIF
+                         (first frame) or BMP of any size
 
     Args:
         network: from normalized images to logits, in float32.
@@ -70,7 +70,11 @@ class ServingModel(tf.Module):
 
         def decode(data):
             return preprocessing.decode_for_eval(
-                data, self.image_size, self.mode, self.transformations
+                data,
+                self.image_size,
+                self.mode,
+                self.transformations,
+                portable=True,
             )
 
         size = self.image_size

@@ -5,9 +5,14 @@ import itertools
 import keras
 import tensorflow as tf
 
+from efficientnetv2.training import losses
+
 
 def make_evaluator(
-    network: keras.Model, parts: int = 1, jit_compile: bool = False
+    network: keras.Model,
+    parts: int = 1,
+    jit_compile: bool = False,
+    loss_type: str = "softmax",
 ):
     """Returns a function from a dataset to metrics.
 
@@ -15,11 +20,22 @@ def make_evaluator(
         network: from images to logits.
         parts: parts of a batch to compute side by side, on CPU.
         jit_compile: whether to use XLA.
+        loss_type: see `losses.cross_entropy`.
 
-    The function takes batches of images and integer labels and returns a dict
-    with 'top1' and 'top5' in [0, 1], 'cross_entropy' in nats and 'images',
-    the number of examples. It is traced once and can be called again as the
-    weights change.
+    The function takes batches of images and labels, int64 [batch] or float32
+    [batch, classes] of zeros and ones, and returns a dict with 'top1' and
+    'top5' in [0, 1], 'cross_entropy' in nats and 'images', the number of
+    examples. Vectors of labels, of which an image may have several, add
+
+        precision_1, precision_5  share of right classes among the likeliest
+                                  one or five
+        recall_1, recall_5        share of the labels that are among these
+        pr_auc                    area under the curve of precision by recall
+                                  over all pairs of image and class, 200
+                                  thresholds
+
+    and there 'top1' and 'top5' say how often any of the labels is found. The
+    function is traced once and can be called again as the weights change.
     """
 
     @tf.function(jit_compile=jit_compile, reduce_retracing=True)
@@ -34,29 +50,54 @@ def make_evaluator(
             0,
         )
         logits = tf.cast(logits, tf.float32)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-        top1 = tf.equal(tf.argmax(logits, axis=1), labels)
-        top5 = tf.math.in_top_k(labels, logits, min(5, logits.shape[1]))
+        classes = logits.shape[1]
+        if labels.shape.rank == 1:
+            labels = tf.one_hot(labels, classes)
+        else:
+            labels = tf.pad(labels, [[0, 0], [0, classes - labels.shape[1]]])
+        top1, top5 = losses.hits(labels, logits)
+        first = tf.math.top_k(logits, min(5, classes)).indices
+        found = tf.gather(labels, first, batch_dims=1)
+        loss = losses.cross_entropy(labels, logits, loss_type)
+        sums = {
+            "top1": top1,
+            "top5": top5,
+            "cross_entropy": loss * tf.cast(size, tf.float32),
+            "found_1": found[:, 0],
+            "found_5": found,
+            "labels": labels,
+        }
         return (
-            tf.math.count_nonzero(top1),
-            tf.math.count_nonzero(top5),
-            tf.reduce_sum(tf.cast(losses, tf.float64)),
+            {k: tf.reduce_sum(tf.cast(v, tf.float64)) for k, v in sums.items()},
+            labels,
+            logits,
         )
 
     def evaluate(dataset: tf.data.Dataset) -> dict[str, float]:
-        images = top1 = top5 = 0
-        loss = 0.0
+        images, total = 0, {}
+        curve = None
         for batch_images, labels in dataset:
-            counts = count(batch_images, labels)
+            sums, vectors, logits = count(batch_images, labels)
             images += int(labels.shape[0])
-            top1 += int(counts[0])
-            top5 += int(counts[1])
-            loss += float(counts[2])
-        return {
-            "top1": top1 / images,
-            "top5": top5 / images,
-            "cross_entropy": loss / images,
-            "images": images,
+            for name, value in sums.items():
+                total[name] = total.get(name, 0.0) + float(value)
+            if labels.shape.rank == 2:
+                curve = curve or keras.metrics.AUC(200, curve="PR")
+                curve.update_state(vectors, tf.sigmoid(logits))
+        result = {
+            name: total[name] / images
+            for name in ("top1", "top5", "cross_entropy")
         }
+        result["images"] = images
+        if curve is not None:
+            most = min(5, logits.shape[1])
+            result |= {
+                "precision_1": total["found_1"] / images,
+                "precision_5": total["found_5"] / (most * images),
+                "recall_1": total["found_1"] / total["labels"],
+                "recall_5": total["found_5"] / total["labels"],
+                "pr_auc": float(curve.result()),
+            }
+        return result
 
     return evaluate

@@ -173,7 +173,10 @@ def uses_xla(config: ml_collections.ConfigDict) -> bool:
 
 def _evaluator(network, config):
     return evaluation.make_evaluator(
-        network, config.train.batch_parts, uses_xla(config)
+        network,
+        config.train.batch_parts,
+        uses_xla(config),
+        config.train.loss_type,
     )
 
 

@@ -9,15 +9,15 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2.config import RunPlan
-from efficientnetv2.training import schedules
+from efficientnetv2.training import losses, schedules
 from efficientnetv2.training.checkpoints import CheckpointError
 
 
 class Trainer(keras.Model):
     """Trains a network by `fit`, and keeps its moving average.
 
-    The loss is softmax cross-entropy with label smoothing plus L2, whose
-    coefficient may ramp with the step. The moving average of the weights and
+    The loss is cross-entropy (see `losses`) plus L2, whose coefficient may
+    ramp with the step. The moving average of the weights and
     of the batch-norm statistics lives in a second network of the same
     architecture, which evaluation and export use as it is.
 
@@ -88,18 +88,13 @@ class Trainer(keras.Model):
         self.optimizer.apply(gradients, self.trained)
         self._update_ema(step)
         self.step.assign_add(1)
-        targets = tf.argmax(labels, axis=1)
+        top1, top5 = losses.hits(labels, logits)
         return self._track(
             loss=cross_entropy + l2,
             cross_entropy=cross_entropy,
             l2=l2,
-            top1=tf.cast(
-                tf.equal(tf.argmax(logits, axis=1), targets), tf.float32
-            ),
-            top5=tf.cast(
-                tf.math.in_top_k(targets, logits, min(5, logits.shape[1])),
-                tf.float32,
-            ),
+            top1=top1,
+            top5=top5,
         )
 
     def _part_step(self, images, labels, variables, scale):
@@ -107,13 +102,11 @@ class Trainer(keras.Model):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             logits = self.network(images, training=True)
-            cross_entropy = tf.reduce_mean(
-                keras.losses.categorical_crossentropy(
-                    labels,
-                    logits,
-                    from_logits=True,
-                    label_smoothing=self.config.train.label_smoothing,
-                )
+            cross_entropy = losses.cross_entropy(
+                labels,
+                logits,
+                self.config.train.loss_type,
+                self.config.train.label_smoothing,
             )
             loss = cross_entropy * scale
         return cross_entropy, logits, tape.gradient(loss, variables)

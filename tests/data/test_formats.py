@@ -1,6 +1,7 @@
 """The same images from arrays, shards, folders and TensorFlow Datasets."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import tensorflow_datasets as tfds
 import yaml
 from PIL import Image
 
+from efficientnetv2 import api
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import run_plan
 from efficientnetv2.data import folders, pipeline, preprocessing, sources
@@ -196,6 +198,46 @@ def test_several_labels(tmp_path, source):
     np.testing.assert_array_equal(vectors, expected)
     wide = pipeline.to_vectors(tf.constant(expected), 12)
     assert wide.shape == (200, 12) and not wide[:, 10:].numpy().any()
+
+
+@pytest.mark.parametrize("loss_type", ["softmax", "sigmoid", "sigmoid_sum"])
+def test_training_on_several_labels(tmp_path, source, loss_type):
+    # The class itself, and whether it is even.
+    labels = [[label + 1, 11 + label % 2] for label in source.labels]
+    _write_shards(tmp_path / "mine", source, labels=labels)
+    name = _records_yaml(
+        tmp_path / "mine.yaml",
+        multi_label=True,
+        num_classes=12,
+        class_names=[*CLASSES, "even", "odd"],
+    )
+    config = _config(
+        name,
+        tmp_path,
+        f"train.epochs=1,train.loss_type={loss_type},train.label_smoothing=0,"
+        "data.augname=null",
+    )
+    lines = []
+    api.execute(config, tmp_path / "run", log=lines.append)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    test = metrics["test"]
+    assert test["images"] == 200
+    assert test["precision_1"] == test["top1"]
+    assert 0 < test["recall_1"] <= 0.5 and 0 < test["pr_auc"] < 1
+    assert (tmp_path / "run" / "saved_model").is_dir()
+
+
+def test_training_on_a_folder(tmp_path, source):
+    _write_folder(tmp_path / "photos", source)
+    config = _config(tmp_path / "photos", tmp_path, "train.epochs=1")
+    lines = []
+    api.execute(config, tmp_path / "run", log=lines.append)
+    text = "\n".join(lines)
+    assert "eval: top-1" in text and "(20 images" in text
+    loaded = tf.saved_model.load(tmp_path / "run" / "saved_model")
+    encoded = tf.constant([_png(source.images[0])])
+    label = loaded.signatures["encoded"](image_bytes=encoded)["label"]
+    assert label.numpy()[0].decode() in CLASSES
 
 
 def test_hosts_read_files_of_their_own(tmp_path, source):
