@@ -5,6 +5,7 @@ folder of images.
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from efficientnetv2.declarative import (
 )
 from efficientnetv2.errors import nearest
 
+DEFAULT_DATA_DIR = "~/.cache/efficientnetv2/data"
 SOURCES = ("tfds", "tfrecord", "folder")
 
 
@@ -85,6 +87,17 @@ _FIELDS = {
 }
 _SPLIT_FIELDS = [field.name for field in dataclasses.fields(Split)]
 _NEEDED = {"tfds": "tfds_split", "tfrecord": "files"}
+
+
+def data_dir(folder: str | None = None) -> pathlib.Path:
+    """Returns the folder of the data.
+
+    Args:
+        folder: what the user named; None for EFFICIENTNETV2_DATA_DIR, or the
+            default below the user's cache.
+    """
+    folder = folder or os.environ.get("EFFICIENTNETV2_DATA_DIR")
+    return pathlib.Path(folder or DEFAULT_DATA_DIR).expanduser()
 
 
 def load_info(name: str) -> DatasetInfo:

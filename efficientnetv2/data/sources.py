@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import glob
 import http.client
-import os
 import pathlib
 import re
 import threading
@@ -26,7 +25,6 @@ from efficientnetv2.data import fashion_mnist, folders, registry
 from efficientnetv2.data.registry import DatasetInfo, Split
 from efficientnetv2.errors import DataError
 
-DEFAULT_DATA_DIR = "~/.cache/efficientnetv2/data"
 # A TFDS split of images of several sizes is kept in memory, encoded, up to
 # this number of images, and read from its shards above.
 _MOST_IN_MEMORY = 10_000
@@ -112,14 +110,6 @@ class StreamSource:
 Source = ArraySource | EncodedSource | StreamSource
 
 
-def data_dir(config: ml_collections.ConfigDict) -> pathlib.Path:
-    """Returns `data.data_dir`, or the default under the user's cache."""
-    folder = config.data.data_dir or os.environ.get(
-        "EFFICIENTNETV2_DATA_DIR", DEFAULT_DATA_DIR
-    )
-    return pathlib.Path(folder).expanduser()
-
-
 def parse_slice(text: str) -> tuple[str, slice]:
     """Splits 'train[55000:]' into the split 'train' and a slice.
 
@@ -150,7 +140,8 @@ def load_split(
             says.
     """
     info = registry.load_info(config.data.ds_name)
-    expected, folder = info.splits[split], data_dir(config)
+    expected = info.splits[split]
+    folder = registry.data_dir(config.data.data_dir)
     if info.source == "folder":
         files, labels = folders.scan(info.folder).splits[split]
         log(f"{info.name}: {split}: {len(files):,} images in {info.folder}")

@@ -20,7 +20,7 @@ import efficientnetv2
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import declarative, zoo
 from efficientnetv2.config import RunPlan, run_plan
-from efficientnetv2.data import pipeline, sources
+from efficientnetv2.data import faults, pipeline, sources
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture, counting, weights
 from efficientnetv2.training import (
@@ -258,11 +258,10 @@ def train(run: Run) -> Trainer:
     """
     config, plan = run.config, run.plan
     train_source = sources.load_split(config, config.train.split, run.log)
-    validation = None
+    validation_source = None
     if config.eval.val_split:
-        validation = pipeline.evaluation_dataset(
-            sources.load_split(config, config.eval.val_split, lambda _: None),
-            config,
+        validation_source = sources.load_split(
+            config, config.eval.val_split, lambda _: None
         )
     trainer = build_trainer(run)
     run.log(describe_model(run, trainer))
@@ -283,12 +282,24 @@ def train(run: Run) -> Trainer:
         )
     )
     if first_step < plan.total_steps:
-        _fit(run, trainer, train_source, validation, history, first_step)
+        read_from = filter(None, (train_source, validation_source))
+        with faults.named(*read_from):
+            _fit(
+                run,
+                trainer,
+                train_source,
+                validation_source,
+                history,
+                first_step,
+            )
     return trainer
 
 
-def _fit(run, trainer, train_source, validation, history, first_step):
+def _fit(run, trainer, train_source, validation_source, history, first_step):
     config, plan, stages = run.config, run.plan, run.stages
+    validation = None
+    if validation_source is not None:
+        validation = pipeline.evaluation_dataset(validation_source, config)
     progress = callbacks.Progress(stages, plan.steps_per_epoch, first_step)
     log = progress.log
     stage_setter = callbacks.Stages(stages, log, first_step)
@@ -436,7 +447,8 @@ def evaluate_checkpoint(run: Run, name: str | None) -> dict:
     network = architecture.build(config.model.to_dict())
     load_averaged(network, checkpoint)
     evaluate = _evaluator(network, config)
-    result = evaluate(pipeline.evaluation_dataset(source, config))
+    with faults.named(source):
+        result = evaluate(pipeline.evaluation_dataset(source, config))
     result |= {
         "checkpoint": checkpoint.path.name,
         "step": checkpoint.meta["step"],

@@ -2,6 +2,9 @@
 
 import io
 import json
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,10 +13,16 @@ import tensorflow_datasets as tfds
 import yaml
 from PIL import Image
 
-from efficientnetv2 import api
+from efficientnetv2 import api, declarative
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import run_plan
-from efficientnetv2.data import folders, pipeline, preprocessing, sources
+from efficientnetv2.data import (
+    faults,
+    folders,
+    pipeline,
+    preprocessing,
+    sources,
+)
 from efficientnetv2.errors import DataError
 from efficientnetv2.training import progressive
 from tests.conftest import TINY
@@ -238,6 +247,83 @@ def test_training_on_a_folder(tmp_path, source):
     encoded = tf.constant([_png(source.images[0])])
     label = loaded.signatures["encoded"](image_bytes=encoded)["label"]
     assert label.numpy()[0].decode() in CLASSES
+
+
+def _truncate(path, part=0.6):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("kind", ["empty", "cut", "text", "gone"])
+def test_a_bad_image_in_a_folder_is_named(tmp_path, source, kind, mode):
+    _write_folder(tmp_path / "photos", source)
+    config = _config(tmp_path / "photos", tmp_path, "train.epochs=1")
+    split = sources.load_split(config, "eval", log=lambda _: None)
+    bad = pathlib.Path(split.items[7])
+    if kind == "cut":
+        _truncate(bad)
+    elif kind == "gone":
+        bad.unlink()
+    else:
+        bad.write_bytes(b"" if kind == "empty" else b"no image at all")
+    with pytest.raises(DataError) as error, faults.named(split):
+        if mode == "eval":
+            _evaluated(split, config)
+        else:
+            config.unlock()
+            config.train.split = "eval"
+            config.train.batch_size = 20
+            _batches(split, config)
+    for word in (str(bad), f"class {CLASSES[split.labels[7]]!r}"):
+        assert word in str(error.value)
+    assert ("it is empty" in str(error.value)) == (kind == "empty")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("cut", ["train-00002-of-00004", "cut short at record"]),
+        ("flip", ["train-00002-of-00004", "record"]),
+        ("label", ["train-00002-of-00004, record 3", "10 is not below 10"]),
+        ("image", ["train-00002-of-00004, record 3", "cannot be read"]),
+        ("missing", ["hold 150 examples", "200"]),
+        ("foreign", ["train-00002-of-00004, record 0", "image/encoded"]),
+    ],
+)
+def test_bad_shards_are_named(tmp_path, source, kind, words):
+    labels = [[label + 1] for label in source.labels]
+    if kind == "label":
+        labels[103] = [11]
+    _write_shards(tmp_path / "mine", source, labels=labels)
+    third = tmp_path / "mine" / "train-00002-of-00004"
+    if kind == "cut":
+        _truncate(third)
+    elif kind == "flip":
+        _flip(third)
+    elif kind == "missing":
+        third.unlink()
+    elif kind in ("image", "foreign"):
+        key = {"image": "image/encoded", "foreign": "picture"}[kind]
+        with tf.io.TFRecordWriter(str(third)) as writer:
+            for k in range(50):
+                image = _png(source.images[k])
+                if kind == "image" and k == 3:
+                    image = image[:50]
+                writer.write(_example(key, image, "image/class/label", [1]))
+    name = _records_yaml(tmp_path / "mine.yaml")
+    config = _config(name, tmp_path, "train.epochs=1,train.batch_size=20")
+    split = sources.load_split(config, "train")
+    with pytest.raises(DataError) as error, faults.named(split):
+        _batches(split, config)
+    for word in words:
+        assert word in str(error.value)
 
 
 def test_hosts_read_files_of_their_own(tmp_path, source):
@@ -476,3 +562,27 @@ def test_mistakes_in_a_users_yaml(tmp_path, change, words):
         config_lib.load(name)
     for word in (*words, "mine.yaml"):
         assert word in str(error.value)
+
+
+def test_the_list_of_datasets(tmp_path, source):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "efficientnetv2.data", *arguments],
+            capture_output=True,
+            text=True,
+        )
+
+    table = run(f"--data_dir={tmp_path}").stdout.splitlines()
+    names = declarative.names("datasets")
+    assert [line.split()[0] for line in table[1 : len(names) + 1]] == names
+    assert {"imagenet", "imagenet21k", "imagenet_tfds", "cars"} < set(names)
+    _write_shards(tmp_path / "imagenet", source)
+    table = run(f"--data_dir={tmp_path}").stdout
+    assert "4 shards" in table
+    one = run("--dataset=imagenet", f"--data_dir={tmp_path}").stdout
+    assert "n01440764" in one and "shards [20, None]" in one
+    _write_folder(tmp_path / "photos", source)
+    one = run(f"--dataset={tmp_path / 'photos'}").stdout
+    assert "class 9" in one and "160 images" in one
+    result = run("--dataset=imagent")
+    assert result.returncode == 2 and "'imagenet'" in result.stderr
