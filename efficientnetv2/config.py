@@ -30,6 +30,7 @@ from efficientnetv2.models.block_strings import BlockArgs
 _NULLABLE = {
     "model.num_classes": int,
     "model.fused_stages": int,
+    "model.round_limit": float,
     "model.bn_type": str,
     "model.conv_dropout": float,
     "model.dropout_base": float,
@@ -51,6 +52,7 @@ _CHOICES = {
     "model.bn_type": ["bn", "sync_bn", "gn"],
     "train.isize_rule": ["code", "paper"],
     "train.optimizer": ["rmsprop", "momentum", "sgd", "adam"],
+    "data.on_corrupt": ["error", "skip"],
     "train.loss_type": ["softmax", "sigmoid", "sigmoid_sum"],
     "train.lr_sched": ["exponential", "cosine", "linear", "constant"],
     "runtime.mixed_precision": ["mixed_bfloat16", "mixed_float16", "float32"],
@@ -67,6 +69,7 @@ _TRANSFORMATIONS = ["crop", "shift", "flip"]
 # Inclusive ranges of numbers; None: no limit.
 _RANGES = {
     "model.fused_stages": (0, None),
+    "model.round_limit": (0, 1),
     "model.width_coefficient": (1e-3, None),
     "model.depth_coefficient": (1e-3, None),
     "model.depth_divisor": (1, None),

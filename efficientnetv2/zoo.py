@@ -11,8 +11,11 @@ from absl import logging
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import nearest
 from efficientnetv2.models import architecture, published, weights
+from efficientnetv2.models.block_strings import expand_blocks
 from efficientnetv2.models.naming import WeightsError
 from efficientnetv2.training import checkpoints
+
+_V1_ROUND_LIMIT = 0.9
 
 
 def build_model(
@@ -57,6 +60,11 @@ def build_model(
             bn_type, survival_prob, dropout_rate, conv_dropout, headbias,
             fused_stages, width_coefficient, depth_coefficient, blocks, ...
 
+    The released code and the original one of V1 round the channels of
+    'efficientnet-b3' differently. With weights the rounding is the one that
+    fits them; without, it is the released code's, and `round_limit=0.9` gives
+    the original one, which `keras.applications` has.
+
     Returns:
         A functional `keras.Model` that ends with float32 logits [batch,
         num_classes]. Its layers 'reduction_1' to 'reduction_5' are where a
@@ -75,16 +83,36 @@ def build_model(
     preprocessing = include_preprocessing or None
     if preprocessing is True:
         preprocessing = family(model_config["model_name"])
-    model = architecture.build(
-        model_config,
-        include_top=include_top,
-        input_shape=input_shape,
-        pooling=pooling,
-        preprocessing=preprocessing,
-    )
-    if weights is not None:
+
+    def build(model_config):
+        return architecture.build(
+            model_config,
+            include_top=include_top,
+            input_shape=input_shape,
+            pooling=pooling,
+            preprocessing=preprocessing,
+        )
+
+    def load(model):
         load_weights(model, weights, ema=ema, skip_classifier=skip_classifier)
-    return model
+        return model
+
+    model = build(model_config)
+    if weights is None:
+        return model
+    try:
+        return load(model)
+    except WeightsError:
+        wider = {**model_config, "round_limit": _V1_ROUND_LIMIT}
+        if "round_limit" in options or (
+            expand_blocks(wider) == expand_blocks(model_config)
+        ):
+            raise
+        try:
+            return load(build(wider))
+        except WeightsError:
+            pass
+        raise
 
 
 def family(model_name: str) -> str:

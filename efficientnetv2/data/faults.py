@@ -4,7 +4,13 @@ A pipeline reads and decodes in TensorFlow's graph, whose errors name an
 operation and no file.
 """
 
+import concurrent.futures
 import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -16,6 +22,8 @@ from efficientnetv2.data.sources import (
     StreamSource,
 )
 from efficientnetv2.errors import DataError
+
+_SHOWN = 5
 
 
 @contextlib.contextmanager
@@ -39,6 +47,85 @@ def named(*read_from: Source):
         raise
 
 
+class LeftOut:
+    """Counts images that cannot be decoded and are left out.
+
+    Args:
+        log: prints one line.
+    """
+
+    def __init__(self, log: Callable[[str], None]):
+        self.log = log
+        self.digests: set[bytes] = set()
+
+    def without_bad(self, source: Source, name: str) -> Source:
+        """Returns a split without the images that cannot be decoded.
+
+        A split of encoded images is decoded once, now; one in shards while it
+        is read.
+
+        Args:
+            source: the split.
+            name: what the log calls it.
+
+        Raises:
+            DataError: if no image is left.
+        """
+        if isinstance(source, ArraySource):
+            return source
+        if isinstance(source, StreamSource):
+            return dataclasses.replace(source, is_good=self._is_good)
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            faults = list(
+                pool.map(
+                    functools.partial(_fault_of_item, source), source.items
+                )
+            )
+        good = [k for k, fault in enumerate(faults) if not fault]
+        bad = [k for k, fault in enumerate(faults) if fault]
+        if not good:
+            raise DataError(
+                f"No image of {name} can be decoded; the first is "
+                f"{source.describe(0)}: {faults[0]}."
+            )
+        if bad:
+            shown = "; ".join(
+                f"{source.describe(k)}: {faults[k]}" for k in bad[:_SHOWN]
+            )
+            more = f"; and {len(bad) - _SHOWN:,} more" * (len(bad) > _SHOWN)
+            self.log(
+                f"{name}: left out {len(bad):,} of {len(faults):,} images: "
+                f"{shown}{more}"
+            )
+        return dataclasses.replace(
+            source,
+            items=[source.items[k] for k in good],
+            labels=source.labels[good],
+        )
+
+    def _is_good(self, data: bytes) -> bool:
+        if not _fault_of_image(tf.constant(data)):
+            return True
+        self.digests.add(hashlib.sha256(data).digest())
+        return False
+
+    def report(self) -> None:
+        """Says how many images of shards were left out so far, if any."""
+        if self.digests:
+            self.log(
+                f"Left out {len(self.digests):,} different images that cannot "
+                "be decoded."
+            )
+
+
+def _fault_of_item(source: EncodedSource, item) -> str | None:
+    try:
+        data = tf.io.read_file(item) if source.in_files else item
+        return _fault_of_image(tf.constant(data))
+    except tf.errors.OpError as error:
+        return _reason(error)
+
+
 def find(source: Source) -> str | None:
     """Returns what is wrong with the first bad example, None if all are good.
 
@@ -53,11 +140,7 @@ def find(source: Source) -> str | None:
 
 def _in_examples(source: EncodedSource) -> str | None:
     for index, item in enumerate(source.items):
-        try:
-            data = tf.io.read_file(item) if source.in_files else item
-            reason = _fault_of_image(tf.constant(data))
-        except tf.errors.OpError as error:
-            reason = _reason(error)
+        reason = _fault_of_item(source, item)
         if reason:
             return (
                 f"{source.describe(index)} cannot be read: {reason}. Repair "

@@ -298,6 +298,8 @@ def _reader(source: EncodedSource):
     labels = tf.constant(source.labels)
 
     def read(index):
+        # Where bad images are left out there are fewer than the plan says.
+        index %= len(source)
         item = items[index]
         return tf.io.read_file(item) if source.in_files else item, labels[index]
 
@@ -311,7 +313,7 @@ def _shuffled_stream(
 
     Each epoch has an order of its own: of the files, of which several are
     read in turn, and of the records within a window. Before `first_step`
-    records are read, but neither parsed nor decoded.
+    records are read and parsed, but not decoded.
     """
     config, plan = schedule.config, schedule.plan
     batch = config.train.batch_size
@@ -349,7 +351,10 @@ def _shuffled_stream(
                 seed + tf.stack([0, tf.cast(number * _EPOCHS, tf.int32)]),
             )
 
-        dataset = _map(windows, shuffle_window).unbatch()
+        dataset = source.examples(_map(windows, shuffle_window).unbatch())
+        if source.is_good is not None:
+            # Others take the places of what is left out.
+            dataset = dataset.repeat()
         dataset = dataset.take(length).apply(
             tf.data.experimental.assert_cardinality(length)
         )
@@ -359,7 +364,7 @@ def _shuffled_stream(
         )
 
     epochs = tf.data.Dataset.range(first_epoch, last_epoch)
-    return _map(epochs.flat_map(read_epoch), source.parse)
+    return epochs.flat_map(read_epoch)
 
 
 def evaluation_dataset(
@@ -408,4 +413,4 @@ def encoded_examples(
     dataset = parts[0]
     for part in parts[1:]:
         dataset = dataset.concatenate(part)
-    return _map(dataset, source.parse)
+    return source.examples(dataset)

@@ -182,8 +182,13 @@ def decode(data: tf.Tensor, portable: bool = False) -> tf.Tensor:
     return image
 
 
-def _decode_with_pillow(data: np.ndarray) -> np.ndarray:
-    with Image.open(io.BytesIO(data.item())) as image:
+def as_bytes(value: bytes | np.ndarray) -> bytes:
+    """Returns a string that `tf.numpy_function` passed, in either form."""
+    return np.asarray(value, dtype=object).item()
+
+
+def _decode_with_pillow(data: bytes | np.ndarray) -> np.ndarray:
+    with Image.open(io.BytesIO(as_bytes(data))) as image:
         return np.asarray(image.convert("RGB"))
 
 

@@ -21,7 +21,12 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2.data import fashion_mnist, folders, registry
+from efficientnetv2.data import (
+    fashion_mnist,
+    folders,
+    preprocessing,
+    registry,
+)
 from efficientnetv2.data.registry import DatasetInfo, Split
 from efficientnetv2.errors import DataError
 
@@ -95,6 +100,8 @@ class StreamSource:
         num_images: as the registry says.
         class_names: one name a class.
         multi_label: whether labels are vectors.
+        is_good: tells of an encoded image (bytes) whether it is used; None
+            for all.
     """
 
     shards: Sequence[Shard]
@@ -102,9 +109,29 @@ class StreamSource:
     num_images: int
     class_names: list[str]
     multi_label: bool = False
+    is_good: Callable[[bytes], bool] | None = None
 
     def __len__(self) -> int:
         return self.num_images
+
+    def examples(self, serialized: tf.data.Dataset) -> tf.data.Dataset:
+        """Parses records, and leaves out those that are not good."""
+        dataset = serialized.map(
+            tf.autograph.experimental.do_not_convert(self.parse),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        if self.is_good is None:
+            return dataset
+
+        def check(data):
+            return np.bool_(self.is_good(preprocessing.as_bytes(data)))
+
+        def is_good(encoded, _):
+            good = tf.numpy_function(check, [encoded], tf.bool)
+            return tf.ensure_shape(good, [])
+
+        return dataset.filter(tf.autograph.experimental.do_not_convert(is_good))
 
 
 Source = ArraySource | EncodedSource | StreamSource

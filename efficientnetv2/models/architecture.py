@@ -53,7 +53,7 @@ def build(
             `depth_divisor`, `min_depth`, `feature_size`, `num_classes`,
             `dropout_rate`, `survival_prob`, `conv_dropout`, `headbias`,
             `act_fn`, `bn_type`, `bn_momentum`, `bn_epsilon`, `gn_groups`;
-            `fused_stages` may be left out.
+            `fused_stages` and `round_limit` may be left out.
         include_top: if False, the model ends with the features of the head.
         input_shape: (height, width, 3); None for a free size.
         name: name of the model, `model_config['model_name']` by default.
@@ -111,12 +111,7 @@ def build(
             reductions += 1
             x = keras.layers.Identity(name=f"reduction_{reductions}")(x)
     x = blocks.Head(
-        round_filters(
-            model_config["feature_size"],
-            model_config["width_coefficient"],
-            model_config["depth_divisor"],
-            model_config["min_depth"],
-        ),
+        round_filters(model_config["feature_size"], model_config),
         dropout_rate=model_config["dropout_rate"] or 0.0,
         pooling=pooling,
         name="head",

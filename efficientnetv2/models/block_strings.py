@@ -89,22 +89,28 @@ class BlockArgs:
         return args
 
 
-def round_filters(
-    filters: float,
-    width_coefficient: float | None,
-    depth_divisor: int = 8,
-    min_depth: int = 8,
-) -> int:
+def round_filters(filters: float, model_config: Mapping) -> int:
     """Scales a number of channels and rounds it to a multiple of the divisor.
 
-    Unlike the rule of MobileNet there is no step up when rounding loses more
-    than 10%: the released code has none.
+    The original code of V1, and `keras.applications` after it, take one step
+    up where rounding loses more than a tenth; the released code has no such
+    rule. Of all models only the first stage of EfficientNet-B3 differs.
+
+    Args:
+        filters: before scaling.
+        model_config: with `width_coefficient`, `depth_divisor`, `min_depth`
+            and, where it has it, `round_limit`: the least part of the scaled
+            number that rounding may leave, None for no limit.
     """
-    if not width_coefficient:
+    if not model_config["width_coefficient"]:
         return int(filters)
-    filters *= width_coefficient
-    rounded = int(filters + depth_divisor / 2) // depth_divisor * depth_divisor
-    return int(max(min_depth or depth_divisor, rounded))
+    divisor = model_config["depth_divisor"]
+    filters *= model_config["width_coefficient"]
+    rounded = int(filters + divisor / 2) // divisor * divisor
+    rounded = max(model_config["min_depth"] or divisor, rounded)
+    if rounded < (model_config.get("round_limit") or 0.0) * filters:
+        rounded += divisor
+    return int(rounded)
 
 
 def round_repeats(repeats: int, depth_coefficient: float | None) -> int:
@@ -141,19 +147,11 @@ def expand_stages(model_config: Mapping) -> list[list[BlockArgs]]:
 
 
 def _expand(args: BlockArgs, model_config: Mapping) -> list[BlockArgs]:
-    def width(filters):
-        return round_filters(
-            filters,
-            model_config["width_coefficient"],
-            model_config["depth_divisor"],
-            model_config["min_depth"],
-        )
-
     first = dataclasses.replace(
         args,
         num_repeat=1,
-        input_filters=width(args.input_filters),
-        output_filters=width(args.output_filters),
+        input_filters=round_filters(args.input_filters, model_config),
+        output_filters=round_filters(args.output_filters, model_config),
     )
     rest = dataclasses.replace(
         first, input_filters=first.output_filters, strides=1

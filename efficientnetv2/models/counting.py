@@ -93,12 +93,7 @@ def count_stages(
             _add_block(row, block, norm_type)
         size = row.size
         rows.append(row)
-    features = round_filters(
-        model_config["feature_size"],
-        model_config["width_coefficient"],
-        model_config["depth_divisor"],
-        model_config["min_depth"],
-    )
+    features = round_filters(model_config["feature_size"], model_config)
     head = StageCount("Conv, k1x1, pooling", 1, features, 1, size)
     head.add_convolution(1, rows[-1].channels, features)
     head.add_norm(features, norm_type)

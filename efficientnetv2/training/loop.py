@@ -257,12 +257,11 @@ def train(run: Run) -> Trainer:
             written, or a loss that is not finite.
     """
     config, plan = run.config, run.plan
-    train_source = sources.load_split(config, config.train.split, run.log)
+    left_out = faults.LeftOut(run.log)
+    train_source = _load(run, config.train.split, left_out, run.log)
     validation_source = None
     if config.eval.val_split:
-        validation_source = sources.load_split(
-            config, config.eval.val_split, lambda _: None
-        )
+        validation_source = _load(run, config.eval.val_split, left_out)
     trainer = build_trainer(run)
     run.log(describe_model(run, trainer))
     latest = checkpoints.load_latest(run.model_dir, run.log)
@@ -292,7 +291,15 @@ def train(run: Run) -> Trainer:
                 history,
                 first_step,
             )
+        left_out.report()
     return trainer
+
+
+def _load(run, split: str, left_out: faults.LeftOut, log=lambda _: None):
+    source = sources.load_split(run.config, split, log)
+    if run.config.data.on_corrupt == "skip":
+        return left_out.without_bad(source, split)
+    return source
 
 
 def _fit(run, trainer, train_source, validation_source, history, first_step):
@@ -442,13 +449,15 @@ def evaluate_checkpoint(run: Run, name: str | None) -> dict:
     """
     config = run.config
     checkpoint = checkpoints.load(checkpoints.find(run.model_dir, name))
-    source = sources.load_split(config, config.eval.split, run.log)
+    left_out = faults.LeftOut(run.log)
+    source = _load(run, config.eval.split, left_out, run.log)
     set_up_runtime(config)
     network = architecture.build(config.model.to_dict())
     load_averaged(network, checkpoint)
     evaluate = _evaluator(network, config)
     with faults.named(source):
         result = evaluate(pipeline.evaluation_dataset(source, config))
+    left_out.report()
     result |= {
         "checkpoint": checkpoint.path.name,
         "step": checkpoint.meta["step"],

@@ -249,6 +249,43 @@ def test_training_on_a_folder(tmp_path, source):
     assert label.numpy()[0].decode() in CLASSES
 
 
+def test_bad_images_can_be_left_out(tmp_path, source):
+    _write_folder(tmp_path / "photos", source)
+    _write_shards(tmp_path / "mine", source)
+    third = tmp_path / "mine" / "train-00002-of-00004"
+    with tf.io.TFRecordWriter(str(third)) as writer:
+        for k in range(100, 150):
+            image = _png(source.images[k])[: 50 if k in (107, 108) else None]
+            label = [source.labels[k] + 1]
+            writer.write(
+                _example("image/encoded", image, "image/class/label", label)
+            )
+    name = _records_yaml(tmp_path / "mine.yaml")
+    options = "train.epochs=2,data.on_corrupt=skip,data.augname=null"
+    for dataset, split, total in (
+        (tmp_path / "photos", "trainval", 180),
+        (name, "train", 200),
+    ):
+        config = _config(dataset, tmp_path, options)
+        config.unlock()
+        config.train.split = config.eval.split = config.eval.val_split = split
+        if dataset != name:
+            files = folders.scan(dataset).splits[split][0]
+            pathlib.Path(files[3]).write_bytes(b"")
+            pathlib.Path(files[90]).write_bytes(b"no image")
+        lines = []
+        folder = tmp_path / f"run-{total}"
+        api.execute(config, folder, log=lines.append)
+        text = "\n".join(lines)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert metrics["steps"] == 2 * (total // 32)
+        assert metrics["test"]["images"] == total - 2
+        if dataset == name:
+            assert "Left out 2 different images" in text
+        else:
+            assert "left out 2 of 180 images" in text and files[90] in text
+
+
 def _truncate(path, part=0.6):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * part)])

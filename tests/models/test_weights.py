@@ -161,6 +161,24 @@ def test_keras_applications_both_ways(
     np.testing.assert_array_equal(_logits(theirs, images), expected)
 
 
+def test_v1_b3_takes_either_rounding():
+    """Its first stage has 16 channels in the released code, 24 in Keras."""
+    shallow = {"depth_coefficient": 0.1, "num_classes": 3}
+    ours = efficientnetv2.build_model("efficientnet-b3", **shallow)
+    theirs = efficientnetv2.build_model(
+        "efficientnet-b3", round_limit=0.9, **shallow
+    )
+    for source, channels in ((ours, 16), (theirs, 24)):
+        model = efficientnetv2.build_model(
+            "efficientnet-b3", weights=source, **shallow
+        )
+        assert model.get_layer("blocks_0").output.shape[-1] == channels
+    with pytest.raises(WeightsError, match=r"\(1, 1, 40, 24\)"):
+        efficientnetv2.build_model(
+            "efficientnet-b3", weights=theirs, round_limit=None, **shallow
+        )
+
+
 def test_keras_2_weights_file(tmp_path):
     """Their published files: one group a layer, 'kernel:0', old names."""
     import h5py
