@@ -6,12 +6,9 @@
 The same command goes on with a run that was interrupted.
 """
 
-import contextlib
 import os
-import sys
-import tempfile
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from efficientnetv2 import cli, declarative
 from efficientnetv2 import config as config_lib
@@ -120,37 +117,12 @@ def _load_config():
     )
 
 
-@contextlib.contextmanager
-def _without_native_messages():
-    """Keeps what native code writes to stderr off the screen, but for errors.
-
-    TensorFlow announces its kernels and missing CUDA drivers before its log
-    level is read.
-    """
-    sys.stderr.flush()
-    screen = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            kept.seek(0)
-            os.write(screen, kept.read())
-            raise
-        finally:
-            os.dup2(screen, 2)
-            os.close(screen)
-
-
 def _run() -> None:
     if not FLAGS.model_dir:
         raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
     config = _load_config()
     # TensorFlow is imported only now: mistakes above are shown at once.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    with _without_native_messages():
+    with cli.importing_tensorflow():
         from efficientnetv2 import api
 
     api.execute(config, FLAGS.model_dir, FLAGS.mode, FLAGS.checkpoint)

@@ -5,6 +5,7 @@ import itertools
 import keras
 import tensorflow as tf
 
+from efficientnetv2.data import pipeline
 from efficientnetv2.training import losses
 
 
@@ -50,28 +51,21 @@ def make_evaluator(
             0,
         )
         logits = tf.cast(logits, tf.float32)
-        classes = logits.shape[1]
-        if labels.shape.rank == 1:
-            labels = tf.one_hot(labels, classes)
-        else:
-            labels = tf.pad(labels, [[0, 0], [0, classes - labels.shape[1]]])
-        top1, top5 = losses.hits(labels, logits)
-        first = tf.math.top_k(logits, min(5, classes)).indices
-        found = tf.gather(labels, first, batch_dims=1)
-        loss = losses.cross_entropy(labels, logits, loss_type)
+        vectors = pipeline.to_vectors(labels, logits.shape[1])
+        found = losses.at_likeliest(vectors, logits)
+        loss = losses.cross_entropy(vectors, logits, loss_type)
         sums = {
-            "top1": top1,
-            "top5": top5,
+            "top1": found[:, 0],
+            "top5": tf.reduce_max(found, axis=1),
             "cross_entropy": loss * tf.cast(size, tf.float32),
-            "found_1": found[:, 0],
-            "found_5": found,
-            "labels": labels,
+            "found": found,
+            "labels": vectors,
         }
-        return (
-            {k: tf.reduce_sum(tf.cast(v, tf.float64)) for k, v in sums.items()},
-            labels,
-            logits,
-        )
+        sums = {
+            name: tf.reduce_sum(tf.cast(value, tf.float64))
+            for name, value in sums.items()
+        }
+        return sums, vectors, logits
 
     def evaluate(dataset: tf.data.Dataset) -> dict[str, float]:
         images, total = 0, {}
@@ -92,10 +86,10 @@ def make_evaluator(
         if curve is not None:
             most = min(5, logits.shape[1])
             result |= {
-                "precision_1": total["found_1"] / images,
-                "precision_5": total["found_5"] / (most * images),
-                "recall_1": total["found_1"] / total["labels"],
-                "recall_5": total["found_5"] / total["labels"],
+                "precision_1": total["top1"] / images,
+                "precision_5": total["found"] / (most * images),
+                "recall_1": total["top1"] / total["labels"],
+                "recall_5": total["found"] / total["labels"],
                 "pr_auc": float(curve.result()),
             }
         return result

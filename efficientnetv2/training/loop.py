@@ -20,7 +20,7 @@ import efficientnetv2
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import declarative, zoo
 from efficientnetv2.config import RunPlan, run_plan
-from efficientnetv2.data import faults, pipeline, sources
+from efficientnetv2.data import faults, pipeline, registry, sources
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture, counting, weights
 from efficientnetv2.training import (
@@ -35,6 +35,7 @@ from efficientnetv2.training.trainer import Trainer
 
 METRICS = "metrics.json"
 CONFIG = "config.yaml"
+CLASS_NAMES = "class_names.txt"
 # Options that may change between the parts of one run: they change neither
 # the data nor the numbers.
 _FREE_OPTIONS = (
@@ -138,8 +139,12 @@ def claim_model_dir(run: Run) -> None:
                 "Name another --model_dir, or repeat that run with "
                 f"--hparam_str={path}."
             )
-    text = config_lib.to_yaml(run.config).encode()
-    checkpoints.write_atomically(path, lambda file: file.write(text))
+    names = registry.load_info(run.config.data.ds_name).class_names
+    for name, text in (
+        (CLASS_NAMES, "".join(f"{name}\n" for name in names)),
+        (CONFIG, config_lib.to_yaml(run.config)),
+    ):
+        checkpoints.write_text(folder / name, text)
 
 
 def set_up_runtime(config: ml_collections.ConfigDict) -> None:
@@ -188,7 +193,7 @@ def build_trainer(run: Run) -> Trainer:
     network = architecture.build(model_config)
     ema_network = network
     if config.train.ft_init_ckpt:
-        _initialize(network, config.train.ft_init_ckpt, run.log)
+        _initialize(network, config, run.log)
     if config.train.ema_decay:
         ema_network = architecture.build(model_config, name="ema")
         ema_network.set_weights(network.get_weights())
@@ -201,10 +206,29 @@ def build_trainer(run: Run) -> Trainer:
     return trainer
 
 
-def _initialize(network, source: str, log) -> None:
-    """Loads the weights that fine-tuning starts from."""
-    path = zoo.resolve_source(network, source)
-    log(str(weights.load(network, path, skip_classifier=True)))
+def _initialize(network, config, log) -> None:
+    """Loads the weights that fine-tuning starts from.
+
+    A classifier of as many classes is loaded too, but not that of a run on
+    classes of other names.
+    """
+    classifier = network.get_layer("logits")
+    fresh = classifier.get_weights()
+    path = zoo.resolve_source(network, config.train.ft_init_ckpt)
+    text = str(weights.load(network, path, skip_classifier=True))
+    names = registry.load_info(config.data.ds_name).class_names
+    if _class_names_of_run(path) not in (None, names):
+        classifier.set_weights(fresh)
+        text += " Its classes have other names: the classifier starts anew."
+    log(text)
+
+
+def _class_names_of_run(checkpoint: pathlib.Path) -> list[str] | None:
+    """Returns the names of the classes of a run, None if it left none."""
+    path = checkpoint.parent.parent / CLASS_NAMES
+    if not path.is_file():
+        return None
+    return path.read_text().split("\n")[:-1]
 
 
 def _chunks(first: int, last: int, epoch: int) -> list[tuple[int, int]]:
