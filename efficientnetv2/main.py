@@ -14,7 +14,7 @@ from efficientnetv2 import cli, declarative
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
 
-MODES = ("train_and_eval", "train", "eval", "export")
+MODES = ("train_and_eval", "train", "eval", "report", "export")
 # Flag to the option that it sets.
 _SWITCHES = {
     "progressive_image_size": (
@@ -72,7 +72,7 @@ flags.DEFINE_integer("seed", None, "Seed of everything random (train.seed).")
 flags.DEFINE_string(
     "checkpoint",
     None,
-    "For eval and export: best, last, a step or a file; default: best.",
+    "For eval, report and export: best, last, a step or a file; default: best.",
 )
 for _name, (_key, _help) in _SWITCHES.items():
     flags.DEFINE_boolean(_name, None, _help)
@@ -98,7 +98,7 @@ def _flag_overrides() -> dict:
 
 def _load_config():
     saved = None
-    if FLAGS.mode in ("eval", "export"):
+    if not FLAGS.mode.startswith("train"):
         # A run knows its own configuration.
         path = os.path.join(FLAGS.model_dir, "config.yaml")
         if not os.path.exists(path):

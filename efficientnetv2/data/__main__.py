@@ -131,15 +131,10 @@ def _preview() -> None:
         flags={k: v for k, v in overrides.items() if v is not None},
     )
     with cli.importing_tensorflow():
-        from efficientnetv2.data import faults, preview, sources
-    run_config = preview.with_batch_size(run_config, FLAGS.images)
-    split = run_config.train.split
-    source = sources.load_split(run_config, split)
-    title = f"{run_config.data.ds_name}, {split}"
-    folder = pathlib.Path(FLAGS.output_dir or "preview")
-    with faults.named(source):
-        for path in preview.write(source, run_config, folder, title):
-            print(path)
+        from efficientnetv2.data import preview
+    folder = pathlib.Path(FLAGS.output_dir or preview.FOLDER)
+    for path in preview.write(run_config, folder, FLAGS.images):
+        print(path)
 
 
 def _export() -> None:

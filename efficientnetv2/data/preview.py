@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ml_collections
 import numpy as np
@@ -10,12 +10,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import RunPlan
-from efficientnetv2.data import pipeline, preprocessing
+from efficientnetv2.data import faults, pipeline, preprocessing
 from efficientnetv2.data.sources import Source
 from efficientnetv2.errors import DataError
 from efficientnetv2.training import progressive
 from efficientnetv2.training.progressive import Stage
 
+FOLDER = "preview"
 _COLUMNS = 6
 CELL = 160
 _GAP = 16
@@ -24,6 +25,36 @@ _TEXT, _TITLE = 14, 20
 _LEAST = 0.005
 _LINES = 2
 _LINE = _TEXT + 4
+
+
+def write(
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    images: int = 24,
+    log: Callable[[str], None] = print,
+) -> list[pathlib.Path]:
+    """Loads the training split and writes a sheet for each stage of a run.
+
+    Args:
+        config: of the run.
+        folder: where the sheets go, as stage_1.png, ...; made if needed.
+        images: on a sheet.
+        log: prints one line.
+
+    Returns:
+        The files, in the order of the stages.
+
+    Raises:
+        DataError: for data that cannot be had or read, or a folder that
+            cannot be written.
+    """
+    config = with_batch_size(config, images)
+    split = config.train.split
+    source = faults.load_split(config, split, faults.LeftOut(log), log)
+    with faults.named(source):
+        return write_sheets(
+            source, config, folder, f"{config.data.ds_name}, {split}"
+        )
 
 
 def with_batch_size(
@@ -37,7 +68,7 @@ def with_batch_size(
     return config.lock()
 
 
-def write(
+def write_sheets(
     source: Source,
     config: ml_collections.ConfigDict,
     folder: pathlib.Path,
@@ -49,17 +80,13 @@ def write(
         source: the training split.
         config: from `with_batch_size`.
         folder: where the sheets go, as stage_1.png, ...; made if needed.
-        title: what is shown: dataset and recipe.
+        title: what is shown: dataset and split.
 
     Returns:
         The files, in the order of the stages.
     """
     plan = config_lib.run_plan(config)
     stages = progressive.build_stages(config, plan)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"Cannot make {folder}: {error.strerror}.") from None
     mode, _ = preprocessing.parse_augname(config.data.augname)
     paths = []
     for number, stage in enumerate(stages, 1):
@@ -74,8 +101,16 @@ def write(
             _describe(stage, config),
         )
         paths.append(folder / f"stage_{number}.png")
-        sheet.save(paths[-1])
+        _save(sheet, paths[-1])
     return paths
+
+
+def _save(sheet: Image.Image, path: pathlib.Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except OSError as error:
+        raise DataError(f"Cannot write {path}: {error.strerror}.") from None
 
 
 def _first_step(stage: Stage, plan: RunPlan) -> int:

@@ -1,6 +1,7 @@
 """Exact evaluation: every example counts once, whatever the batch size."""
 
 import itertools
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -35,8 +36,10 @@ def make_evaluator(
                                   over all pairs of image and class, 200
                                   thresholds
 
-    and there 'top1' and 'top5' say how often any of the labels is found. The
-    function is traced once and can be called again as the weights change.
+    and there 'top1' and 'top5' say how often any of the labels is found. A
+    second argument, if given, is called with each batch: images, labels as
+    vectors and logits. The function is traced once and can be called again as
+    the weights change.
     """
 
     @tf.function(jit_compile=jit_compile, reduce_retracing=True)
@@ -67,7 +70,9 @@ def make_evaluator(
         }
         return sums, vectors, logits
 
-    def evaluate(dataset: tf.data.Dataset) -> dict[str, float]:
+    def evaluate(
+        dataset: tf.data.Dataset, observe: Callable | None = None
+    ) -> dict[str, float]:
         images, total = 0, {}
         curve = None
         for batch_images, labels in dataset:
@@ -78,6 +83,8 @@ def make_evaluator(
             if labels.shape.rank == 2:
                 curve = curve or keras.metrics.AUC(200, curve="PR")
                 curve.update_state(vectors, tf.sigmoid(logits))
+            if observe is not None:
+                observe(batch_images, vectors, logits)
         result = {
             name: total[name] / images
             for name in ("top1", "top5", "cross_entropy")

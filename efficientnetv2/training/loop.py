@@ -18,9 +18,9 @@ import tensorflow as tf
 
 import efficientnetv2
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative, zoo
+from efficientnetv2 import declarative, tables, zoo
 from efficientnetv2.config import RunPlan, run_plan
-from efficientnetv2.data import faults, pipeline, registry, sources
+from efficientnetv2.data import faults, pipeline, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture, counting, weights
 from efficientnetv2.training import (
@@ -282,10 +282,14 @@ def train(run: Run) -> Trainer:
     """
     config, plan = run.config, run.plan
     left_out = faults.LeftOut(run.log)
-    train_source = _load(run, config.train.split, left_out, run.log)
+    train_source = faults.load_split(
+        config, config.train.split, left_out, run.log
+    )
     validation_source = None
     if config.eval.val_split:
-        validation_source = _load(run, config.eval.val_split, left_out)
+        validation_source = faults.load_split(
+            config, config.eval.val_split, left_out
+        )
     trainer = build_trainer(run)
     run.log(describe_model(run, trainer))
     latest = checkpoints.load_latest(run.model_dir, run.log)
@@ -296,14 +300,7 @@ def train(run: Run) -> Trainer:
         first_step = latest.meta["step"]
         history = latest.meta["history"]
         run.log(f"Resuming at step {first_step:,} of {plan.total_steps:,}.")
-    run.log(
-        progressive.format_table(
-            run.stages,
-            plan.steps_per_epoch,
-            config.data.augname,
-            lambda step: schedules.weight_decay(config, plan, step),
-        )
-    )
+    run.log(tables.align(stage_table(run)))
     if first_step < plan.total_steps:
         read_from = filter(None, (train_source, validation_source))
         with faults.named(*read_from):
@@ -319,11 +316,14 @@ def train(run: Run) -> Trainer:
     return trainer
 
 
-def _load(run, split: str, left_out: faults.LeftOut, log=lambda _: None):
-    source = sources.load_split(run.config, split, log)
-    if run.config.data.on_corrupt == "skip":
-        return left_out.without_bad(source, split)
-    return source
+def stage_table(run: Run) -> list[tuple[str, ...]]:
+    """Returns the stages of a run, see `progressive.table`."""
+    return progressive.table(
+        run.stages,
+        run.plan.steps_per_epoch,
+        run.config.data.augname,
+        lambda step: schedules.weight_decay(run.config, run.plan, step),
+    )
 
 
 def _fit(run, trainer, train_source, validation_source, history, first_step):
@@ -460,12 +460,15 @@ def load_averaged(
     weights.assign(network, source)
 
 
-def evaluate_checkpoint(run: Run, name: str | None) -> dict:
+def evaluate_checkpoint(
+    run: Run, name: str | None, observe: Callable | None = None
+) -> dict:
     """Evaluates the averaged weights of a checkpoint on `eval.split`.
 
     Args:
         run: of the checkpoint.
         name: see `checkpoints.find`.
+        observe: called with each batch, see `evaluation.make_evaluator`.
 
     Returns:
         The metrics of `evaluation.make_evaluator`, with 'checkpoint', 'step'
@@ -474,13 +477,13 @@ def evaluate_checkpoint(run: Run, name: str | None) -> dict:
     config = run.config
     checkpoint = checkpoints.load(checkpoints.find(run.model_dir, name))
     left_out = faults.LeftOut(run.log)
-    source = _load(run, config.eval.split, left_out, run.log)
+    source = faults.load_split(config, config.eval.split, left_out, run.log)
     set_up_runtime(config)
     network = architecture.build(config.model.to_dict())
     load_averaged(network, checkpoint)
     evaluate = _evaluator(network, config)
     with faults.named(source):
-        result = evaluate(pipeline.evaluation_dataset(source, config))
+        result = evaluate(pipeline.evaluation_dataset(source, config), observe)
     left_out.report()
     result |= {
         "checkpoint": checkpoint.path.name,

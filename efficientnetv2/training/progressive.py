@@ -106,13 +106,13 @@ def uses_magnitude(augname: str | None) -> bool:
     return bool(augname) and ("rand" in augname or "ra_" in augname)
 
 
-def format_table(
+def table(
     stages: Sequence[Stage],
     steps_per_epoch: int,
     augname: str | None,
     weight_decay,
-) -> str:
-    """Returns the stage table that is printed before training.
+) -> list[tuple[str, ...]]:
+    """Returns the rows of the stage table, the first one being its head.
 
     Args:
         stages: of the run.
@@ -152,10 +152,4 @@ def format_table(
                 f"{stage.batch_size}",
             )
         )
-    widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) for cell, width in zip(row, widths, strict=True)
-        )
-        for row in rows
-    )
+    return rows

@@ -56,7 +56,9 @@ def test_captions():
 def test_a_sheet_shows_the_images_of_its_stage(tmp_path, source, tiny_config):
     config = tiny_config("train.stages=2,data.ram=10,data.cutmix_alpha=1")
     config = preview.with_batch_size(config, 8)
-    first, second = preview.write(source, config, tmp_path / "new", "title")
+    first, second = preview.write_sheets(
+        source, config, tmp_path / "new", "title"
+    )
     assert (first.name, second.name) == ("stage_1.png", "stage_2.png")
     plan = config_lib.run_plan(config)
     dataset = pipeline.training_dataset(

@@ -85,6 +85,20 @@ def test_a_run_learns_and_leaves_its_files(tiny_config, finished, capsys):
     assert again.to_dict() == config.to_dict()
 
 
+def test_the_report_of_a_run(finished):
+    text = (finished / "report.html").read_text()
+    for words in (
+        "Stages",
+        "Curves",
+        "What the network saw",
+        "Expected calibration error",
+        "stages: 3",
+    ):
+        assert words in text
+    assert text.count("data:image/png") == 3 + ("Mistakes" in text)
+    assert text.count("<svg") == 4
+
+
 def test_a_finished_run_says_so(tiny_config, finished):
     before = (finished / "metrics.json").read_bytes()
     text = _execute(tiny_config(LEARNS), finished)
