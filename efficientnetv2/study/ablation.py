@@ -417,9 +417,9 @@ def make_result(
         counting.count_stages(resolved["model"], config.eval.isize)
     )
     seconds = metrics["train_seconds"] - metrics["evaluation_seconds"]
-    inference = None
+    speed = None
     if study.inference_batch_size:
-        inference = records.read_json(model_dir / inference.RESULT)
+        speed = records.read_json(model_dir / inference.RESULT)
     return {
         "study": study.name,
         "arm": task.arm,
@@ -451,7 +451,7 @@ def make_result(
         "train_images_per_second": (
             plan.total_steps * config.train.batch_size / seconds
         ),
-        "inference": inference,
+        "inference": speed,
         "environment": {
             key: metrics["environment"][key]
             for key in sorted(metrics["environment"].keys() - {"command"})
