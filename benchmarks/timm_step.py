@@ -24,7 +24,9 @@ class _Absent(types.ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         if name == "InterpolationMode":
-            return enum.Enum(name, "NEAREST BILINEAR BICUBIC BOX HAMMING LANCZOS")
+            return enum.Enum(
+                name, "NEAREST BILINEAR BICUBIC BOX HAMMING LANCZOS"
+            )
         return type(name, (), {})
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import keras
 import ml_collections
 
-from efficientnetv2.data import registry
+from efficientnetv2.data import preview, registry
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export
+from efficientnetv2.study import run_report
 from efficientnetv2.training import checkpoints, loop
 
 
@@ -24,8 +25,8 @@ def execute(
     Args:
         config: from `config.load`.
         model_dir: folder of the run.
-        mode: 'train_and_eval', 'train', 'eval' or 'export'.
-        checkpoint: for 'eval' and 'export', see `checkpoints.find`.
+        mode: 'train_and_eval', 'train', 'eval', 'report' or 'export'.
+        checkpoint: for all but training, see `checkpoints.find`.
         log: prints one line.
 
     Raises:
@@ -35,6 +36,9 @@ def execute(
     if mode == "eval":
         result = loop.evaluate_checkpoint(run, checkpoint)
         run.update_metrics(eval=result)
+        return
+    if mode == "report":
+        evaluate_and_report(run, checkpoint)
         return
     if mode == "export":
         export_run(run, checkpoint)
@@ -53,7 +57,7 @@ def execute(
     if mode == "train":
         log(f"Trained: {run.model_dir}")
         return
-    result = loop.evaluate_checkpoint(run, None)
+    result = evaluate_and_report(run, None)
     folder = export_run(run, None)
     metrics = run.update_metrics(test=result, finished=True)
     log(
@@ -61,6 +65,19 @@ def execute(
         f"{metrics['train_seconds'] / 60:.1f} minutes of training. Model: "
         f"{folder}"
     )
+
+
+def evaluate_and_report(run: loop.Run, checkpoint: str | None = None) -> dict:
+    """Evaluates a checkpoint and writes report.html; returns the metrics."""
+    observer = run_report.Observer()
+    result = loop.evaluate_checkpoint(run, checkpoint, observer)
+    preview.write(run.config, run.model_dir / preview.FOLDER, log=_silent)
+    run.log(f"Report: {run_report.write(run, observer, result)}")
+    return result
+
+
+def _silent(_: str) -> None:
+    """Logs nothing: where the data came from has been said."""
 
 
 def export_run(run: loop.Run, checkpoint: str | None = None):

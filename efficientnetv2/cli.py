@@ -1,17 +1,26 @@
 """What the commands share: errors of users end without a traceback."""
 
+import contextlib
+import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 
+from absl import flags, logging
+
+from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import UserError
 
 
-def command(run: Callable[[], int | None]) -> Callable[[list[str]], int]:
+def command(
+    run: Callable[..., int | None], actions: Sequence[str] = ()
+) -> Callable[[list[str]], int]:
     """Returns a main function for `absl.app.run`.
 
     Args:
         run: does the work after the flags are parsed; returns the exit
-            status, None for 0.
+            status, None for 0. With `actions` it takes one of them, or None.
+        actions: words of which one may be given besides flags.
 
     Returns:
         A function of argv that returns 0, the `exit_code` of a `UserError`,
@@ -20,12 +29,16 @@ def command(run: Callable[[], int | None]) -> Callable[[list[str]], int]:
 
     def main(argv: list[str]) -> int:
         try:
-            if len(argv) > 1:
+            if not actions:
+                _check_words(argv[1:])
+                return run() or 0
+            action = argv[1] if argv[1:] else None
+            if action is not None and action not in actions:
                 raise UserError(
-                    f"Unexpected argument {argv[1]!r}: options are written "
-                    "--name=value."
+                    f"Unknown action {action!r}.{suggest(action, actions)}"
                 )
-            return run() or 0
+            _check_words(argv[2:])
+            return run(action) or 0
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
@@ -34,3 +47,36 @@ def command(run: Callable[[], int | None]) -> Callable[[list[str]], int]:
             return 130
 
     return main
+
+
+def _check_words(words: Sequence[str]) -> None:
+    if words:
+        raise UserError(
+            f"Unexpected argument {words[0]!r}: options are written "
+            "--name=value."
+        )
+
+
+@contextlib.contextmanager
+def importing_tensorflow() -> Iterator[None]:
+    """Keeps TensorFlow's remarks off the screen while it is imported.
+
+    TensorFlow announces its kernels and missing CUDA drivers before its log
+    level is read. What it wrote is shown if the import fails.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(screen, kept.read())
+            raise
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)

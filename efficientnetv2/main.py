@@ -6,18 +6,15 @@
 The same command goes on with a run that was interrupted.
 """
 
-import contextlib
 import os
-import sys
-import tempfile
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from efficientnetv2 import cli, declarative
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
 
-MODES = ("train_and_eval", "train", "eval", "export")
+MODES = ("train_and_eval", "train", "eval", "report", "export")
 # Flag to the option that it sets.
 _SWITCHES = {
     "progressive_image_size": (
@@ -75,7 +72,7 @@ flags.DEFINE_integer("seed", None, "Seed of everything random (train.seed).")
 flags.DEFINE_string(
     "checkpoint",
     None,
-    "For eval and export: best, last, a step or a file; default: best.",
+    "For eval, report and export: best, last, a step or a file; default: best.",
 )
 for _name, (_key, _help) in _SWITCHES.items():
     flags.DEFINE_boolean(_name, None, _help)
@@ -101,7 +98,7 @@ def _flag_overrides() -> dict:
 
 def _load_config():
     saved = None
-    if FLAGS.mode in ("eval", "export"):
+    if not FLAGS.mode.startswith("train"):
         # A run knows its own configuration.
         path = os.path.join(FLAGS.model_dir, "config.yaml")
         if not os.path.exists(path):
@@ -120,37 +117,12 @@ def _load_config():
     )
 
 
-@contextlib.contextmanager
-def _without_native_messages():
-    """Keeps what native code writes to stderr off the screen, but for errors.
-
-    TensorFlow announces its kernels and missing CUDA drivers before its log
-    level is read.
-    """
-    sys.stderr.flush()
-    screen = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            kept.seek(0)
-            os.write(screen, kept.read())
-            raise
-        finally:
-            os.dup2(screen, 2)
-            os.close(screen)
-
-
 def _run() -> None:
     if not FLAGS.model_dir:
         raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
     config = _load_config()
     # TensorFlow is imported only now: mistakes above are shown at once.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    with _without_native_messages():
+    with cli.importing_tensorflow():
         from efficientnetv2 import api
 
     api.execute(config, FLAGS.model_dir, FLAGS.mode, FLAGS.checkpoint)

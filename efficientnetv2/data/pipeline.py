@@ -24,8 +24,10 @@ from efficientnetv2.data.augment import policies
 from efficientnetv2.data.sources import (
     ArraySource,
     EncodedSource,
+    Shard,
     Source,
     StreamSource,
+    in_parallel,
 )
 from efficientnetv2.training.progressive import Stage
 
@@ -256,14 +258,6 @@ def training_dataset(
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def _map(dataset, function):
-    return dataset.map(
-        tf.autograph.experimental.do_not_convert(function),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-
-
 def _from_arrays(source: ArraySource, schedule: _Schedule, steps):
     images_in_memory = tf.constant(source.images)
     labels_in_memory = tf.constant(source.labels)
@@ -276,7 +270,7 @@ def _from_arrays(source: ArraySource, schedule: _Schedule, steps):
         labels = tf.gather(labels_in_memory, index)
         return schedule.finish(images, labels, uniforms, step)
 
-    return _map(steps, make_batch)
+    return in_parallel(steps, make_batch)
 
 
 def _from_encoded(
@@ -286,17 +280,17 @@ def _from_encoded(
     first_step: int,
 ):
     batch = schedule.config.train.batch_size
-    draws = _map(
+    draws = in_parallel(
         steps,
         lambda step: (tf.repeat(step, batch), schedule.uniforms(step)),
     ).unbatch()
     if isinstance(source, EncodedSource):
         read = _reader(source)
-        order = _map(
+        order = in_parallel(
             steps,
             lambda step: epoch_indices(schedule.config, schedule.plan, step),
         ).unbatch()
-        examples = _map(order, read)
+        examples = in_parallel(order, read)
     else:
         examples = _shuffled_stream(source, schedule, first_step)
 
@@ -307,9 +301,9 @@ def _from_encoded(
         )
         return images[0], label, uniforms[0]
 
-    images = _map(tf.data.Dataset.zip(examples, draws), load)
+    images = in_parallel(tf.data.Dataset.zip(examples, draws), load)
     batches = images.batch(batch, drop_remainder=True)
-    return _map(
+    return in_parallel(
         tf.data.Dataset.zip(batches, steps),
         lambda parts, step: schedule.finish(*parts, step),
     )
@@ -342,14 +336,7 @@ def _shuffled_stream(
     batch = config.train.batch_size
     first_epoch, skipped = divmod(first_step, plan.steps_per_epoch)
     last_epoch = -(-plan.total_steps // plan.steps_per_epoch)
-    paths = tf.constant([shard.path for shard in source.shards])
-    skips = tf.constant([shard.skip for shard in source.shards], tf.int64)
-    takes = tf.constant([shard.take for shard in source.shards], tf.int64)
     length = plan.steps_per_epoch * batch
-
-    def read_shard(index):
-        dataset = tf.data.TFRecordDataset(paths[index])
-        return dataset.skip(skips[index]).take(takes[index])
 
     def read_epoch(epoch):
         seed = _seed(config, _SHUFFLE, epoch)
@@ -361,7 +348,7 @@ def _shuffled_stream(
         )
         dataset = tf.data.Dataset.from_tensor_slices(order)
         dataset = dataset.interleave(
-            read_shard,
+            _shard_reader(source),
             cycle_length=min(16, len(source.shards)),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
@@ -374,7 +361,9 @@ def _shuffled_stream(
                 seed + tf.stack([0, tf.cast(number * _EPOCHS, tf.int32)]),
             )
 
-        dataset = source.examples(_map(windows, shuffle_window).unbatch())
+        dataset = source.examples(
+            in_parallel(windows, shuffle_window).unbatch()
+        )
         if source.is_good is not None:
             # Others take the places of what is left out.
             dataset = dataset.repeat()
@@ -420,8 +409,8 @@ def evaluation_dataset(
             (source.images, source.labels)
         )
         dataset = dataset.batch(config.eval.batch_size)
-        return _map(dataset, preprocess).prefetch(tf.data.AUTOTUNE)
-    dataset = _map(encoded_examples(source), decode)
+        return in_parallel(dataset, preprocess).prefetch(tf.data.AUTOTUNE)
+    dataset = in_parallel(encoded_examples(source), decode)
     dataset = dataset.batch(config.eval.batch_size)
     return dataset.prefetch(tf.data.AUTOTUNE)
 
@@ -431,9 +420,18 @@ def encoded_examples(
 ) -> tf.data.Dataset:
     """Returns (encoded image, label) of every example, in order."""
     if isinstance(source, EncodedSource):
-        return _map(tf.data.Dataset.range(len(source)), _reader(source))
-    parts = [sources.records(shard) for shard in source.shards]
-    dataset = parts[0]
-    for part in parts[1:]:
-        dataset = dataset.concatenate(part)
-    return source.examples(dataset)
+        return in_parallel(tf.data.Dataset.range(len(source)), _reader(source))
+    shards = tf.data.Dataset.range(len(source.shards))
+    return source.examples(shards.flat_map(_shard_reader(source)))
+
+
+def _shard_reader(source: StreamSource):
+    """Returns a function from the number of a shard to its records."""
+    paths = tf.constant([shard.path for shard in source.shards])
+    skips = tf.constant([shard.skip for shard in source.shards], tf.int64)
+    takes = tf.constant([shard.take for shard in source.shards], tf.int64)
+
+    def read(index):
+        return sources.records(Shard(paths[index], skips[index], takes[index]))
+
+    return read

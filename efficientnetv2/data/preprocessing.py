@@ -14,9 +14,11 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from efficientnetv2.models import architecture
+
 MODES = ("default", "ft", "v1")
-_V1_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-_V1_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+_V1_MEAN = [255 * mean for mean in architecture.IMAGENET_MEAN]
+_V1_STD = [255 * deviation for deviation in architecture.IMAGENET_STD]
 _CROP_PADDING = 32
 # By which a JPEG can be decoded smaller.
 _RATIOS = (1, 2, 4, 8)
@@ -68,6 +70,17 @@ def normalize(images: tf.Tensor, mode: str) -> tf.Tensor:
     if mode == "ft":
         return (images / 255.0 - 0.5) / 0.5
     return (images - 128.0) / 128.0
+
+
+def denormalize(images: tf.Tensor, mode: str) -> tf.Tensor:
+    """Undoes `normalize`: uint8 pixel values."""
+    if mode == "v1":
+        images = images * _V1_STD + _V1_MEAN
+    elif mode == "ft":
+        images = (images * 0.5 + 0.5) * 255.0
+    else:
+        images = images * 128.0 + 128.0
+    return tf.cast(tf.round(tf.clip_by_value(images, 0.0, 255.0)), tf.uint8)
 
 
 def central_window(height, width, size, rounding: int = 0) -> tf.Tensor:

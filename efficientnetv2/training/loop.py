@@ -18,9 +18,9 @@ import tensorflow as tf
 
 import efficientnetv2
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative, zoo
+from efficientnetv2 import declarative, tables, zoo
 from efficientnetv2.config import RunPlan, run_plan
-from efficientnetv2.data import faults, pipeline, sources
+from efficientnetv2.data import faults, pipeline, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture, counting, weights
 from efficientnetv2.training import (
@@ -35,6 +35,7 @@ from efficientnetv2.training.trainer import Trainer, waiting_share
 
 METRICS = "metrics.json"
 CONFIG = "config.yaml"
+CLASS_NAMES = "class_names.txt"
 # Options that may change between the parts of one run: they change neither
 # the data nor the numbers.
 _FREE_OPTIONS = (
@@ -138,8 +139,12 @@ def claim_model_dir(run: Run) -> None:
                 "Name another --model_dir, or repeat that run with "
                 f"--hparam_str={path}."
             )
-    text = config_lib.to_yaml(run.config).encode()
-    checkpoints.write_atomically(path, lambda file: file.write(text))
+    names = registry.load_info(run.config.data.ds_name).class_names
+    for name, text in (
+        (CLASS_NAMES, "".join(f"{name}\n" for name in names)),
+        (CONFIG, config_lib.to_yaml(run.config)),
+    ):
+        checkpoints.write_text(folder / name, text)
 
 
 def set_up_runtime(config: ml_collections.ConfigDict) -> None:
@@ -188,7 +193,7 @@ def build_trainer(run: Run) -> Trainer:
     network = architecture.build(model_config)
     ema_network = network
     if config.train.ft_init_ckpt:
-        _initialize(network, config.train.ft_init_ckpt, run.log)
+        _initialize(network, config, run.log)
     if config.train.ema_decay:
         ema_network = architecture.build(model_config, name="ema")
         ema_network.set_weights(network.get_weights())
@@ -201,10 +206,29 @@ def build_trainer(run: Run) -> Trainer:
     return trainer
 
 
-def _initialize(network, source: str, log) -> None:
-    """Loads the weights that fine-tuning starts from."""
-    path = zoo.resolve_source(network, source)
-    log(str(weights.load(network, path, skip_classifier=True)))
+def _initialize(network, config, log) -> None:
+    """Loads the weights that fine-tuning starts from.
+
+    A classifier of as many classes is loaded too, but not that of a run on
+    classes of other names.
+    """
+    classifier = network.get_layer("logits")
+    fresh = classifier.get_weights()
+    path = zoo.resolve_source(network, config.train.ft_init_ckpt)
+    text = str(weights.load(network, path, skip_classifier=True))
+    names = registry.load_info(config.data.ds_name).class_names
+    if _class_names_of_run(path) not in (None, names):
+        classifier.set_weights(fresh)
+        text += " Its classes have other names: the classifier starts anew."
+    log(text)
+
+
+def _class_names_of_run(checkpoint: pathlib.Path) -> list[str] | None:
+    """Returns the names of the classes of a run, None if it left none."""
+    path = checkpoint.parent.parent / CLASS_NAMES
+    if not path.is_file():
+        return None
+    return path.read_text().split("\n")[:-1]
 
 
 def _chunks(first: int, last: int, epoch: int) -> list[tuple[int, int]]:
@@ -258,10 +282,14 @@ def train(run: Run) -> Trainer:
     """
     config, plan = run.config, run.plan
     left_out = faults.LeftOut(run.log)
-    train_source = _load(run, config.train.split, left_out, run.log)
+    train_source = faults.load_split(
+        config, config.train.split, left_out, run.log
+    )
     validation_source = None
     if config.eval.val_split:
-        validation_source = _load(run, config.eval.val_split, left_out)
+        validation_source = faults.load_split(
+            config, config.eval.val_split, left_out
+        )
     trainer = build_trainer(run)
     run.log(describe_model(run, trainer))
     latest = checkpoints.load_latest(run.model_dir, run.log)
@@ -273,14 +301,7 @@ def train(run: Run) -> Trainer:
         history = latest.meta["history"]
         trainer.seconds.assign(history.get("step_seconds", [0.0, 0.0]))
         run.log(f"Resuming at step {first_step:,} of {plan.total_steps:,}.")
-    run.log(
-        progressive.format_table(
-            run.stages,
-            plan.steps_per_epoch,
-            config.data.augname,
-            lambda step: schedules.weight_decay(config, plan, step),
-        )
-    )
+    run.log(tables.align(stage_table(run)))
     if first_step < plan.total_steps:
         read_from = filter(None, (train_source, validation_source))
         with faults.named(*read_from):
@@ -296,11 +317,14 @@ def train(run: Run) -> Trainer:
     return trainer
 
 
-def _load(run, split: str, left_out: faults.LeftOut, log=lambda _: None):
-    source = sources.load_split(run.config, split, log)
-    if run.config.data.on_corrupt == "skip":
-        return left_out.without_bad(source, split)
-    return source
+def stage_table(run: Run) -> list[tuple[str, ...]]:
+    """Returns the stages of a run, see `progressive.table`."""
+    return progressive.table(
+        run.stages,
+        run.plan.steps_per_epoch,
+        run.config.data.augname,
+        lambda step: schedules.weight_decay(run.config, run.plan, step),
+    )
 
 
 def _fit(run, trainer, train_source, validation_source, history, first_step):
@@ -452,12 +476,15 @@ def load_averaged(
     weights.assign(network, source)
 
 
-def evaluate_checkpoint(run: Run, name: str | None) -> dict:
+def evaluate_checkpoint(
+    run: Run, name: str | None, observe: Callable | None = None
+) -> dict:
     """Evaluates the averaged weights of a checkpoint on `eval.split`.
 
     Args:
         run: of the checkpoint.
         name: see `checkpoints.find`.
+        observe: called with each batch, see `evaluation.make_evaluator`.
 
     Returns:
         The metrics of `evaluation.make_evaluator`, with 'checkpoint', 'step'
@@ -466,13 +493,13 @@ def evaluate_checkpoint(run: Run, name: str | None) -> dict:
     config = run.config
     checkpoint = checkpoints.load(checkpoints.find(run.model_dir, name))
     left_out = faults.LeftOut(run.log)
-    source = _load(run, config.eval.split, left_out, run.log)
+    source = faults.load_split(config, config.eval.split, left_out, run.log)
     set_up_runtime(config)
     network = architecture.build(config.model.to_dict())
     load_averaged(network, checkpoint)
     evaluate = _evaluator(network, config)
     with faults.named(source):
-        result = evaluate(pipeline.evaluation_dataset(source, config))
+        result = evaluate(pipeline.evaluation_dataset(source, config), observe)
     left_out.report()
     result |= {
         "checkpoint": checkpoint.path.name,

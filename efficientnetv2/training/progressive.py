@@ -101,13 +101,18 @@ def stage_index(stages: Sequence[Stage], step: int) -> int:
     return len(stages) - 1
 
 
-def format_table(
+def uses_magnitude(augname: str | None) -> bool:
+    """Whether an augmentation policy has RandAugment's magnitude."""
+    return bool(augname) and ("rand" in augname or "ra_" in augname)
+
+
+def table(
     stages: Sequence[Stage],
     steps_per_epoch: int,
     augname: str | None,
     weight_decay,
-) -> str:
-    """Returns the stage table that is printed before training.
+) -> list[tuple[str, ...]]:
+    """Returns the rows of the stage table, the first one being its head.
 
     Args:
         stages: of the run.
@@ -116,7 +121,7 @@ def format_table(
             column of magnitudes is empty.
         weight_decay: function from step to coefficient.
     """
-    uses_magnitude = bool(augname) and ("rand" in augname or "ra_" in augname)
+    has_magnitude = uses_magnitude(augname)
     header = (
         "stage",
         "steps",
@@ -138,7 +143,7 @@ def format_table(
                 f"{first:,} - {last - 1:,}",
                 f"{first / steps_per_epoch:.4g} - {last / steps_per_epoch:.4g}",
                 f"{stage.image_size}",
-                f"{stage.randaugment_magnitude:.4g}" if uses_magnitude else "-",
+                f"{stage.randaugment_magnitude:.4g}" if has_magnitude else "-",
                 f"{stage.mixup_alpha:.4g}",
                 f"{stage.cutmix_alpha:.4g}",
                 f"{stage.dropout_rate:.4g}",
@@ -147,10 +152,4 @@ def format_table(
                 f"{stage.batch_size}",
             )
         )
-    widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) for cell, width in zip(row, widths, strict=True)
-        )
-        for row in rows
-    )
+    return rows

@@ -91,6 +91,20 @@ def test_a_run_learns_and_leaves_its_files(tiny_config, finished, capsys):
     assert again.to_dict() == config.to_dict()
 
 
+def test_the_report_of_a_run(finished):
+    text = (finished / "report.html").read_text()
+    for words in (
+        "Stages",
+        "Curves",
+        "What the network saw",
+        "Expected calibration error",
+        "stages: 3",
+    ):
+        assert words in text
+    assert text.count("data:image/png") == 3 + ("Mistakes" in text)
+    assert text.count("<svg") == 4
+
+
 def test_a_finished_run_says_so(tiny_config, finished):
     before = (finished / "metrics.json").read_bytes()
     text = _execute(tiny_config(LEARNS), finished)
@@ -468,6 +482,25 @@ def test_fine_tuning_starts_from_a_run(tiny_config, finished, tmp_path):
             expected["ema/stem/conv/kernel"],
         )
         assert ("logits/kernel" in "\n".join(lines)) == left_out
+
+
+def test_a_classifier_of_other_names_is_not_kept(
+    tiny_config, finished, tmp_path, monkeypatch
+):
+    other = dataclasses.replace(
+        registry.load_info("any"), class_names=[f"other {k}" for k in range(10)]
+    )
+    monkeypatch.setattr(registry, "load_info", lambda _: other)
+    lines = []
+    config = tiny_config(f"{LEARNS},train.ft_init_ckpt={finished}")
+    run = loop.make_run(config, tmp_path, lines.append)
+    trainer = loop.build_trainer(run)
+    assert "the classifier starts anew" in "\n".join(lines)
+    loaded = checkpoints.load(checkpoints.find(finished, None)).arrays
+    for part, equal in (("stem/conv", True), ("logits", False)):
+        layer = trainer.network.get_layer(part.partition("/")[0])
+        kernel = (layer.conv if "/" in part else layer).kernel
+        assert np.array_equal(kernel, loaded[f"ema/{part}/kernel"]) == equal
 
 
 def test_only_chosen_variables_train(tiny_config, tmp_path):

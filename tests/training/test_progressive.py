@@ -117,8 +117,9 @@ def test_stages_cover_all_steps_without_a_gap(
 
 def test_the_table_shows_every_stage():
     stages = _stages()
-    table = progressive.format_table(stages, 600, "randaug", lambda step: 1e-5)
-    lines = table.splitlines()
-    assert len(lines) == 5
-    assert len({len(line) for line in lines}) == 1
-    assert "384" in lines[-1] and "15" in lines[-1] and "1e-05" in lines[-1]
+    rows = progressive.table(stages, 600, "randaug", lambda step: 1e-5)
+    assert len(rows) == 5
+    assert len({len(row) for row in rows}) == 1
+    assert {"384", "15", "1e-05 - 1e-05"} <= set(rows[-1])
+    without = progressive.table(stages, 600, None, lambda step: 1e-5)
+    assert [row[4] for row in without[1:]] == ["-"] * 4
