@@ -17,7 +17,7 @@ import pathlib
 
 from absl import app, flags
 
-from efficientnetv2 import cli, config, declarative
+from efficientnetv2 import cli, config, declarative, tables
 from efficientnetv2.data import registry
 from efficientnetv2.errors import UserError
 
@@ -85,12 +85,7 @@ def _table(folder: pathlib.Path) -> None:
                 _state(info, folder),
             )
         )
-    for name, source, *numbers, state in lines:
-        print(
-            f"{name:15}{source:10}"
-            + "".join(f"{number:>12}" for number in numbers)
-            + f"   {state}"
-        )
+    print(tables.align(lines, left=[0, 1, 5]))
     print(f"\nLooked for them in {folder}; --dataset=NAME tells more of one.")
 
 

@@ -6,7 +6,8 @@ looked up by step: one pipeline, traced once, serves all of them.
 
 Images that are in memory are gathered, cropped and resized as a batch. Encoded
 images are decoded, cropped and resized one by one, in the order and with the
-random numbers that the same images in memory would have. Shards are read in
+random numbers that the same images in memory would have; of a JPEG only the
+crop is decoded, and smaller where it will be small. Shards are read in
 an order of their own: files in random order, several in turn, and records in
 random order within windows.
 """
@@ -158,6 +159,29 @@ class _Schedule:
         )
         return images, uniforms
 
+    def decode_and_crop(self, encoded, uniforms, step):
+        """Returns what `crop` does, of one encoded image."""
+
+        def decode_all():
+            image = preprocessing.decode(encoded)
+            return self.crop(image[tf.newaxis], uniforms, step)
+
+        def decode_part():
+            size = self.sizes[self.stage(step)]
+            height, width = tf.unstack(tf.io.extract_jpeg_shape(encoded)[:2])
+            boxes, flip, unused = _boxes(self.config, uniforms, height, width)
+            image, box = preprocessing.decode_part(encoded, boxes[0], size)
+            images = preprocessing.crop_resize_flip(
+                image[tf.newaxis], box[tf.newaxis], flip, size
+            )
+            return images, unused
+
+        if not self.config.data.fast_jpeg:
+            return decode_all()
+        return tf.cond(
+            preprocessing.can_decode_part(encoded), decode_part, decode_all
+        )
+
     def finish(self, images, labels, uniforms, step):
         """Augments and mixes a batch of images of the stage's size.
 
@@ -272,9 +296,8 @@ def _from_encoded(
 
     def load(example, draw):
         (encoded, label), (step, uniforms) = example, draw
-        image = preprocessing.decode(encoded)
-        images, uniforms = schedule.crop(
-            image[tf.newaxis], uniforms[tf.newaxis], step
+        images, uniforms = schedule.decode_and_crop(
+            encoded, uniforms[tf.newaxis], step
         )
         return images[0], label, uniforms[0]
 

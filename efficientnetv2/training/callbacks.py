@@ -89,8 +89,8 @@ class Stages(keras.callbacks.Callback):
 class Progress(keras.callbacks.Callback):
     """A line with loss, top-1, images/s, stage and time left.
 
-    On a terminal the line is redrawn; elsewhere one is written every half
-    minute and at the end of each epoch.
+    On a terminal the line is redrawn; elsewhere one is written after the first
+    step, every half minute and at the end.
 
     Args:
         stages: of the run.
@@ -128,7 +128,7 @@ class Progress(keras.callbacks.Callback):
         self.stream = stream or sys.stdout
         self.redraws = self.stream.isatty()
         self.drawn = 0
-        self.last_shown = time.monotonic()
+        self.last_shown = -math.inf
         self.window: list[tuple[int, float]] = []
         self.seconds_per_pixel = math.nan
 

@@ -31,7 +31,7 @@ from efficientnetv2.training import (
     progressive,
     schedules,
 )
-from efficientnetv2.training.trainer import Trainer
+from efficientnetv2.training.trainer import Trainer, waiting_share
 
 METRICS = "metrics.json"
 CONFIG = "config.yaml"
@@ -296,6 +296,7 @@ def train(run: Run) -> Trainer:
         trainer.restore(latest.arrays, latest.path)
         first_step = latest.meta["step"]
         history |= latest.meta["history"]
+        trainer.seconds.assign(history.get("step_seconds", [0.0, 0.0]))
         run.log(f"Resuming at step {first_step:,} of {plan.total_steps:,}.")
     run.log(tables.align(stage_table(run)))
     if first_step < plan.total_steps:
@@ -349,6 +350,9 @@ def _fit(run, trainer, train_source, validation_source, history, first_step):
 
     def meta(step):
         history["train_seconds"] = seconds()
+        # Waiting for batches, and computing.
+        history["step_seconds"] = trainer.seconds.numpy().tolist()
+        history["waiting_share"] = waiting_share(history["step_seconds"])
         return {"step": step, "history": history}
 
     def save(step):
@@ -405,6 +409,12 @@ def _fit(run, trainer, train_source, validation_source, history, first_step):
             due.append("save")
         return due
 
+    since = {"seconds": trainer.seconds.numpy()}
+
+    def recent_waiting_share():
+        before, since["seconds"] = since["seconds"], trainer.seconds.numpy()
+        return waiting_share(since["seconds"] - before)
+
     def scalars(step):
         stage = stages[stage_of_steps[step - 1]]
         return {
@@ -415,6 +425,7 @@ def _fit(run, trainer, train_source, validation_source, history, first_step):
             "image_size": stage.image_size,
             "dropout_rate": stage.dropout_rate,
             "images_per_second": progress.images_per_second(),
+            "waiting_share": recent_waiting_share(),
         }
 
     def describe(step):
@@ -455,8 +466,13 @@ def _fit(run, trainer, train_source, validation_source, history, first_step):
     finally:
         periodic.restore_handlers()
         writer.flush()
-    history["train_seconds"] = seconds()
-    run.update_metrics(**history, steps=plan.total_steps)
+    run.update_metrics(
+        **meta(plan.total_steps)["history"], steps=plan.total_steps
+    )
+    log(
+        f"Trained for {history['train_seconds'] / 60:.1f} minutes; the steps "
+        f"waited for data {history['waiting_share']:.1%} of their time."
+    )
 
 
 def load_averaged(

@@ -41,6 +41,11 @@ class Trainer(keras.Model):
         self.config = config
         self.plan = plan
         self.step = tf.Variable(0, dtype=tf.int64, name="step")
+        with tf.device("CPU"):
+            # Spent in `fit`: waiting for batches, and on them.
+            self.seconds = tf.Variable(
+                [0.0, 0.0], trainable=False, dtype=tf.float64
+            )
         self.trained = _select(
             network.trainable_variables, config.train.varsexp
         )
@@ -60,6 +65,42 @@ class Trainer(keras.Model):
     @property
     def metrics(self):
         return list(self.trackers.values())
+
+    def make_train_function(self, force=False):
+        """Makes the step of `fit`, which adds to `seconds`.
+
+        The clock is read within the graph, so that Python's part, in which
+        the pipeline goes on, is no waiting.
+        """
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force)
+        step_on_batches = self.train_function
+
+        def timed_step(iterator):
+            start = tf.timestamp()
+            with tf.control_dependencies([start]):
+                batch = iterator.get_next()
+            with tf.control_dependencies(tf.nest.flatten(batch, True)):
+                ready = tf.timestamp()
+            with tf.control_dependencies([ready]):
+                batch = tf.nest.map_structure(
+                    tf.identity, batch, expand_composites=True
+                )
+            logs = step_on_batches([batch])
+            with tf.device("CPU"):
+                # Their copies exist when an accelerator is done with them.
+                copies = [tf.identity(value) for value in logs.values()]
+            with tf.control_dependencies(copies):
+                end = tf.timestamp()
+            self.seconds.assign_add([ready - start, end - ready])
+            return logs
+
+        if not self.run_eagerly:
+            timed_step = tf.function(
+                timed_step, autograph=False, reduce_retracing=True
+            )
+        self.train_function = timed_step
 
     def train_step(self, data):
         images, labels = data
@@ -179,6 +220,16 @@ class Trainer(keras.Model):
                 state is then left as it was.
         """
         assign_all(self.state(), arrays, source)
+
+
+def waiting_share(seconds: np.ndarray) -> float:
+    """Returns the share of the time that was spent waiting, 0 for no time.
+
+    Args:
+        seconds: `Trainer.seconds`, or a difference of two readings.
+    """
+    waiting, computing = (float(value) for value in seconds)
+    return waiting / max(waiting + computing, 1e-9)
 
 
 def _select(variables, pattern: str | None) -> list:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -73,6 +74,11 @@ def test_a_run_learns_and_leaves_its_files(tiny_config, finished, capsys):
     assert "images/s" in text and "weight decay" in text
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["finished"] and metrics["steps"] == 72
+    waiting, computing = metrics["step_seconds"]
+    assert 0 < waiting and 0 < computing
+    assert waiting + computing < metrics["train_seconds"]
+    assert metrics["waiting_share"] == waiting / (waiting + computing)
+    assert f"{metrics['waiting_share']:.1%} of their time" in text
     assert metrics["test"]["images"] == 200
     assert metrics["test"]["top1"] > 0.5
     assert len(metrics["evaluations"]) == 12
@@ -145,7 +151,7 @@ def test_tensorboard_scalars(finished):
     tags = set(events.Tags()["tensors"])
     for name in (
         "loss cross_entropy l2 top1 top5 learning_rate weight_decay "
-        "image_size images_per_second"
+        "image_size images_per_second waiting_share"
     ).split():
         assert f"train/{name}" in tags
     assert {"validation/top1", "validation/top5"} <= tags
@@ -409,6 +415,47 @@ def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
         if "moving" in a.path
     ]
     assert moved and all(moved)
+
+
+def test_the_waiting_for_batches_is_measured(tiny_config, source, tmp_path):
+    config = tiny_config("data.augname=null,train.stages=2")
+    run = loop.make_run(config, tmp_path)
+    stages = [
+        dataclasses.replace(stage, first_step=3 * k, last_step=3 * k + 3)
+        for k, stage in enumerate(run.stages)
+    ]
+    plan = RunPlan(200, 6, 6)
+    batches = pipeline.training_dataset(source, config, plan, stages)
+    slow = batches.map(
+        lambda *batch: tf.py_function(
+            lambda *parts: time.sleep(0.2) or parts,
+            batch,
+            [tf.float32, tf.float32],
+        )
+    )
+
+    def restore_shapes(images, labels):
+        return tf.ensure_shape(images, [32, None, None, 3]), tf.ensure_shape(
+            labels, [32, 10]
+        )
+
+    slow = slow.map(restore_shapes)
+    weights, seconds, traces = [], [], []
+    for dataset in (batches, slow):
+        trainer = loop.build_trainer(run)
+        plain = trainer.train_step
+        trainer.train_step = lambda batch, plain=plain: (
+            traces.append(batch[0].shape) or plain(batch)
+        )
+        trainer.fit(dataset, steps_per_epoch=6, shuffle=False, verbose=0)
+        weights.append([v.numpy() for v in trainer.network.weights])
+        seconds.append(trainer.seconds.numpy())
+    # Two stages, two trainers, and one trace each.
+    assert len(traces) == 2
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    fast, slow = seconds
+    assert slow[0] > 6 * 0.2 and slow[0] > fast[0]
 
 
 def test_parts_of_a_batch_average_their_gradients(
