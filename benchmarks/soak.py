@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-from efficientnetv2.training import checkpoints, loop
+from efficientnetv2.training import checkpoints, runs
 
 OVERRIDES = "train.epochs={epochs},checkpoint.every_steps=10"
 
@@ -119,7 +119,7 @@ def main() -> int:
         "different": sum(map(len, different)),
         "minutes": (time.monotonic() - start) / 60,
         "command": " ".join(command(pathlib.Path("DIR"), options.epochs)[1:]),
-        "environment": loop.environment(),
+        "environment": runs.environment(),
     }
     print(json.dumps(content, indent=1))
     if options.json:

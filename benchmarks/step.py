@@ -28,7 +28,7 @@ def main() -> None:
 
     from efficientnetv2 import config as config_lib
     from efficientnetv2.models import convolutions, normalization
-    from efficientnetv2.training import loop
+    from efficientnetv2.training import loop, runs
 
     pairs = (
         (convolutions.PointwiseConv2D, keras.layers.Conv2D),
@@ -47,7 +47,7 @@ def main() -> None:
         hparam_str=f"{job}model.num_classes={timing.CLASSES},train.stages=1,"
         f"train.batch_size={options.batch},train.isize={options.size}",
     )
-    trainer = loop.build_trainer(loop.make_run(config, ""))
+    trainer = loop.build_trainer(runs.make_run(config, ""))
     batch = timing.training_batch(options.batch, options.size)
     dataset = tf.data.Dataset.from_tensors(batch).repeat()
     timing.show(

@@ -10,7 +10,7 @@ from efficientnetv2.data import preview, registry
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export
 from efficientnetv2.study import run_report
-from efficientnetv2.training import checkpoints, loop
+from efficientnetv2.training import checkpoints, loop, runs
 
 
 def execute(
@@ -32,7 +32,7 @@ def execute(
     Raises:
         UserError: see `loop`.
     """
-    run = loop.make_run(config, model_dir, log)
+    run = runs.make_run(config, model_dir, log)
     if mode == "eval":
         result = loop.evaluate_checkpoint(run, checkpoint)
         run.update_metrics(eval=result)
@@ -43,31 +43,35 @@ def execute(
     if mode == "export":
         export_run(run, checkpoint)
         return
-    loop.claim_model_dir(run)
-    metrics = run.read_metrics()
+    with runs.claimed(run):
+        _train(run, mode)
+
+
+def _train(run: runs.Run, mode: str) -> None:
+    metrics, split = run.read_metrics(), run.config.eval.split
     if metrics.get("finished"):
-        top1 = metrics["test"]["top1"]
-        log(
-            f"{run.model_dir} is finished: {config.eval.split} top-1 "
-            f"{top1:.2%}. Name another --model_dir for another run."
+        run.log(
+            f"{run.model_dir} is finished: {split} top-1 "
+            f"{metrics['test']['top1']:.2%}. Name another --model_dir for "
+            "another run."
         )
         return
-    run.update_metrics(environment=loop.environment())
+    run.update_metrics(environment=runs.environment())
     loop.train(run)
     if mode == "train":
-        log(f"Trained: {run.model_dir}")
+        run.log(f"Trained: {run.model_dir}")
         return
     result = evaluate_and_report(run, None)
     folder = export_run(run, None)
     metrics = run.update_metrics(test=result, finished=True)
-    log(
-        f"Done: {config.eval.split} top-1 {result['top1']:.2%} after "
+    run.log(
+        f"Done: {split} top-1 {result['top1']:.2%} after "
         f"{metrics['train_seconds'] / 60:.1f} minutes of training. Model: "
         f"{folder}"
     )
 
 
-def evaluate_and_report(run: loop.Run, checkpoint: str | None = None) -> dict:
+def evaluate_and_report(run: runs.Run, checkpoint: str | None = None) -> dict:
     """Evaluates a checkpoint and writes report.html; returns the metrics."""
     observer = run_report.Observer()
     result = loop.evaluate_checkpoint(run, checkpoint, observer)
@@ -80,7 +84,7 @@ def _silent(_: str) -> None:
     """Logs nothing: where the data came from has been said."""
 
 
-def export_run(run: loop.Run, checkpoint: str | None = None):
+def export_run(run: runs.Run, checkpoint: str | None = None):
     """Exports the averaged weights of a checkpoint to saved_model/."""
     found = checkpoints.load(checkpoints.find(run.model_dir, checkpoint))
     keras.mixed_precision.set_dtype_policy("float32")

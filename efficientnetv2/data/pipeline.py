@@ -125,8 +125,10 @@ def _augment(config, images, uniforms, policy, mode, magnitude, noise_seed):
 class _Schedule:
     """What the steps of a run need, looked up by step."""
 
-    def __init__(self, config, plan: RunPlan, stages: Sequence[Stage]):
-        self.config, self.plan = config, plan
+    def __init__(
+        self, config, plan: RunPlan, stages: Sequence[Stage], skipped: int
+    ):
+        self.config, self.plan, self.skipped = config, plan, skipped
         self.mode, self.policy = preprocessing.parse_augname(
             config.data.augname
         )
@@ -143,12 +145,19 @@ class _Schedule:
     def stage(self, step) -> tf.Tensor:
         return self.stage_of_steps[step]
 
+    def examples(self, step) -> tf.Tensor:
+        """Returns the examples of a step: int64 [batch]."""
+        return epoch_indices(self.config, self.plan, step + self.skipped)
+
     def uniforms(self, step) -> tf.Tensor:
         """Returns the draws of a step: float32 [batch, draws]."""
         return tf.random.stateless_uniform(
             [self.config.train.batch_size, self.draws],
-            _seed(self.config, _AUGMENT, step),
+            self.seed(_AUGMENT, step),
         )
+
+    def seed(self, stream: int, step) -> tf.Tensor:
+        return _seed(self.config, stream, step + self.skipped)
 
     def crop(self, images, uniforms, step):
         """Crops, resizes and flips; returns images and unused draws."""
@@ -200,14 +209,14 @@ class _Schedule:
             self.policy,
             self.mode,
             self.magnitudes[stage],
-            _seed(config, _NOISE, step),
+            self.seed(_NOISE, step),
         )
         labels = to_vectors(labels, classes)
         if self.mixes:
             images, labels = mixing.mix(
                 images,
                 labels,
-                _seed(config, _MIX, step),
+                self.seed(_MIX, step),
                 self.alphas[stage, 0],
                 self.alphas[stage, 1],
             )
@@ -235,6 +244,7 @@ def training_dataset(
     plan: RunPlan,
     stages: Sequence[Stage],
     first_step: int = 0,
+    skipped: int = 0,
 ) -> tf.data.Dataset:
     """Returns the batches of all steps from `first_step` on.
 
@@ -244,12 +254,15 @@ def training_dataset(
         plan: of the run.
         stages: of the run.
         first_step: where to begin, above 0 in a resumed run.
+        skipped: batches of data that were left out before: a step takes the
+            batch that otherwise belongs to so many steps later, but keeps its
+            stage.
 
     Returns:
         A dataset of (images, labels): float32 [batch, size, size, 3], with
         the size of the stage, and float32 [batch, classes].
     """
-    schedule = _Schedule(config, plan, stages)
+    schedule = _Schedule(config, plan, stages, skipped)
     steps = tf.data.Dataset.range(first_step, plan.total_steps)
     if isinstance(source, ArraySource):
         dataset = _from_arrays(source, schedule, steps)
@@ -263,7 +276,7 @@ def _from_arrays(source: ArraySource, schedule: _Schedule, steps):
     labels_in_memory = tf.constant(source.labels)
 
     def make_batch(step):
-        index = epoch_indices(schedule.config, schedule.plan, step)
+        index = schedule.examples(step)
         images, uniforms = schedule.crop(
             tf.gather(images_in_memory, index), schedule.uniforms(step), step
         )
@@ -288,7 +301,7 @@ def _from_encoded(
         read = _reader(source)
         order = in_parallel(
             steps,
-            lambda step: epoch_indices(schedule.config, schedule.plan, step),
+            schedule.examples,
         ).unbatch()
         examples = in_parallel(order, read)
     else:
@@ -334,8 +347,11 @@ def _shuffled_stream(
     """
     config, plan = schedule.config, schedule.plan
     batch = config.train.batch_size
-    first_epoch, skipped = divmod(first_step, plan.steps_per_epoch)
-    last_epoch = -(-plan.total_steps // plan.steps_per_epoch)
+    first_epoch, unused = divmod(
+        first_step + schedule.skipped, plan.steps_per_epoch
+    )
+    last_step = plan.total_steps + schedule.skipped
+    last_epoch = -(-last_step // plan.steps_per_epoch)
     length = plan.steps_per_epoch * batch
 
     def read_epoch(epoch):
@@ -371,7 +387,7 @@ def _shuffled_stream(
             tf.data.experimental.assert_cardinality(length)
         )
         return dataset.skip(
-            tf.where(epoch == first_epoch, tf.constant(skipped, tf.int64), 0)
+            tf.where(epoch == first_epoch, tf.constant(unused, tf.int64), 0)
             * batch
         )
 

@@ -42,9 +42,9 @@ def measure(model_dir: str | os.PathLike, batch_size: int) -> dict:
     import tensorflow as tf
 
     from efficientnetv2.models import architecture
-    from efficientnetv2.training import checkpoints, loop
+    from efficientnetv2.training import checkpoints, loop, runs
 
-    saved = declarative.read_yaml(pathlib.Path(model_dir) / loop.CONFIG)
+    saved = declarative.read_yaml(pathlib.Path(model_dir) / runs.CONFIG)
     config = config_lib.load(saved=saved)
     network = architecture.build(config.model.to_dict())
     loop.load_averaged(
@@ -55,7 +55,7 @@ def measure(model_dir: str | os.PathLike, batch_size: int) -> dict:
         [batch_size, size, size, 3], [0, 0], -1.0, 1.0
     )
 
-    @tf.function(jit_compile=loop.uses_xla(config))
+    @tf.function(jit_compile=runs.uses_xla(config))
     def infer(images):
         return network(images, training=False)
 

@@ -9,7 +9,7 @@ from PIL import Image
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import preprocessing, preview, registry
 from efficientnetv2.study import page
-from efficientnetv2.training import checkpoints, loop
+from efficientnetv2.training import checkpoints, loop, runs
 
 NAME = "report.html"
 _MISTAKES = 24
@@ -74,7 +74,7 @@ class Observer:
         return np.concatenate([batch[2] for batch in self._batches])
 
 
-def write(run: loop.Run, observer: Observer, result: dict) -> pathlib.Path:
+def write(run: runs.Run, observer: Observer, result: dict) -> pathlib.Path:
     """Writes MODEL_DIR/report.html.
 
     Args:
@@ -106,7 +106,7 @@ def write(run: loop.Run, observer: Observer, result: dict) -> pathlib.Path:
     return path
 
 
-def _headline(run: loop.Run, metrics: dict, result: dict) -> str:
+def _headline(run: runs.Run, metrics: dict, result: dict) -> str:
     pairs = [
         (f"top-1, {result['split']}", f"{result['top1']:.2%}"),
         ("top-5", f"{result['top5']:.2%}"),
@@ -127,7 +127,7 @@ def _headline(run: loop.Run, metrics: dict, result: dict) -> str:
     return page.figures(pairs)
 
 
-def _curves(run: loop.Run, metrics: dict) -> str:
+def _curves(run: runs.Run, metrics: dict) -> str:
     evaluations = metrics["evaluations"]
     epochs = [each["epoch"] for each in evaluations]
     drawn = []
@@ -315,7 +315,7 @@ def _mistakes(observer: Observer, config, names: list[str]) -> list[str]:
     ]
 
 
-def _sheets(run: loop.Run) -> list[str]:
+def _sheets(run: runs.Run) -> list[str]:
     folder = run.model_dir / preview.FOLDER
     return [
         page.heading("What the network saw"),

@@ -14,7 +14,7 @@ import tensorflow as tf
 from efficientnetv2.data import faults, pipeline, registry, sources
 from efficientnetv2.models import architecture, convolutions, counting
 from efficientnetv2.serving import export
-from efficientnetv2.training import loop
+from efficientnetv2.training import loop, runs
 from efficientnetv2.training.trainer import waiting_share
 
 BATCH_SIZES = (1, 8, 32)
@@ -60,7 +60,7 @@ def measure_stage(
     Raises:
         UserError: for data that cannot be had.
     """
-    run = loop.make_run(config, "", lambda _: None)
+    run = runs.make_run(config, "", lambda _: None)
     source = sources.load_split(config, config.train.split, run.log)
     trainer = loop.build_trainer(run)
     trainer.make_train_function()
@@ -116,7 +116,7 @@ def measure_machine(size: int = 2048, repeats: int = 7) -> dict:
         repeats: products, of which the fastest counts.
 
     Returns:
-        `loop.environment`, and 'matmul_gflops': 1e9 floating-point operations
+        `runs.environment`, and 'matmul_gflops': 1e9 floating-point operations
         a second, two for each multiply-add. NumPy's product on CPU, which
         uses all cores whatever the threads of a run; elsewhere TensorFlow's.
     """
@@ -134,7 +134,7 @@ def measure_machine(size: int = 2048, repeats: int = 7) -> dict:
     _repeat(multiply, 1)
     fastest = min(_repeat(multiply, 1) for _ in range(repeats))
     return {
-        **loop.environment(),
+        **runs.environment(),
         "matmul_gflops": 2.0 * size**3 / fastest / 1e9,
     }
 

@@ -20,9 +20,17 @@ from efficientnetv2.training import progressive
 
 
 class NotFiniteError(UserError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite.
+
+    Attributes:
+        step: at which it was so.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class Interrupted(UserError):
@@ -255,7 +263,9 @@ class StopOnNonFinite(keras.callbacks.Callback):
             raise NotFiniteError(
                 f"The loss is not finite at {self.describe(self.step)}. The "
                 "last checkpoint is from before. Lower train.lr_base, set "
-                "train.gclip, or lengthen train.lr_warmup_epoch."
+                "train.gclip, or lengthen train.lr_warmup_epoch; "
+                "train.on_nan=rollback goes back and leaves that data out.",
+                self.step,
             )
         self.step += 1
 

@@ -40,6 +40,19 @@ def test_an_epoch_sees_no_image_twice(tiny_config):
     assert not np.array_equal(*epochs)
 
 
+def test_skipped_batches_are_left_out(tiny_config, source):
+    config = tiny_config("train.stages=1,data.cutmix_alpha=1")
+    batches, stages = _batches(source, config)
+    skipping = pipeline.training_dataset(
+        source, config, _plan(config), stages, first_step=2, skipped=3
+    )
+    for batch, expected in zip(
+        list(skipping.as_numpy_iterator())[:7], batches[5:], strict=True
+    ):
+        for values, expected_values in zip(batch, expected, strict=True):
+            np.testing.assert_array_equal(values, expected_values)
+
+
 def test_seeds_give_other_orders(tiny_config):
     orders = [
         pipeline.epoch_indices(config, _plan(config), np.int64(0)).numpy()

@@ -17,7 +17,7 @@ import tensorflow as tf
 from efficientnetv2 import api
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import RunPlan
-from efficientnetv2.data import pipeline, registry, sources
+from efficientnetv2.data import pipeline, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.formatting import format_seconds
 from efficientnetv2.training import (
@@ -26,22 +26,11 @@ from efficientnetv2.training import (
     evaluation,
     loop,
     progressive,
+    runs,
     schedules,
 )
 
-
-@pytest.fixture(autouse=True)
-def small_data(monkeypatch, source):
-    """Every split is the same 200 examples."""
-    splits = {
-        name: registry.Split(200, tfds_split="train")
-        for name in ("train", "minival", "trainval", "eval")
-    }
-    info = dataclasses.replace(
-        registry.load_info("fashion_mnist"), splits=splits
-    )
-    monkeypatch.setattr(registry, "load_info", lambda _: info)
-    monkeypatch.setattr(sources, "load_split", lambda *_, **__: source)
+pytestmark = pytest.mark.usefixtures("small_data")
 
 
 def _execute(config, folder, **kwargs):
@@ -119,7 +108,7 @@ def test_a_finished_run_says_so(tiny_config, finished):
 
 
 def test_another_config_is_refused(tiny_config, finished):
-    with pytest.raises(loop.RunError) as error:
+    with pytest.raises(runs.RunError) as error:
         _execute(tiny_config(LEARNS + ",train.weight_decay=2e-5"), finished)
     message = str(error.value)
     assert "train.weight_decay: 1e-05 there, 2e-05 now" in message
@@ -347,7 +336,7 @@ def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
         "train.weight_decay=1e-3,train.weight_decay_inc=4,"
         "train.lr_warmup_epoch=0,train.lr_sched=constant"
     )
-    run = loop.make_run(config, tmp_path, print)
+    run = runs.make_run(config, tmp_path, print)
     trainer = loop.build_trainer(run)
     # A reference copy that goes through Keras' own layers and tape.
     network = loop.build_trainer(run).network
@@ -419,7 +408,7 @@ def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
 
 def test_the_waiting_for_batches_is_measured(tiny_config, source, tmp_path):
     config = tiny_config("data.augname=null,train.stages=2")
-    run = loop.make_run(config, tmp_path)
+    run = runs.make_run(config, tmp_path)
     stages = [
         dataclasses.replace(stage, first_step=3 * k, last_step=3 * k + 3)
         for k, stage in enumerate(run.stages)
@@ -470,7 +459,7 @@ def test_parts_of_a_batch_average_their_gradients(
     for parts in (1, 4):
         # Group normalization, so that parts do not change the statistics.
         config = tiny_config(f"{options}train.batch_parts={parts}")
-        run = loop.make_run(config, tmp_path, print)
+        run = runs.make_run(config, tmp_path, print)
         trainer = loop.build_trainer(run)
         trainer.step.assign(50)
         trainer.optimizer.iterations.assign(50)
@@ -518,7 +507,7 @@ def test_fine_tuning_starts_from_a_run(tiny_config, finished, tmp_path):
     for classes, left_out in ((10, False), (12, True)):
         config = tiny_config(f"{overrides},model.num_classes={classes}")
         lines = []
-        run = loop.make_run(config, tmp_path, lines.append)
+        run = runs.make_run(config, tmp_path, lines.append)
         trainer = loop.build_trainer(run)
         expected = checkpoints.load(checkpoints.find(finished, None)).arrays
         np.testing.assert_array_equal(
@@ -537,7 +526,7 @@ def test_a_classifier_of_other_names_is_not_kept(
     monkeypatch.setattr(registry, "load_info", lambda _: other)
     lines = []
     config = tiny_config(f"{LEARNS},train.ft_init_ckpt={finished}")
-    run = loop.make_run(config, tmp_path, lines.append)
+    run = runs.make_run(config, tmp_path, lines.append)
     trainer = loop.build_trainer(run)
     assert "the classifier starts anew" in "\n".join(lines)
     loaded = checkpoints.load(checkpoints.find(finished, None)).arrays
@@ -549,22 +538,22 @@ def test_a_classifier_of_other_names_is_not_kept(
 
 def test_only_chosen_variables_train(tiny_config, tmp_path):
     config = tiny_config("train.varsexp=logits")
-    run = loop.make_run(config, tmp_path)
+    run = runs.make_run(config, tmp_path)
     assert [v.path for v in loop.build_trainer(run).trained] == [
         "logits/kernel",
         "logits/bias",
     ]
     config = tiny_config("train.varsexp=nothing")
     with pytest.raises(UserError, match="nothing"):
-        loop.build_trainer(loop.make_run(config, tmp_path))
+        loop.build_trainer(runs.make_run(config, tmp_path))
 
 
 def test_a_model_dir_that_cannot_be_used(tiny_config, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(loop.RunError, match="is a file"):
+    with pytest.raises(runs.RunError, match="is a file"):
         _execute(tiny_config(), file)
-    with pytest.raises(loop.RunError, match="Cannot make|is a file"):
+    with pytest.raises(runs.RunError, match="Cannot make|is a file"):
         _execute(tiny_config(), file / "below")
 
 
