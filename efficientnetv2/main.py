@@ -68,6 +68,12 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "data_dir", None, "Folder of the data; default: ~/.cache/efficientnetv2."
 )
+flags.DEFINE_enum(
+    "strategy",
+    None,
+    ["auto", "cpu", "gpu", "mirrored", "multi_worker", "tpu"],
+    "Devices and machines (runtime.strategy); default: what there is.",
+)
 flags.DEFINE_integer("seed", None, "Seed of everything random (train.seed).")
 flags.DEFINE_string(
     "checkpoint",
@@ -91,7 +97,11 @@ def _flag_overrides() -> dict:
             dict.fromkeys(_REGULARIZATION, FLAGS.adaptive_regularization)
         )
     values = {key: FLAGS[name].value for name, (key, _) in _SWITCHES.items()}
-    values |= {"train.seed": FLAGS.seed, "data.data_dir": FLAGS.data_dir}
+    values |= {
+        "train.seed": FLAGS.seed,
+        "data.data_dir": FLAGS.data_dir,
+        "runtime.strategy": FLAGS.strategy,
+    }
     overrides.update((k, v) for k, v in values.items() if v is not None)
     return overrides
 

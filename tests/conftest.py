@@ -38,9 +38,8 @@ def tiny_config():
     return load
 
 
-@pytest.fixture
-def source():
-    """Forty small examples whose class can be seen in the picture."""
+def make_source():
+    """Returns 200 small examples whose class can be seen in the picture."""
     import numpy as np
 
     from efficientnetv2.data.sources import ArraySource
@@ -51,6 +50,12 @@ def source():
     for image, label in zip(images, labels, strict=True):
         image[:, label * 2 : label * 2 + 4] += 150
     return ArraySource(images, labels, [f"class {k}" for k in range(10)])
+
+
+@pytest.fixture
+def source():
+    """The examples of `make_source`."""
+    return make_source()
 
 
 @pytest.fixture
