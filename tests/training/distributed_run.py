@@ -1,6 +1,6 @@
 """A run on several replicas, for test_distribution.py.
 
-    python -m tests.training.distributed_run DATASET MODEL_DIR STRATEGY [OPTIONS]
+    python -m tests.training.distributed_run DATASET MODEL_DIR STRATEGY [MORE]
 
 Writes the logs of each step to MODEL_DIR/logs_WORKER.json.
 """
