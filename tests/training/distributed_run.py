@@ -39,18 +39,18 @@ def main(
         hparam_str=",".join(filter(None, (TINY, SAME, options))),
         flags={"runtime.strategy": strategy},
     )
-    logs = []
+    kept = []
     check = callbacks.StopOnNonFinite.on_train_batch_end
 
-    def keep(self, batch, values=None):
-        logs.append(dict(values))
-        check(self, batch, values)
+    def keep(self, batch, logs=None):
+        kept.append(dict(logs))
+        check(self, batch, logs)
 
     callbacks.StopOnNonFinite.on_train_batch_end = keep
     api.execute(config, model_dir, mode="train")
     cluster = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))
     path = pathlib.Path(model_dir, f"logs_{cluster['task']['index']}.json")
-    path.write_text(json.dumps(logs, default=float))
+    path.write_text(json.dumps(kept, default=float))
 
 
 if __name__ == "__main__":
