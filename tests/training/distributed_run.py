@@ -20,8 +20,8 @@ from tests.conftest import TINY
 # Without what each replica draws for itself.
 SAME = (
     "model.survival_prob=1,model.dropout_rate=0,model.dropout_base=null,"
-    "train.batch_size=16,train.epochs=1,train.stages=2,data.aug_prob=1,"
-    "data.mixup_alpha=1,data.cutmix_alpha=1,train.lr_base=0.1"
+    "train.batch_size=16,train.batch_parts=1,train.epochs=1,train.stages=2,"
+    "data.aug_prob=1,data.mixup_alpha=1,data.cutmix_alpha=1,train.lr_base=0.1"
 )
 
 
