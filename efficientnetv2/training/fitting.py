@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import time
 from collections.abc import Callable
 
@@ -157,7 +158,12 @@ class Fitting:
         epoch, first_step = plan.steps_per_epoch, self.step
         drawn = config.train.stage_order == "random"
         self.progress = callbacks.Progress(
-            run.stages, self.stage_of_steps, epoch, first_step, drawn
+            run.stages,
+            self.stage_of_steps,
+            epoch,
+            first_step,
+            drawn,
+            None if run.is_chief else open(os.devnull, "w"),
         )
         stage_setter = callbacks.Stages(
             run.stages,

@@ -78,6 +78,13 @@ class Trainer(keras.Model):
     def metrics(self):
         return list(self.trackers.values())
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Does nothing: there is nothing left to build.
+
+        Keras would average a batch over all replicas for it, which it cannot
+        do over several machines.
+        """
+
     def make_train_function(self, force=False):
         """Makes the step of `fit`, which adds to `seconds`.
 
@@ -270,7 +277,13 @@ class Trainer(keras.Model):
     def _track(self, **values):
         for name, value in values.items():
             self.trackers[name].update_state(value)
-        return {name: metric.result() for name, metric in self.trackers.items()}
+        results = {name: each.result() for name, each in self.trackers.items()}
+        if isinstance(
+            self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy
+        ):
+            # Over which Keras takes the mean of the first axis.
+            results = {name: each[None] for name, each in results.items()}
+        return results
 
     def state(self) -> dict[str, tf.Variable]:
         """Returns all that a resumed run needs, by name."""
