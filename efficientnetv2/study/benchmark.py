@@ -20,8 +20,6 @@ RESULT = "inference.json"
 _WARM_UP, _ROUNDS, _BATCHES = 5, 7, 20
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model_dir", None, "Folder of a finished run.")
-flags.DEFINE_integer("batch_size", 100, "Images a batch.", lower_bound=1)
 
 
 def measure(model_dir: str | os.PathLike, batch_size: int) -> dict:
@@ -94,5 +92,11 @@ def _run() -> None:
     )
 
 
+def _define_flags() -> None:
+    flags.DEFINE_string("model_dir", None, "Folder of a finished run.")
+    flags.DEFINE_integer("batch_size", 100, "Images a batch.", lower_bound=1)
+
+
 if __name__ == "__main__":
+    _define_flags()
     app.run(cli.command(_run))
