@@ -28,7 +28,7 @@ from efficientnetv2.declarative import ConfigError, suggest
 from efficientnetv2.errors import UserError
 from efficientnetv2.formatting import format_seconds
 from efficientnetv2.models import counting
-from efficientnetv2.study import benchmark, definition, records
+from efficientnetv2.study import definition, inference, records
 from efficientnetv2.study.definition import Study
 from efficientnetv2.study.records import Folder, StudyError
 from efficientnetv2.training import checkpoints, progressive
@@ -315,7 +315,7 @@ class Driver:
             commands.append(
                 [
                     "-m",
-                    "efficientnetv2.study.benchmark",
+                    "efficientnetv2.study.inference",
                     f"--model_dir={model_dir}",
                     f"--batch_size={batch_size}",
                 ]
@@ -394,9 +394,9 @@ def make_result(
         counting.count_stages(resolved["model"], config.eval.isize)
     )
     seconds = metrics["train_seconds"] - metrics["evaluation_seconds"]
-    inference = None
+    speed = None
     if study.inference_batch_size:
-        inference = records.read_json(model_dir / benchmark.RESULT)
+        speed = records.read_json(model_dir / inference.RESULT)
     return {
         "study": study.name,
         "arm": task.arm,
@@ -428,7 +428,7 @@ def make_result(
         "train_images_per_second": (
             plan.total_steps * config.train.batch_size / seconds
         ),
-        "inference": inference,
+        "inference": speed,
         "environment": {
             key: metrics["environment"][key]
             for key in sorted(metrics["environment"].keys() - {"command"})

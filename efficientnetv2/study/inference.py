@@ -1,6 +1,6 @@
 """The speed of inference of a finished run's model.
 
-    python -m efficientnetv2.study.benchmark --model_dir=runs/fashion_mnist
+    python -m efficientnetv2.study.inference --model_dir=runs/fashion_mnist
 
 It leaves inference.json in the folder of the run.
 """
