@@ -229,6 +229,7 @@ class Driver:
         data_dir: of the data, or None.
         run: runs a command, see `Children.run`.
         log: prints one line.
+        code: see `records.code_hashes`, as `execute` found it.
     """
 
     study: Study
@@ -237,6 +238,7 @@ class Driver:
     data_dir: str | None
     run: Callable[[Sequence[str], pathlib.Path, int], None]
     log: Callable[[str], None] = print
+    code: dict[str, str] = dataclasses.field(init=False)
 
     def execute(self, tasks: Sequence[Task], seeds: int) -> bool:
         """Trains what is missing of some runs.

@@ -335,9 +335,10 @@ def _runs_table(analysis: Analysis) -> Table:
 
 def _machine(result: Mapping) -> str:
     versions = result["environment"]
+    others = "".join(f", {d}" for d in versions["devices"] if d != "CPU")
     return (
-        f"{result['machine']['cpu']}, {result['machine']['cores']} cores, "
-        f"{'/'.join(versions['devices'])}; Python {versions['python']}, "
+        f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
+        f"{others}; Python {versions['python']}, "
         f"TensorFlow {versions['tensorflow']}, Keras {versions['keras']}, "
         f"numpy {versions['numpy']}"
     )
