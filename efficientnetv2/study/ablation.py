@@ -37,29 +37,6 @@ LOG = "output.log"
 NOTES = "study_run.json"
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "study", None, "Name in hparams/studies/, or a YAML file of that form."
-)
-flags.DEFINE_string("dataset", None, "Dataset; default: the study's.")
-flags.DEFINE_integer(
-    "seeds",
-    3,
-    "Seeds of each arm: 0, 1, ... up to without this number.",
-    lower_bound=1,
-)
-flags.DEFINE_string(
-    "output_dir", "results/ablation", "Folder of all studies and the report."
-)
-flags.DEFINE_list("arms", None, "Only these arms, such as plain,everything_on.")
-flags.DEFINE_string(
-    "shard", "1/1", "2/4: the second of four parts of the runs."
-)
-flags.DEFINE_string(
-    "data_dir", None, "Folder of the data; default: ~/.cache/efficientnetv2."
-)
-flags.DEFINE_boolean(
-    "report_only", False, "Train nothing; make the report of --output_dir."
-)
 
 
 class Stopped(UserError):
@@ -252,6 +229,7 @@ class Driver:
         data_dir: of the data, or None.
         run: runs a command, see `Children.run`.
         log: prints one line.
+        code: see `records.code_hashes`, as `execute` found it.
     """
 
     study: Study
@@ -260,6 +238,7 @@ class Driver:
     data_dir: str | None
     run: Callable[[Sequence[str], pathlib.Path, int], None]
     log: Callable[[str], None] = print
+    code: dict[str, str] = dataclasses.field(init=False)
 
     def execute(self, tasks: Sequence[Task], seeds: int) -> bool:
         """Trains what is missing of some runs.
@@ -489,5 +468,38 @@ def _run() -> None:
         report.build(output)
 
 
+def _define_flags() -> None:
+    flags.DEFINE_string(
+        "study", None, "Name in hparams/studies/, or a YAML file of that form."
+    )
+    flags.DEFINE_string("dataset", None, "Dataset; default: the study's.")
+    flags.DEFINE_integer(
+        "seeds",
+        3,
+        "Seeds of each arm: 0, 1, ... up to without this number.",
+        lower_bound=1,
+    )
+    flags.DEFINE_string(
+        "output_dir",
+        "results/ablation",
+        "Folder of all studies and the report.",
+    )
+    flags.DEFINE_list(
+        "arms", None, "Only these arms, such as plain,everything_on."
+    )
+    flags.DEFINE_string(
+        "shard", "1/1", "2/4: the second of four parts of the runs."
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Folder of the data; default: ~/.cache/efficientnetv2.",
+    )
+    flags.DEFINE_boolean(
+        "report_only", False, "Train nothing; make the report of --output_dir."
+    )
+
+
 if __name__ == "__main__":
+    _define_flags()
     app.run(cli.command(_run))
