@@ -1,6 +1,11 @@
-"""Measurements of speed and memory, each meant for a process of its own."""
+"""Measurements of speed and memory, each meant for a process of its own.
+
+`efficientnetv2.study.benchmark` starts these processes: the arguments are a
+name and numbers, stdin is a configuration, and the last line of stdout is JSON.
+"""
 
 import dataclasses
+import json
 import resource
 import sys
 import tempfile
@@ -10,8 +15,10 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 import tensorflow as tf
+import yaml
 
 from efficientnetv2.data import faults, pipeline, registry, sources
+from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture, convolutions, counting
 from efficientnetv2.serving import export
 from efficientnetv2.training import loop
@@ -194,3 +201,23 @@ def _percentiles(call, images, calls: int) -> dict[str, float]:
         f"p{percent}": float(np.percentile(times, percent))
         for percent in (50, 90, 99)
     }
+
+
+_MEASUREMENTS = {
+    "machine": lambda _: measure_machine(),
+    "stage": measure_stage,
+    "latency": measure_latency,
+}
+
+
+def _answer(name: str, numbers: list[str], config_text: str) -> dict:
+    """Returns the result of a measurement, or the error of a user."""
+    config = ml_collections.ConfigDict(yaml.safe_load(config_text))
+    try:
+        return {"result": _MEASUREMENTS[name](config, *map(int, numbers))}
+    except UserError as error:
+        return {"error": str(error)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_answer(sys.argv[1], sys.argv[2:], sys.stdin.read())))
