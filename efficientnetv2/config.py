@@ -51,6 +51,7 @@ _CHOICES = {
     ),
     "model.bn_type": ["bn", "sync_bn", "gn"],
     "train.isize_rule": ["code", "paper"],
+    "train.stage_order": ["ascending", "random"],
     "train.optimizer": ["rmsprop", "momentum", "sgd", "adam"],
     "data.on_corrupt": ["error", "skip"],
     "train.loss_type": ["softmax", "sigmoid", "sigmoid_sum"],
@@ -119,6 +120,14 @@ _RANGES = {
     "runtime.threads": (0, None),
 }
 MIN_IMAGE_SIZE = 8
+# Options that may change between the parts of one run: they change neither
+# the data nor the numbers. A name that ends with a dot is a section.
+FREE_OPTIONS = (
+    "data.data_dir",
+    "eval.batch_size",
+    "checkpoint.",
+    "runtime.threads",
+)
 
 
 def _parse_value(text: str) -> Any:

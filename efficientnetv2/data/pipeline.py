@@ -29,7 +29,7 @@ from efficientnetv2.data.sources import (
     StreamSource,
     in_parallel,
 )
-from efficientnetv2.training.progressive import Stage
+from efficientnetv2.training.progressive import Stage, stage_of_steps
 
 _CROP_TRIES = 10
 # More epochs than a run has, so that no two windows share a seed.
@@ -131,7 +131,7 @@ class _Schedule:
             config.data.augname
         )
         self.draws = _number_of_draws(config, self.policy)
-        self.ends = tf.constant([s.last_step for s in stages], tf.int64)
+        self.stage_of_steps = tf.constant(stage_of_steps(config, stages))
         self.sizes = tf.constant([s.image_size for s in stages], tf.int32)
         self.magnitudes = tf.constant(
             [s.randaugment_magnitude for s in stages], tf.float64
@@ -141,7 +141,7 @@ class _Schedule:
         self.mixes = bool(np.any(np.array(alphas) > 0))
 
     def stage(self, step) -> tf.Tensor:
-        return tf.searchsorted(self.ends, [step], side="right")[0]
+        return self.stage_of_steps[step]
 
     def uniforms(self, step) -> tf.Tensor:
         """Returns the draws of a step: float32 [batch, draws]."""

@@ -60,11 +60,15 @@ def write(
 def with_batch_size(
     config: ml_collections.ConfigDict, images: int
 ) -> ml_collections.ConfigDict:
-    """Returns a copy whose batches hold no more images than a sheet shows."""
+    """Returns a copy whose batches hold no more images than a sheet shows.
+
+    Stages follow each other in it, so that each has a first batch.
+    """
     config = ml_collections.ConfigDict(config.to_dict())
     size = min(images, config_lib.run_plan(config).num_images)
     config.train.batch_size = size
     config.train.batch_parts = 1
+    config.train.stage_order = "ascending"
     return config.lock()
 
 

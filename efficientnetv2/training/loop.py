@@ -36,14 +36,6 @@ from efficientnetv2.training.trainer import Trainer, waiting_share
 METRICS = "metrics.json"
 CONFIG = "config.yaml"
 CLASS_NAMES = "class_names.txt"
-# Options that may change between the parts of one run: they change neither
-# the data nor the numbers.
-_FREE_OPTIONS = (
-    "data.data_dir",
-    "eval.batch_size",
-    "checkpoint.",
-    "runtime.threads",
-)
 
 
 class RunError(UserError):
@@ -127,7 +119,7 @@ def claim_model_dir(run: Run) -> None:
             for difference in config_lib.differences(
                 declarative.read_yaml(path), run.config.to_dict()
             )
-            if not difference[0].startswith(_FREE_OPTIONS)
+            if not difference[0].startswith(config_lib.FREE_OPTIONS)
         ]
         if changed:
             lines = "\n".join(
@@ -293,12 +285,17 @@ def train(run: Run) -> Trainer:
     trainer = build_trainer(run)
     run.log(describe_model(run, trainer))
     latest = checkpoints.load_latest(run.model_dir, run.log)
-    history = {"evaluations": [], "train_seconds": 0.0, "best": None}
+    history = {
+        "evaluations": [],
+        "train_seconds": 0.0,
+        "evaluation_seconds": 0.0,
+        "best": None,
+    }
     first_step = 0
     if latest is not None:
         trainer.restore(latest.arrays, latest.path)
         first_step = latest.meta["step"]
-        history = latest.meta["history"]
+        history |= latest.meta["history"]
         trainer.seconds.assign(history.get("step_seconds", [0.0, 0.0]))
         run.log(f"Resuming at step {first_step:,} of {plan.total_steps:,}.")
     run.log(tables.align(stage_table(run)))
@@ -324,6 +321,7 @@ def stage_table(run: Run) -> list[tuple[str, ...]]:
         run.plan.steps_per_epoch,
         run.config.data.augname,
         lambda step: schedules.weight_decay(run.config, run.plan, step),
+        run.config.train.stage_order,
     )
 
 
@@ -332,9 +330,15 @@ def _fit(run, trainer, train_source, validation_source, history, first_step):
     validation = None
     if validation_source is not None:
         validation = pipeline.evaluation_dataset(validation_source, config)
-    progress = callbacks.Progress(stages, plan.steps_per_epoch, first_step)
+    stage_of_steps = progressive.stage_of_steps(config, stages)
+    drawn = config.train.stage_order == "random"
+    progress = callbacks.Progress(
+        stages, stage_of_steps, plan.steps_per_epoch, first_step, drawn
+    )
     log = progress.log
-    stage_setter = callbacks.Stages(stages, log, first_step)
+    stage_setter = callbacks.Stages(
+        stages, stage_of_steps, log, first_step, drawn
+    )
     stage_setter.attach(trainer.network)
     writer = tf.summary.create_file_writer(str(run.model_dir / "tensorboard"))
     learning_rate = schedules.learning_rate(config, plan)
@@ -360,9 +364,12 @@ def _fit(run, trainer, train_source, validation_source, history, first_step):
         )
 
     def validate(step):
+        start = time.monotonic()
         result = evaluate(validation)
+        history["evaluation_seconds"] += time.monotonic() - start
         result |= {"step": step, "epoch": step / plan.steps_per_epoch}
         result["train_seconds"] = seconds()
+        result["evaluation_seconds"] = history["evaluation_seconds"]
         history["evaluations"].append(result)
         best = history["best"]
         is_best = best is None or result["top1"] >= best["top1"]
@@ -385,7 +392,7 @@ def _fit(run, trainer, train_source, validation_source, history, first_step):
 
     epoch = plan.steps_per_epoch
     validation_steps = max(1, round(config.eval.every_epochs * epoch))
-    stage_ends = {stage.last_step for stage in stages}
+    stage_ends = set() if drawn else {stage.last_step for stage in stages}
 
     def at_steps(step):
         due = []
@@ -409,7 +416,7 @@ def _fit(run, trainer, train_source, validation_source, history, first_step):
         return waiting_share(since["seconds"] - before)
 
     def scalars(step):
-        stage = stages[progressive.stage_index(stages, step - 1)]
+        stage = stages[stage_of_steps[step - 1]]
         return {
             "learning_rate": float(learning_rate(step - 1)),
             "weight_decay": float(
@@ -422,7 +429,7 @@ def _fit(run, trainer, train_source, validation_source, history, first_step):
         }
 
     def describe(step):
-        stage = progressive.stage_index(stages, step)
+        stage = stage_of_steps[step]
         return (
             f"step {step:,} (stage {stage + 1} of {len(stages)}, learning "
             f"rate {float(learning_rate(step)):.3g})"

@@ -48,9 +48,16 @@ def test_seeds_give_other_orders(tiny_config):
     assert not np.array_equal(*orders)
 
 
-@pytest.mark.parametrize("augname", ["randaug", "ft"])
-def test_a_resumed_pipeline_repeats_the_batches(tiny_config, source, augname):
-    config = tiny_config(f"data.augname={augname},train.stages=3")
+@pytest.mark.parametrize(
+    ("augname", "order"),
+    [("randaug", "ascending"), ("ft", "ascending"), ("randaug", "random")],
+)
+def test_a_resumed_pipeline_repeats_the_batches(
+    tiny_config, source, augname, order
+):
+    config = tiny_config(
+        f"data.augname={augname},train.stages=3,train.stage_order={order}"
+    )
     batches, stages = _batches(source, config)
     assert len(batches) == 12
     resumed, _ = _batches(source, config, first_step=7)
@@ -59,8 +66,9 @@ def test_a_resumed_pipeline_repeats_the_batches(tiny_config, source, augname):
     ):
         np.testing.assert_array_equal(images, again)
         np.testing.assert_array_equal(labels, labels_again)
-    for step, (images, labels) in enumerate(batches):
-        size = stages[progressive.stage_index(stages, step)].image_size
+    order = progressive.stage_of_steps(config, stages)
+    for (images, labels), stage in zip(batches, order, strict=True):
+        size = stages[stage].image_size
         assert images.shape == (32, size, size, 3)
         assert np.abs(images).max() <= 1.01
         np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-5)

@@ -19,6 +19,7 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline, registry, sources
 from efficientnetv2.errors import UserError
+from efficientnetv2.formatting import format_seconds
 from efficientnetv2.training import (
     callbacks,
     checkpoints,
@@ -81,6 +82,11 @@ def test_a_run_learns_and_leaves_its_files(tiny_config, finished, capsys):
     assert metrics["test"]["images"] == 200
     assert metrics["test"]["top1"] > 0.5
     assert len(metrics["evaluations"]) == 12
+    for name in ("train_seconds", "evaluation_seconds"):
+        seconds = [e[name] for e in metrics["evaluations"]]
+        assert 0 < seconds[0] and seconds == sorted(seconds)
+        assert seconds[-1] <= metrics[name]
+    assert metrics["evaluation_seconds"] < metrics["train_seconds"]
     assert metrics["best"]["top1"] == max(
         e["top1"] for e in metrics["evaluations"]
     )
@@ -254,6 +260,44 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
     assert whole.keys() == parts.keys() and whole["step"] == 15
     for name, value in whole.items():
         np.testing.assert_array_equal(value, parts[name], err_msg=name)
+
+
+def test_stages_drawn_at_random(tiny_config, tmp_path, monkeypatch):
+    """Pipeline and dropout take the same stage, also in a resumed run."""
+    config = tiny_config(
+        RESUMED + ",train.stages=3,train.stage_order=random,"
+        "model.dropout_base=0.1,model.dropout_rate=0.3"
+    )
+    seen = []
+    real = callbacks.Stages.on_train_batch_begin
+
+    def record(self, batch, logs=None):
+        real(self, batch, logs)
+        seen.append((self.next_step - 1, round(float(self.rate), 3)))
+        if interrupts and self.next_step == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(callbacks.Stages, "on_train_batch_begin", record)
+    interrupts = False
+    text = _execute(config, tmp_path / "whole", mode="train")
+    assert "draws one of the 3 stages at random" in text
+    plan = config_lib.run_plan(config)
+    stages = progressive.build_stages(config, plan)
+    order = progressive.stage_of_steps(config, stages)
+    assert [step for step, _ in seen] == list(range(15))
+    assert len(set(order)) == 3 and sorted(order) != list(order)
+    for step, rate in seen:
+        assert rate == round(stages[order[step]].dropout_rate, 3)
+    interrupts = True
+    with pytest.raises(KeyboardInterrupt):
+        _execute(config, tmp_path / "parts", mode="train")
+    interrupts = False
+    assert "Resuming at" in _execute(config, tmp_path / "parts", mode="train")
+    parts = _weights(tmp_path / "parts")
+    for name, value in _weights(tmp_path / "whole").items():
+        np.testing.assert_array_equal(value, parts[name], err_msg=name)
+    # Checkpoints are by step and epoch, not at the ends of stages.
+    assert checkpoints.list_steps(tmp_path / "whole") == [8, 12, 15]
 
 
 def test_a_corrupt_checkpoint_is_passed_over(
@@ -547,10 +591,12 @@ def test_progress_estimates_by_pixels():
         progressive.Stage(0, 10, 10, 0, 0, 0, 0, 4),
         progressive.Stage(10, 20, 20, 0, 0, 0, 0, 4),
     ]
-    progress = callbacks.Progress(stages, 10, 5)
+    order = np.repeat([0, 1], 10)
+    progress = callbacks.Progress(stages, order, 10, 5)
     progress.step = 5
-    progress.window = [(4, 0.0, 0), (5, 0.1, 0)]
+    progress.window = [(4, 0.0), (5, 0.1)]
+    assert progress.images_per_second() == pytest.approx(40)
     # 5 steps of 0.1 s, then 10 of four times the pixels.
     assert progress.seconds_left() == pytest.approx(5 * 0.1 + 10 * 0.4)
-    assert callbacks.format_seconds(3723) == "1:02:03"
-    assert callbacks.format_seconds(float("nan")) == "?"
+    assert format_seconds(3723) == "1:02:03"
+    assert format_seconds(float("nan")) == "?"
