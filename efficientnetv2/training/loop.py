@@ -189,7 +189,10 @@ def build_trainer(run: Run) -> Trainer:
     if config.train.ema_decay:
         ema_network = architecture.build(model_config, name="ema")
         ema_network.set_weights(network.get_weights())
-    trainer = Trainer(network, ema_network, config, run.plan)
+    mix = None
+    if config.data.mix_on_device:
+        mix = pipeline.mixer(config, run.stages)
+    trainer = Trainer(network, ema_network, config, run.plan, mix)
     optimizer = optimizers.build_optimizer(
         config, schedules.learning_rate(config, run.plan)
     )
@@ -289,6 +292,7 @@ def train(run: Run) -> Trainer:
         "evaluations": [],
         "train_seconds": 0.0,
         "evaluation_seconds": 0.0,
+        "step_seconds": [0.0, 0.0],
         "best": None,
     }
     first_step = 0
@@ -296,7 +300,7 @@ def train(run: Run) -> Trainer:
         trainer.restore(latest.arrays, latest.path)
         first_step = latest.meta["step"]
         history |= latest.meta["history"]
-        trainer.seconds.assign(history.get("step_seconds", [0.0, 0.0]))
+        trainer.seconds.assign(history["step_seconds"])
         run.log(f"Resuming at step {first_step:,} of {plan.total_steps:,}.")
     run.log(tables.align(stage_table(run)))
     if first_step < plan.total_steps:
