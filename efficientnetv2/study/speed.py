@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 import yaml
 
-from efficientnetv2.data import faults, pipeline, registry, sources
+from efficientnetv2.data import faults, pipeline, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture, convolutions, counting
 from efficientnetv2.serving import export
@@ -66,7 +66,9 @@ def measure_stage(
         UserError: for data that cannot be had.
     """
     run = loop.make_run(config, "", lambda _: None)
-    source = sources.load_split(config, config.train.split, run.log)
+    source = faults.load_split(
+        config, config.train.split, faults.LeftOut(run.log)
+    )
     trainer = loop.build_trainer(run)
     trainer.make_train_function()
     stage = run.stages[index]

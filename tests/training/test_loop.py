@@ -17,7 +17,7 @@ import tensorflow as tf
 from efficientnetv2 import api
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import RunPlan
-from efficientnetv2.data import pipeline, registry, sources
+from efficientnetv2.data import pipeline, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.formatting import format_seconds
 from efficientnetv2.training import (
@@ -29,19 +29,7 @@ from efficientnetv2.training import (
     schedules,
 )
 
-
-@pytest.fixture(autouse=True)
-def small_data(monkeypatch, source):
-    """Every split is the same 200 examples."""
-    splits = {
-        name: registry.Split(200, tfds_split="train")
-        for name in ("train", "minival", "trainval", "eval")
-    }
-    info = dataclasses.replace(
-        registry.load_info("fashion_mnist"), splits=splits
-    )
-    monkeypatch.setattr(registry, "load_info", lambda _: info)
-    monkeypatch.setattr(sources, "load_split", lambda *_, **__: source)
+pytestmark = pytest.mark.usefixtures("small_data")
 
 
 def _execute(config, folder, **kwargs):
