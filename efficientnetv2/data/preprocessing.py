@@ -220,6 +220,8 @@ def decode_part(
 
     A box of at least 2, 4 or 8 times `size` is decoded smaller by that
     factor: the decoder averages pixels, where resizing would skip them.
+    What lies below the crop is not read: an image that is cut short there is
+    no error.
 
     Args:
         data: string scalar, an image that `can_decode_part` accepts.

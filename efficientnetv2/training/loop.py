@@ -32,7 +32,10 @@ def build_trainer(run: runs.Run) -> Trainer:
     if config.train.ema_decay:
         ema_network = architecture.build(model_config, name="ema")
         ema_network.set_weights(network.get_weights())
-    trainer = Trainer(network, ema_network, config, run.plan)
+    mix = None
+    if config.data.mix_on_device:
+        mix = pipeline.mixer(config, run.stages)
+    trainer = Trainer(network, ema_network, config, run.plan, mix)
     optimizer = optimizers.build_optimizer(
         config, schedules.learning_rate(config, run.plan)
     )
