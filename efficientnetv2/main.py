@@ -6,18 +6,17 @@
 The same command goes on with a run that was interrupted.
 """
 
-import contextlib
 import os
-import sys
-import tempfile
 
 from absl import app, flags, logging
 
 from efficientnetv2 import cli, declarative
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
+from efficientnetv2.serving import formats
 
 MODES = ("train_and_eval", "train", "eval", "export")
+_DEFAULT_FORMATS = ("saved_model",)
 # Flag to the option that it sets.
 _SWITCHES = {
     "progressive_image_size": (
@@ -77,6 +76,16 @@ flags.DEFINE_string(
     None,
     "For eval and export: best, last, a step or a file; default: best.",
 )
+flags.DEFINE_list(
+    "formats",
+    None,
+    f"For export: {', '.join(formats.FORMATS)}; default: saved_model.",
+)
+flags.DEFINE_boolean(
+    "allow_disagreement",
+    False,
+    "For export: write also what differs too much from Keras.",
+)
 for _name, (_key, _help) in _SWITCHES.items():
     flags.DEFINE_boolean(_name, None, _help)
 flags.DEFINE_boolean(
@@ -120,40 +129,31 @@ def _load_config():
     )
 
 
-@contextlib.contextmanager
-def _without_native_messages():
-    """Keeps what native code writes to stderr off the screen, but for errors.
-
-    TensorFlow announces its kernels and missing CUDA drivers before its log
-    level is read.
-    """
-    sys.stderr.flush()
-    screen = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            kept.seek(0)
-            os.write(screen, kept.read())
-            raise
-        finally:
-            os.dup2(screen, 2)
-            os.close(screen)
-
-
 def _run() -> None:
     if not FLAGS.model_dir:
         raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
+    if FLAGS.mode == "export":
+        formats.check(FLAGS.formats or _DEFAULT_FORMATS)
+    elif FLAGS.formats is not None:
+        raise UserError(
+            "--formats is for --mode=export; training ends with a SavedModel."
+        )
     config = _load_config()
     # TensorFlow is imported only now: mistakes above are shown at once.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    with _without_native_messages():
+    with cli.without_native_messages():
         from efficientnetv2 import api
 
-    api.execute(config, FLAGS.model_dir, FLAGS.mode, FLAGS.checkpoint)
+    api.execute(
+        config,
+        FLAGS.model_dir,
+        FLAGS.mode,
+        FLAGS.checkpoint,
+        formats=FLAGS.formats or _DEFAULT_FORMATS,
+        allow_disagreement=FLAGS.allow_disagreement,
+    )
 
 
 if __name__ == "__main__":

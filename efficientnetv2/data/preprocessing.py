@@ -65,10 +65,24 @@ def normalize(images: tf.Tensor, mode: str) -> tf.Tensor:
     return (images - 128.0) / 128.0
 
 
+def to_pixels(images: tf.Tensor, mode: str) -> tf.Tensor:
+    """Maps normalized images back to float32 in [0, 255]: undoes `normalize`.
+
+    Args:
+        images: [..., 3] as `normalize` returns them.
+        mode: one of `MODES`.
+    """
+    if mode == "v1":
+        return images * _V1_STD + _V1_MEAN
+    if mode == "ft":
+        return (images + 1.0) * 127.5
+    return images * 128.0 + 128.0
+
+
 def central_window(height, width, size, rounding: int = 0) -> tf.Tensor:
     """Returns the central square that becomes `size` after resizing.
 
-    Its side is size / (size + 32) of the image's shorter side.
+    Its side is size / (size + 32) of the image's shorter side, at least 1.
 
     Args:
         height, width: of the image, integers.
@@ -85,6 +99,7 @@ def central_window(height, width, size, rounding: int = 0) -> tf.Tensor:
         * tf.cast(tf.minimum(height, width), tf.float32),
         tf.int32,
     )
+    side = tf.maximum(side, 1)
     top = (height - side + rounding) // 2
     left = (width - side + rounding) // 2
     return tf.stack([top, left, side, side])
@@ -172,14 +187,28 @@ def decode(data: tf.Tensor, portable: bool = False) -> tf.Tensor:
         image = by_tensorflow()
         image.set_shape([None, None, 3])
         return image
-    # TensorFlow takes the numbers of a palette in a BMP for shades of gray.
-    # Byte 28 is the number of bits of a pixel.
+    # As `to_portable`, for a tensor.
     head = tf.io.decode_raw(tf.strings.substr(data, 0, 29), tf.uint8)
     head = tf.pad(head, [[0, 29 - tf.size(head)]])
     palette = (tf.strings.substr(data, 0, 2) == "BM") & (head[28] <= 8)
     image = tf.cond(palette, by_pillow, by_tensorflow)
     image.set_shape([None, None, 3])
     return image
+
+
+def to_portable(data: bytes) -> bytes:
+    """Returns an encoded image that `decode(data, portable=True)` reads right.
+
+    TensorFlow takes the numbers of a palette in a BMP for shades of gray;
+    such an image becomes a PNG, any other stays as it is.
+
+    Raises:
+        tf.errors.OpError: if such an image cannot be decoded.
+    """
+    # Byte 28 is the number of bits of a pixel.
+    if data[:2] != b"BM" or len(data) <= 28 or data[28] > 8:
+        return data
+    return tf.io.encode_png(decode(tf.constant(data))).numpy()
 
 
 def as_bytes(value: bytes | np.ndarray) -> bytes:
