@@ -1,5 +1,7 @@
 # make train   sets up and trains on Fashion-MNIST
 # make test    sets up and runs all tests
+# make fuzz    feeds 100,000 damaged images and shards to the readers
+# make soak    kills a run 100 times and compares its weights
 # make lint    checks format and style
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -7,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODEL_DIR ?= runs/fashion_mnist
 
-.PHONY: setup train best test lint
+.PHONY: setup train best test fuzz soak lint
 
 setup: $(VENV)/.installed
 
@@ -26,6 +28,12 @@ best: setup
 
 test: setup
 	$(BIN)/python -m pytest -q
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzz_readers --json=results/fuzz.json
+
+soak: setup
+	$(BIN)/python benchmarks/soak.py --json=results/soak.json
 
 lint: setup
 	$(BIN)/ruff check .

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import keras
 import ml_collections
 
-from efficientnetv2.data import registry
+from efficientnetv2.data import preview, registry
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export
 from efficientnetv2.serving.spec import ServingSpec
-from efficientnetv2.training import checkpoints, loop
+from efficientnetv2.study import run_report
+from efficientnetv2.training import checkpoints, loop, runs
 
 
 def execute(
@@ -28,47 +29,67 @@ def execute(
     Args:
         config: from `config.load`.
         model_dir: folder of the run.
-        mode: 'train_and_eval', 'train', 'eval' or 'export'.
-        checkpoint: for 'eval' and 'export', see `checkpoints.find`.
+        mode: 'train_and_eval', 'train', 'eval', 'report' or 'export'.
+        checkpoint: for all but training, see `checkpoints.find`.
         log: prints one line.
         formats, allow_disagreement: for 'export', see `export.export`.
 
     Raises:
         UserError: see `loop` and `export`.
     """
-    run = loop.make_run(config, model_dir, log)
+    run = runs.make_run(config, model_dir, log)
     if mode == "eval":
         result = loop.evaluate_checkpoint(run, checkpoint)
         run.update_metrics(eval=result)
         return
+    if mode == "report":
+        evaluate_and_report(run, checkpoint)
+        return
     if mode == "export":
         export_run(run, checkpoint, formats, allow_disagreement)
         return
-    loop.claim_model_dir(run)
-    metrics = run.read_metrics()
+    with runs.claimed(run):
+        _train(run, mode)
+
+
+def _train(run: runs.Run, mode: str) -> None:
+    metrics, split = run.read_metrics(), run.config.eval.split
     if metrics.get("finished"):
-        top1 = metrics["test"]["top1"]
-        log(
-            f"{run.model_dir} is finished: {config.eval.split} top-1 "
-            f"{top1:.2%}. Name another --model_dir for another run."
+        run.log(
+            f"{run.model_dir} is finished: {split} top-1 "
+            f"{metrics['test']['top1']:.2%}. Name another --model_dir for "
+            "another run."
         )
         return
-    run.update_metrics(environment=loop.environment())
+    run.update_metrics(environment=runs.environment())
     loop.train(run)
     if mode == "train":
-        log(f"Trained: {run.model_dir}")
+        run.log(f"Trained: {run.model_dir}")
         return
-    result = loop.evaluate_checkpoint(run, None)
+    result = evaluate_and_report(run, None)
     folder = export_saved_model(run)
     metrics = run.update_metrics(test=result, finished=True)
-    log(
-        f"Done: {config.eval.split} top-1 {result['top1']:.2%} after "
+    run.log(
+        f"Done: {split} top-1 {result['top1']:.2%} after "
         f"{metrics['train_seconds'] / 60:.1f} minutes of training. Model: "
         f"{folder}"
     )
 
 
-def _network(run: loop.Run, checkpoint: str | None):
+def evaluate_and_report(run: runs.Run, checkpoint: str | None = None) -> dict:
+    """Evaluates a checkpoint and writes report.html; returns the metrics."""
+    observer = run_report.Observer()
+    result = loop.evaluate_checkpoint(run, checkpoint, observer)
+    preview.write(run.config, run.model_dir / preview.FOLDER, log=_silent)
+    run.log(f"Report: {run_report.write(run, observer, result)}")
+    return result
+
+
+def _silent(_: str) -> None:
+    """Logs nothing: where the data came from has been said."""
+
+
+def _network(run: runs.Run, checkpoint: str | None):
     """Returns the averaged weights of a checkpoint in a network, and it."""
     found = checkpoints.load(checkpoints.find(run.model_dir, checkpoint))
     keras.mixed_precision.set_dtype_policy("float32")
@@ -77,11 +98,11 @@ def _network(run: loop.Run, checkpoint: str | None):
     return network, found
 
 
-def _class_names(run: loop.Run) -> list[str]:
+def _class_names(run: runs.Run) -> list[str]:
     return registry.load_info(run.config.data.ds_name).class_names
 
 
-def export_saved_model(run: loop.Run) -> pathlib.Path:
+def export_saved_model(run: runs.Run) -> pathlib.Path:
     """Exports the best checkpoint to saved_model/, as training ends with."""
     network, found = _network(run, None)
     spec = ServingSpec.from_config(run.config, _class_names(run))
@@ -93,7 +114,7 @@ def export_saved_model(run: loop.Run) -> pathlib.Path:
 
 
 def export_run(
-    run: loop.Run,
+    run: runs.Run,
     checkpoint: str | None,
     formats: Sequence[str],
     allow_disagreement: bool,

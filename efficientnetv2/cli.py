@@ -4,21 +4,27 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
+from absl import flags, logging
+
+from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import UserError
 
 
 def command(
-    run: Callable[..., int | None], positional: bool = False
+    run: Callable[..., int | None],
+    actions: Sequence[str] = (),
+    positional: bool = False,
 ) -> Callable[[list[str]], int]:
     """Returns a main function for `absl.app.run`.
 
     Args:
         run: does the work after the flags are parsed; returns the exit
-            status, None for 0.
-        positional: whether the command takes arguments that are no options;
-            `run` then gets them as a list.
+            status, None for 0. With `actions` it takes one of them, or None.
+        actions: words of which one may be given besides flags.
+        positional: whether any words may be given besides flags; `run` takes
+            them as a list.
 
     Returns:
         A function of argv that returns 0, the `exit_code` of a `UserError`,
@@ -30,12 +36,16 @@ def command(
         try:
             if positional:
                 return run(argv[1:]) or 0
-            if len(argv) > 1:
+            if not actions:
+                _check_words(argv[1:])
+                return run() or 0
+            action = argv[1] if argv[1:] else None
+            if action is not None and action not in actions:
                 raise UserError(
-                    f"Unexpected argument {argv[1]!r}: options are written "
-                    "--name=value."
+                    f"Unknown action {action!r}.{suggest(action, actions)}"
                 )
-            return run() or 0
+            _check_words(argv[2:])
+            return run(action) or 0
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return error.exit_code
@@ -50,13 +60,31 @@ def command(
     return main
 
 
+def _check_words(words: Sequence[str]) -> None:
+    if words:
+        raise UserError(
+            f"Unexpected argument {words[0]!r}: options are written "
+            "--name=value."
+        )
+
+
 @contextlib.contextmanager
-def without_native_messages():
-    """Keeps what native code writes to stderr off the screen, but for errors.
+def importing_tensorflow() -> Iterator[None]:
+    """Keeps TensorFlow's remarks off the screen while it is imported.
 
     TensorFlow announces its kernels and missing CUDA drivers before its log
-    level is read.
+    level is read. What it wrote is shown if the import fails.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    with without_native_messages():
+        yield
+
+
+@contextlib.contextmanager
+def without_native_messages() -> Iterator[None]:
+    """Keeps what is written to stderr off the screen, but for errors."""
     sys.stderr.flush()
     screen = os.dup(2)
     with tempfile.TemporaryFile() as kept:

@@ -51,7 +51,9 @@ _CHOICES = {
     ),
     "model.bn_type": ["bn", "sync_bn", "gn"],
     "train.isize_rule": ["code", "paper"],
+    "train.stage_order": ["ascending", "random"],
     "train.optimizer": ["rmsprop", "momentum", "sgd", "adam"],
+    "train.on_nan": ["stop", "rollback"],
     "data.on_corrupt": ["error", "skip"],
     "train.loss_type": ["softmax", "sigmoid", "sigmoid_sum"],
     "train.lr_sched": ["exponential", "cosine", "linear", "constant"],
@@ -84,6 +86,7 @@ _RANGES = {
     "train.epochs": (1e-6, None),
     "train.min_steps": (0, None),
     "train.batch_size": (1, None),
+    "train.micro_batch_size": (0, None),
     "train.batch_parts": (1, 64),
     "train.stages": (1, None),
     "train.lr_base": (0, None),
@@ -119,6 +122,14 @@ _RANGES = {
     "runtime.threads": (0, None),
 }
 MIN_IMAGE_SIZE = 8
+# Options that may change between the parts of one run: they change neither
+# the data nor the numbers. A name that ends with a dot is a section.
+FREE_OPTIONS = (
+    "data.data_dir",
+    "eval.batch_size",
+    "checkpoint.",
+    "runtime.threads",
+)
 
 
 def _parse_value(text: str) -> Any:
@@ -464,6 +475,15 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"train.batch_parts={config.train.batch_parts} does not divide "
             f"train.batch_size={config.train.batch_size}."
+        )
+    micro = config.train.micro_batch_size
+    if micro and (
+        config.train.batch_size % micro or micro % config.train.batch_parts
+    ):
+        raise ConfigError(
+            f"train.micro_batch_size={micro} must divide train.batch_size="
+            f"{config.train.batch_size} and be a multiple of "
+            f"train.batch_parts={config.train.batch_parts}."
         )
     plan = run_plan(config)
     if config.train.stages > plan.total_steps:

@@ -12,6 +12,7 @@ from efficientnetv2.errors import UserError, nearest
 
 # The safe loader, in C where PyYAML was built with it.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SINGULAR = {"studies": "study"}
 
 
 class ConfigError(UserError, ValueError):
@@ -37,7 +38,7 @@ def _folder(kind: str) -> pathlib.Path:
 
 
 def names(kind: str) -> list[str]:
-    """Returns the known names of a kind: models, recipes or datasets."""
+    """Returns the names of a kind: models, recipes, studies or datasets."""
     return sorted(path.stem for path in _folder(kind).glob("*.yaml"))
 
 
@@ -84,7 +85,8 @@ def named(kind: str, name: str) -> dict:
     valid = names(kind)
     if name not in valid:
         raise ConfigError(
-            f"Unknown {kind[:-1]} {name!r}." + suggest(name, valid)
+            f"Unknown {_SINGULAR.get(kind, kind[:-1])} {name!r}."
+            + suggest(name, valid)
         )
     return read_yaml(_folder(kind) / f"{name}.yaml")
 

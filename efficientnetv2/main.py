@@ -8,14 +8,14 @@ The same command goes on with a run that was interrupted.
 
 import os
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from efficientnetv2 import cli, declarative
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
 from efficientnetv2.serving import formats
 
-MODES = ("train_and_eval", "train", "eval", "export")
+MODES = ("train_and_eval", "train", "eval", "report", "export")
 _DEFAULT_FORMATS = ("saved_model",)
 # Flag to the option that it sets.
 _SWITCHES = {
@@ -74,7 +74,7 @@ flags.DEFINE_integer("seed", None, "Seed of everything random (train.seed).")
 flags.DEFINE_string(
     "checkpoint",
     None,
-    "For eval and export: best, last, a step or a file; default: best.",
+    "For eval, report and export: best, last, a step or a file; default: best.",
 )
 flags.DEFINE_list(
     "formats",
@@ -110,7 +110,7 @@ def _flag_overrides() -> dict:
 
 def _load_config():
     saved = None
-    if FLAGS.mode in ("eval", "export"):
+    if not FLAGS.mode.startswith("train"):
         # A run knows its own configuration.
         path = os.path.join(FLAGS.model_dir, "config.yaml")
         if not os.path.exists(path):
@@ -140,10 +140,7 @@ def _run() -> None:
         )
     config = _load_config()
     # TensorFlow is imported only now: mistakes above are shown at once.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    with cli.without_native_messages():
+    with cli.importing_tensorflow():
         from efficientnetv2 import api
 
     api.execute(

@@ -10,10 +10,9 @@ cannot be read is named and left out, and the exit status is then 1.
 
 import csv
 import json
-import os
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from efficientnetv2 import cli
 from efficientnetv2.errors import UserError
@@ -83,10 +82,7 @@ def _run(arguments: list[str]) -> int:
     locate.find_model(FLAGS.model, FLAGS.checkpoint, FLAGS.weights)
     images = locate.find_images(arguments)
     # TensorFlow is imported only now: mistakes above are shown at once.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)
-    with cli.without_native_messages():
+    with cli.importing_tensorflow():
         from efficientnetv2.serving import predict
 
         classifier = predict.load(FLAGS.model, FLAGS.checkpoint, FLAGS.weights)

@@ -17,6 +17,9 @@ from efficientnetv2.training import checkpoints
 
 _V1_ROUND_LIMIT = 0.9
 
+to_keras_applications = weights.to_keras_applications
+to_reference_checkpoint = weights.to_reference_checkpoint
+
 
 def build_model(
     name: str,
@@ -219,46 +222,3 @@ def feature_pyramid(
     return keras.Model(
         model.input, {n: outputs[n] for n in wanted}, name=model.name
     )
-
-
-def to_keras_applications(model: keras.Model, target: keras.Model) -> None:
-    """Copies the weights of a model into one of `keras.applications`.
-
-    Example:
-
-        theirs = keras.applications.EfficientNetV2S(weights=None, classes=10)
-        efficientnetv2.to_keras_applications(model, theirs)
-        theirs.save_weights("s.weights.h5")
-
-    Args:
-        model: from `build_model`.
-        target: the same architecture and number of classes. Its own
-            preprocessing stays as it is.
-
-    Raises:
-        WeightsError: if the two differ; the target is then as it was.
-    """
-    weights.to_keras(model, target)
-
-
-def to_reference_checkpoint(
-    model: keras.Model,
-    prefix: str | os.PathLike,
-    scope: str | None = None,
-    step: int = 0,
-) -> pathlib.Path:
-    """Writes a checkpoint that the released code reads.
-
-    Args:
-        model: from `build_model`.
-        prefix: such as 'out/model.ckpt', to which the step is added.
-        scope: what the released code calls the model; its name by default.
-        step: written as global_step.
-
-    Returns:
-        The complete prefix, 'out/model.ckpt-0'.
-
-    Raises:
-        WeightsError: if it cannot be written.
-    """
-    return weights.to_reference(model, prefix, scope, step)

@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import dataclasses
 import os
 import pathlib
 
@@ -50,3 +51,19 @@ def source():
     for image, label in zip(images, labels, strict=True):
         image[:, label * 2 : label * 2 + 4] += 150
     return ArraySource(images, labels, [f"class {k}" for k in range(10)])
+
+
+@pytest.fixture
+def small_data(monkeypatch, source):
+    """Every split of every dataset is the same 200 examples."""
+    from efficientnetv2.data import registry, sources
+
+    splits = {
+        name: registry.Split(200, tfds_split="train")
+        for name in ("train", "minival", "trainval", "eval")
+    }
+    info = dataclasses.replace(
+        registry.load_info("fashion_mnist"), splits=splits
+    )
+    monkeypatch.setattr(registry, "load_info", lambda _: info)
+    monkeypatch.setattr(sources, "load_split", lambda *_, **__: source)

@@ -3,14 +3,23 @@
 python -m efficientnetv2.data
 python -m efficientnetv2.data --dataset=cifar10
 python -m efficientnetv2.data --dataset=path/to/folder
+python -m efficientnetv2.data preview --dataset=fashion_mnist
+
+python -m efficientnetv2.data export --dataset=fashion_mnist \\
+    --format=folder --images_per_class=100 --output_dir=photos
+
+`preview` writes a contact sheet for each stage of a run: what the network
+sees, with the labels and their weights below each image. `export` writes a
+dataset as a folder of images, or as TFRecord shards with their YAML file.
 """
 
 import pathlib
 
 from absl import app, flags
 
-from efficientnetv2 import cli, declarative
+from efficientnetv2 import cli, config, declarative, tables
 from efficientnetv2.data import registry
+from efficientnetv2.errors import UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -21,6 +30,27 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string(
     "data_dir", None, "Folder of the data; default: ~/.cache/efficientnetv2."
+)
+flags.DEFINE_string(
+    "recipe", None, "For preview, as in efficientnetv2.main; or a YAML file."
+)
+flags.DEFINE_string("model_name", None, "For preview: name in hparams/models/.")
+flags.DEFINE_string("hparam_str", "", "For preview: overrides.")
+flags.DEFINE_integer("seed", None, "For preview: seed (train.seed).")
+flags.DEFINE_integer(
+    "images", 24, "For preview: images on a sheet.", lower_bound=1
+)
+flags.DEFINE_string(
+    "output_dir", None, "For preview and export: folder to write to."
+)
+flags.DEFINE_enum(
+    "format", "folder", ["folder", "tfrecord"], "For export: what to write."
+)
+flags.DEFINE_integer(
+    "images_per_class",
+    None,
+    "For export: so many of each class and split; default: all.",
+    lower_bound=1,
 )
 
 
@@ -34,7 +64,7 @@ def _state(info: registry.DatasetInfo, folder: pathlib.Path) -> str:
     patterns = {split.files for split in info.splits.values()}
     shards = {
         path
-        for place in (folder / pathlib.Path(info.name).stem, folder)
+        for place in registry.shard_folders(info, folder)
         for pattern in patterns
         for path in place.glob(pattern)
     }
@@ -55,12 +85,7 @@ def _table(folder: pathlib.Path) -> None:
                 _state(info, folder),
             )
         )
-    for name, source, *numbers, state in lines:
-        print(
-            f"{name:15}{source:10}"
-            + "".join(f"{number:>12}" for number in numbers)
-            + f"   {state}"
-        )
+    print(tables.align(lines, left=[0, 1, 5]))
     print(f"\nLooked for them in {folder}; --dataset=NAME tells more of one.")
 
 
@@ -91,13 +116,52 @@ def _one(name: str, folder: pathlib.Path) -> None:
             print(f"{label:12}{text}")
 
 
-def _run() -> None:
+def _preview() -> None:
+    overrides = {"train.seed": FLAGS.seed, "data.data_dir": FLAGS.data_dir}
+    run_config = config.load(
+        dataset=FLAGS.dataset,
+        model_name=FLAGS.model_name,
+        recipe=FLAGS.recipe,
+        hparam_str=FLAGS.hparam_str,
+        flags={k: v for k, v in overrides.items() if v is not None},
+    )
+    with cli.importing_tensorflow():
+        from efficientnetv2.data import preview
+    folder = pathlib.Path(FLAGS.output_dir or preview.FOLDER)
+    for path in preview.write(run_config, folder, FLAGS.images):
+        print(path)
+
+
+def _export() -> None:
+    if not FLAGS.output_dir:
+        raise UserError("--output_dir is missing, such as photos.")
+    info = registry.load_info(FLAGS.dataset)
     folder = registry.data_dir(FLAGS.data_dir)
-    if FLAGS.dataset:
+    with cli.importing_tensorflow():
+        from efficientnetv2.data import export, sources
+    path = export.write(
+        info,
+        lambda split: sources.load_from(info, split, folder),
+        pathlib.Path(FLAGS.output_dir),
+        FLAGS.format,
+        FLAGS.images_per_class,
+    )
+    print(f"Written: --dataset={path}")
+
+
+def _run(action: str | None) -> None:
+    folder = registry.data_dir(FLAGS.data_dir)
+    if action and not FLAGS.dataset:
+        raise UserError("--dataset is missing, such as fashion_mnist.")
+    if action == "preview":
+        _preview()
+    elif action == "export":
+        _export()
+    elif FLAGS.dataset:
         _one(FLAGS.dataset, folder)
     else:
         _table(folder)
 
 
 if __name__ == "__main__":
-    app.run(cli.command(_run))
+    app.run(cli.command(_run, ["preview", "export"]))

@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable
 
+import ml_collections
 import tensorflow as tf
 
 from efficientnetv2.data import preprocessing, sources
@@ -116,6 +117,29 @@ class LeftOut:
                 f"Left out {len(self.digests):,} different images that cannot "
                 "be decoded."
             )
+
+
+def load_split(
+    config: ml_collections.ConfigDict,
+    split: str,
+    left_out: LeftOut,
+    log: Callable[[str], None] = lambda _: None,
+) -> Source:
+    """Loads a split, without bad images where `data.on_corrupt` is skip.
+
+    Args:
+        config: of the run.
+        split: a name of the dataset.
+        left_out: counts what is left out.
+        log: called with a line that says where the data came from.
+
+    Raises:
+        DataError: see `sources.load_from`.
+    """
+    source = sources.load_split(config, split, log)
+    if config.data.on_corrupt == "skip":
+        return left_out.without_bad(source, split)
+    return source
 
 
 def _fault_of_item(source: EncodedSource, item) -> str | None:

@@ -6,7 +6,8 @@ looked up by step: one pipeline, traced once, serves all of them.
 
 Images that are in memory are gathered, cropped and resized as a batch. Encoded
 images are decoded, cropped and resized one by one, in the order and with the
-random numbers that the same images in memory would have. Shards are read in
+random numbers that the same images in memory would have; of a JPEG only the
+crop is decoded, and smaller where it will be small. Shards are read in
 an order of their own: files in random order, several in turn, and records in
 random order within windows.
 """
@@ -23,10 +24,12 @@ from efficientnetv2.data.augment import policies
 from efficientnetv2.data.sources import (
     ArraySource,
     EncodedSource,
+    Shard,
     Source,
     StreamSource,
+    in_parallel,
 )
-from efficientnetv2.training.progressive import Stage
+from efficientnetv2.training.progressive import Stage, stage_of_steps
 
 _CROP_TRIES = 10
 # More epochs than a run has, so that no two windows share a seed.
@@ -122,13 +125,15 @@ def _augment(config, images, uniforms, policy, mode, magnitude, noise_seed):
 class _Schedule:
     """What the steps of a run need, looked up by step."""
 
-    def __init__(self, config, plan: RunPlan, stages: Sequence[Stage]):
-        self.config, self.plan = config, plan
+    def __init__(
+        self, config, plan: RunPlan, stages: Sequence[Stage], skipped: int
+    ):
+        self.config, self.plan, self.skipped = config, plan, skipped
         self.mode, self.policy = preprocessing.parse_augname(
             config.data.augname
         )
         self.draws = _number_of_draws(config, self.policy)
-        self.ends = tf.constant([s.last_step for s in stages], tf.int64)
+        self.stage_of_steps = tf.constant(stage_of_steps(config, stages))
         self.sizes = tf.constant([s.image_size for s in stages], tf.int32)
         self.magnitudes = tf.constant(
             [s.randaugment_magnitude for s in stages], tf.float64
@@ -138,14 +143,21 @@ class _Schedule:
         self.mixes = bool(np.any(np.array(alphas) > 0))
 
     def stage(self, step) -> tf.Tensor:
-        return tf.searchsorted(self.ends, [step], side="right")[0]
+        return self.stage_of_steps[step]
+
+    def examples(self, step) -> tf.Tensor:
+        """Returns the examples of a step: int64 [batch]."""
+        return epoch_indices(self.config, self.plan, step + self.skipped)
 
     def uniforms(self, step) -> tf.Tensor:
         """Returns the draws of a step: float32 [batch, draws]."""
         return tf.random.stateless_uniform(
             [self.config.train.batch_size, self.draws],
-            _seed(self.config, _AUGMENT, step),
+            self.seed(_AUGMENT, step),
         )
+
+    def seed(self, stream: int, step) -> tf.Tensor:
+        return _seed(self.config, stream, step + self.skipped)
 
     def crop(self, images, uniforms, step):
         """Crops, resizes and flips; returns images and unused draws."""
@@ -155,6 +167,29 @@ class _Schedule:
             images, boxes, flip, self.sizes[self.stage(step)]
         )
         return images, uniforms
+
+    def decode_and_crop(self, encoded, uniforms, step):
+        """Returns what `crop` does, of one encoded image."""
+
+        def decode_all():
+            image = preprocessing.decode(encoded)
+            return self.crop(image[tf.newaxis], uniforms, step)
+
+        def decode_part():
+            size = self.sizes[self.stage(step)]
+            height, width = tf.unstack(tf.io.extract_jpeg_shape(encoded)[:2])
+            boxes, flip, unused = _boxes(self.config, uniforms, height, width)
+            image, box = preprocessing.decode_part(encoded, boxes[0], size)
+            images = preprocessing.crop_resize_flip(
+                image[tf.newaxis], box[tf.newaxis], flip, size
+            )
+            return images, unused
+
+        if not self.config.data.fast_jpeg:
+            return decode_all()
+        return tf.cond(
+            preprocessing.can_decode_part(encoded), decode_part, decode_all
+        )
 
     def finish(self, images, labels, uniforms, step):
         """Augments and mixes a batch of images of the stage's size.
@@ -174,14 +209,14 @@ class _Schedule:
             self.policy,
             self.mode,
             self.magnitudes[stage],
-            _seed(config, _NOISE, step),
+            self.seed(_NOISE, step),
         )
         labels = to_vectors(labels, classes)
         if self.mixes:
             images, labels = mixing.mix(
                 images,
                 labels,
-                _seed(config, _MIX, step),
+                self.seed(_MIX, step),
                 self.alphas[stage, 0],
                 self.alphas[stage, 1],
             )
@@ -209,6 +244,7 @@ def training_dataset(
     plan: RunPlan,
     stages: Sequence[Stage],
     first_step: int = 0,
+    skipped: int = 0,
 ) -> tf.data.Dataset:
     """Returns the batches of all steps from `first_step` on.
 
@@ -218,12 +254,15 @@ def training_dataset(
         plan: of the run.
         stages: of the run.
         first_step: where to begin, above 0 in a resumed run.
+        skipped: batches of data that were left out before: a step takes the
+            batch that otherwise belongs to so many steps later, but keeps its
+            stage.
 
     Returns:
         A dataset of (images, labels): float32 [batch, size, size, 3], with
         the size of the stage, and float32 [batch, classes].
     """
-    schedule = _Schedule(config, plan, stages)
+    schedule = _Schedule(config, plan, stages, skipped)
     steps = tf.data.Dataset.range(first_step, plan.total_steps)
     if isinstance(source, ArraySource):
         dataset = _from_arrays(source, schedule, steps)
@@ -232,27 +271,19 @@ def training_dataset(
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def _map(dataset, function):
-    return dataset.map(
-        tf.autograph.experimental.do_not_convert(function),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-
-
 def _from_arrays(source: ArraySource, schedule: _Schedule, steps):
     images_in_memory = tf.constant(source.images)
     labels_in_memory = tf.constant(source.labels)
 
     def make_batch(step):
-        index = epoch_indices(schedule.config, schedule.plan, step)
+        index = schedule.examples(step)
         images, uniforms = schedule.crop(
             tf.gather(images_in_memory, index), schedule.uniforms(step), step
         )
         labels = tf.gather(labels_in_memory, index)
         return schedule.finish(images, labels, uniforms, step)
 
-    return _map(steps, make_batch)
+    return in_parallel(steps, make_batch)
 
 
 def _from_encoded(
@@ -262,31 +293,30 @@ def _from_encoded(
     first_step: int,
 ):
     batch = schedule.config.train.batch_size
-    draws = _map(
+    draws = in_parallel(
         steps,
         lambda step: (tf.repeat(step, batch), schedule.uniforms(step)),
     ).unbatch()
     if isinstance(source, EncodedSource):
         read = _reader(source)
-        order = _map(
+        order = in_parallel(
             steps,
-            lambda step: epoch_indices(schedule.config, schedule.plan, step),
+            schedule.examples,
         ).unbatch()
-        examples = _map(order, read)
+        examples = in_parallel(order, read)
     else:
         examples = _shuffled_stream(source, schedule, first_step)
 
     def load(example, draw):
         (encoded, label), (step, uniforms) = example, draw
-        image = preprocessing.decode(encoded)
-        images, uniforms = schedule.crop(
-            image[tf.newaxis], uniforms[tf.newaxis], step
+        images, uniforms = schedule.decode_and_crop(
+            encoded, uniforms[tf.newaxis], step
         )
         return images[0], label, uniforms[0]
 
-    images = _map(tf.data.Dataset.zip(examples, draws), load)
+    images = in_parallel(tf.data.Dataset.zip(examples, draws), load)
     batches = images.batch(batch, drop_remainder=True)
-    return _map(
+    return in_parallel(
         tf.data.Dataset.zip(batches, steps),
         lambda parts, step: schedule.finish(*parts, step),
     )
@@ -317,16 +347,12 @@ def _shuffled_stream(
     """
     config, plan = schedule.config, schedule.plan
     batch = config.train.batch_size
-    first_epoch, skipped = divmod(first_step, plan.steps_per_epoch)
-    last_epoch = -(-plan.total_steps // plan.steps_per_epoch)
-    paths = tf.constant([shard.path for shard in source.shards])
-    skips = tf.constant([shard.skip for shard in source.shards], tf.int64)
-    takes = tf.constant([shard.take for shard in source.shards], tf.int64)
+    first_epoch, unused = divmod(
+        first_step + schedule.skipped, plan.steps_per_epoch
+    )
+    last_step = plan.total_steps + schedule.skipped
+    last_epoch = -(-last_step // plan.steps_per_epoch)
     length = plan.steps_per_epoch * batch
-
-    def read_shard(index):
-        dataset = tf.data.TFRecordDataset(paths[index])
-        return dataset.skip(skips[index]).take(takes[index])
 
     def read_epoch(epoch):
         seed = _seed(config, _SHUFFLE, epoch)
@@ -338,7 +364,7 @@ def _shuffled_stream(
         )
         dataset = tf.data.Dataset.from_tensor_slices(order)
         dataset = dataset.interleave(
-            read_shard,
+            _shard_reader(source),
             cycle_length=min(16, len(source.shards)),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
@@ -351,7 +377,9 @@ def _shuffled_stream(
                 seed + tf.stack([0, tf.cast(number * _EPOCHS, tf.int32)]),
             )
 
-        dataset = source.examples(_map(windows, shuffle_window).unbatch())
+        dataset = source.examples(
+            in_parallel(windows, shuffle_window).unbatch()
+        )
         if source.is_good is not None:
             # Others take the places of what is left out.
             dataset = dataset.repeat()
@@ -359,7 +387,7 @@ def _shuffled_stream(
             tf.data.experimental.assert_cardinality(length)
         )
         return dataset.skip(
-            tf.where(epoch == first_epoch, tf.constant(skipped, tf.int64), 0)
+            tf.where(epoch == first_epoch, tf.constant(unused, tf.int64), 0)
             * batch
         )
 
@@ -397,8 +425,8 @@ def evaluation_dataset(
             (source.images, source.labels)
         )
         dataset = dataset.batch(config.eval.batch_size)
-        return _map(dataset, preprocess).prefetch(tf.data.AUTOTUNE)
-    dataset = _map(encoded_examples(source), decode)
+        return in_parallel(dataset, preprocess).prefetch(tf.data.AUTOTUNE)
+    dataset = in_parallel(encoded_examples(source), decode)
     dataset = dataset.batch(config.eval.batch_size)
     return dataset.prefetch(tf.data.AUTOTUNE)
 
@@ -408,9 +436,18 @@ def encoded_examples(
 ) -> tf.data.Dataset:
     """Returns (encoded image, label) of every example, in order."""
     if isinstance(source, EncodedSource):
-        return _map(tf.data.Dataset.range(len(source)), _reader(source))
-    parts = [sources.records(shard) for shard in source.shards]
-    dataset = parts[0]
-    for part in parts[1:]:
-        dataset = dataset.concatenate(part)
-    return source.examples(dataset)
+        return in_parallel(tf.data.Dataset.range(len(source)), _reader(source))
+    shards = tf.data.Dataset.range(len(source.shards))
+    return source.examples(shards.flat_map(_shard_reader(source)))
+
+
+def _shard_reader(source: StreamSource):
+    """Returns a function from the number of a shard to its records."""
+    paths = tf.constant([shard.path for shard in source.shards])
+    skips = tf.constant([shard.skip for shard in source.shards], tf.int64)
+    takes = tf.constant([shard.take for shard in source.shards], tf.int64)
+
+    def read(index):
+        return sources.records(Shard(paths[index], skips[index], takes[index]))
+
+    return read

@@ -14,10 +14,17 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from efficientnetv2.models import architecture
+
 MODES = ("default", "ft", "v1")
-_V1_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
-_V1_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+_V1_MEAN = [255 * mean for mean in architecture.IMAGENET_MEAN]
+_V1_STD = [255 * deviation for deviation in architecture.IMAGENET_STD]
 _CROP_PADDING = 32
+# By which a JPEG can be decoded smaller.
+_RATIOS = (1, 2, 4, 8)
+# Pixels that are decoded around what is read: at the edge of what is decoded
+# colours, which a JPEG has at half the resolution, are interpolated otherwise.
+_MARGIN = 4
 
 
 def parse_augname(augname: str | None) -> tuple[str, str | None]:
@@ -66,17 +73,18 @@ def normalize(images: tf.Tensor, mode: str) -> tf.Tensor:
 
 
 def to_pixels(images: tf.Tensor, mode: str) -> tf.Tensor:
-    """Maps normalized images back to float32 in [0, 255]: undoes `normalize`.
-
-    Args:
-        images: [..., 3] as `normalize` returns them.
-        mode: one of `MODES`.
-    """
+    """Undoes `normalize`: float32 pixel values, not rounded."""
     if mode == "v1":
         return images * _V1_STD + _V1_MEAN
     if mode == "ft":
-        return (images + 1.0) * 127.5
+        return (images * 0.5 + 0.5) * 255.0
     return images * 128.0 + 128.0
+
+
+def denormalize(images: tf.Tensor, mode: str) -> tf.Tensor:
+    """Undoes `normalize`: uint8 pixel values."""
+    pixels = tf.clip_by_value(to_pixels(images, mode), 0.0, 255.0)
+    return tf.cast(tf.round(pixels), tf.uint8)
 
 
 def central_window(height, width, size, rounding: int = 0) -> tf.Tensor:
@@ -209,6 +217,58 @@ def to_portable(data: bytes) -> bytes:
     if data[:2] != b"BM" or len(data) <= 28 or data[28] > 8:
         return data
     return tf.io.encode_png(decode(tf.constant(data))).numpy()
+
+
+def can_decode_part(data: tf.Tensor) -> tf.Tensor:
+    """Returns whether an image is a JPEG other than CMYK: bool scalar.
+
+    Args:
+        data: string scalar, see `decode`.
+    """
+    return tf.cond(
+        tf.io.is_jpeg(data),
+        lambda: tf.io.extract_jpeg_shape(data)[2] <= 3,
+        lambda: False,
+    )
+
+
+def decode_part(
+    data: tf.Tensor, box: tf.Tensor, size
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes the part of a JPEG that a crop reads.
+
+    A box of at least 2, 4 or 8 times `size` is decoded smaller by that
+    factor: the decoder averages pixels, where resizing would skip them.
+
+    Args:
+        data: string scalar, an image that `can_decode_part` accepts.
+        box: float32 [4]: top, left, height, width in pixels of the whole
+            image, beyond which it may reach.
+        size: side to which the box will be resized, Python or tensor integer.
+
+    Returns:
+        uint8 [height, width, 3], and the box in its pixels, float32 [4].
+        `crop_resize_flip` gives the same of both as of the whole image and
+        its box, but for what is decoded smaller.
+    """
+    ratios = tf.constant(_RATIOS)
+    fitting = tf.reduce_min(box[2:]) >= tf.cast(size * ratios, tf.float32)
+    chosen = tf.maximum(tf.reduce_sum(tf.cast(fitting, tf.int32)) - 1, 0)
+    box /= tf.cast(ratios[chosen], tf.float32)
+    extent = -(-tf.io.extract_jpeg_shape(data)[:2] // ratios[chosen])
+    first = tf.cast(tf.floor(box[:2]), tf.int32) - _MARGIN
+    last = tf.cast(tf.math.ceil(box[:2] + box[2:]), tf.int32) + _MARGIN
+    first = tf.clip_by_value(first, 0, extent - 1)
+    last = tf.clip_by_value(last, first + 1, extent)
+    window = tf.concat([first, last - first], 0)
+
+    def decode_by(ratio):
+        return lambda: tf.io.decode_and_crop_jpeg(
+            data, window, channels=3, ratio=ratio
+        )
+
+    image = tf.switch_case(chosen, [decode_by(ratio) for ratio in _RATIOS])
+    return image, box - tf.pad(tf.cast(first, tf.float32), [[0, 2]])
 
 
 def as_bytes(value: bytes | np.ndarray) -> bytes:

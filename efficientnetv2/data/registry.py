@@ -20,6 +20,7 @@ from efficientnetv2.declarative import (
 from efficientnetv2.errors import nearest
 
 DEFAULT_DATA_DIR = "~/.cache/efficientnetv2/data"
+_YAML = (".yaml", ".yml")
 SOURCES = ("tfds", "tfrecord", "folder")
 
 
@@ -100,6 +101,23 @@ def data_dir(folder: str | None = None) -> pathlib.Path:
     return pathlib.Path(folder or DEFAULT_DATA_DIR).expanduser()
 
 
+def shard_folders(
+    info: DatasetInfo, folder: pathlib.Path
+) -> list[pathlib.Path]:
+    """Returns where shards are looked for, in this order.
+
+    These are a folder of the dataset's name, that of the data and, for a
+    user's YAML file, the one that holds it.
+
+    Args:
+        info: of the dataset.
+        folder: of the data.
+    """
+    path = pathlib.Path(info.name)
+    beside = [path.parent] if path.suffix in _YAML else []
+    return [folder / path.stem, folder, *beside]
+
+
 def load_info(name: str) -> DatasetInfo:
     """Returns what is known of a dataset.
 
@@ -111,9 +129,7 @@ def load_info(name: str) -> DatasetInfo:
             YAML file with a mistake.
         DataError: for a folder that is not one of images by class.
     """
-    if name in names("datasets"):
-        return parse_info(name, named_or_path("datasets", name))
-    if name.endswith((".yaml", ".yml")):
+    if name in names("datasets") or name.endswith(_YAML):
         return parse_info(name, named_or_path("datasets", name))
     path = pathlib.Path(name).expanduser()
     if path.is_dir() or "/" in name:
@@ -147,7 +163,7 @@ def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
     if source == "folder":
         if not isinstance(values.get("folder"), str):
             fail("source folder needs 'folder: path'.")
-        base = pathlib.Path(name).parent if name.endswith("ml") else "."
+        base = pathlib.Path(name).parent if name.endswith(_YAML) else "."
         path = pathlib.Path(base, values["folder"]).expanduser()
         found = _folder_info(name, path)
         return dataclasses.replace(found, **values | {"folder": str(path)})
@@ -216,5 +232,6 @@ def _folder_info(name: str, path: pathlib.Path) -> DatasetInfo:
         splits={
             key: Split(len(files)) for key, (files, _) in index.splits.items()
         },
+        recipe="own_images",
         folder=str(path),
     )

@@ -8,7 +8,6 @@ last.
 
 import contextlib
 import dataclasses
-import glob
 import http.client
 import pathlib
 import re
@@ -89,6 +88,17 @@ class Shard:
     take: int = -1
 
 
+def in_parallel(
+    dataset: tf.data.Dataset, function: Callable
+) -> tf.data.Dataset:
+    """Maps a function of tensors over a dataset, in order."""
+    return dataset.map(
+        tf.autograph.experimental.do_not_convert(function),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class StreamSource:
     """A split in shards of records.
@@ -99,7 +109,6 @@ class StreamSource:
             scalar; int64 scalar, or float32 [classes] of zeros and ones.
         num_images: as the registry says.
         class_names: one name a class.
-        multi_label: whether labels are vectors.
         is_good: tells of an encoded image (bytes) whether it is used; None
             for all.
     """
@@ -108,7 +117,6 @@ class StreamSource:
     parse: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
     num_images: int
     class_names: list[str]
-    multi_label: bool = False
     is_good: Callable[[bytes], bool] | None = None
 
     def __len__(self) -> int:
@@ -116,11 +124,7 @@ class StreamSource:
 
     def examples(self, serialized: tf.data.Dataset) -> tf.data.Dataset:
         """Parses records, and leaves out those that are not good."""
-        dataset = serialized.map(
-            tf.autograph.experimental.do_not_convert(self.parse),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
+        dataset = in_parallel(serialized, self.parse)
         if self.is_good is None:
             return dataset
 
@@ -155,20 +159,34 @@ def load_split(
     split: str,
     log: Callable[[str], None] = print,
 ) -> Source:
-    """Loads a split of the configured dataset, preparing it if needed.
+    """Loads a split of the configured dataset; see `load_from`."""
+    return load_from(
+        registry.load_info(config.data.ds_name),
+        split,
+        registry.data_dir(config.data.data_dir),
+        log,
+    )
+
+
+def load_from(
+    info: DatasetInfo,
+    split: str,
+    folder: pathlib.Path,
+    log: Callable[[str], None] = print,
+) -> Source:
+    """Loads a split, preparing the dataset if needed.
 
     Args:
-        config: of the run.
-        split: a name of `datasets/NAME.yaml`.
+        info: of the dataset.
+        split: a name of `info.splits`.
+        folder: of the data.
         log: called with one line that says where the data came from.
 
     Raises:
         DataError: if the data cannot be had or are not what the registry
             says.
     """
-    info = registry.load_info(config.data.ds_name)
     expected = info.splits[split]
-    folder = registry.data_dir(config.data.data_dir)
     if info.source == "folder":
         files, labels = folders.scan(info.folder).splits[split]
         log(f"{info.name}: {split}: {len(files):,} images in {info.folder}")
@@ -210,16 +228,15 @@ def open_shards(
     Raises:
         DataError: if no file matches, or there are fewer shards than hosts.
     """
-    inside = folder / pathlib.Path(info.name).stem
-    for place in (inside, folder):
-        paths = sorted(glob.glob(str(place / split.files)))
-        if paths:
-            break
-    if not paths:
+    places = registry.shard_folders(info, folder)
+    found = {place: sorted(place.glob(split.files)) for place in places}
+    place = next((place for place in places if found[place]), None)
+    if place is None:
         raise DataError(
-            f"{info.name}: no file matches {split.files} in {inside} or "
-            f"{folder}. {info.how_to_get}".rstrip()
+            f"{info.name}: no file matches {split.files} in "
+            f"{' or '.join(map(str, places))}. {info.how_to_get}".rstrip()
         )
+    paths = found[place]
     chosen = paths[slice(*split.shards)]
     if not chosen:
         raise DataError(
@@ -237,11 +254,10 @@ def open_shards(
         return _parse_example(record, info)
 
     return StreamSource(
-        [Shard(path) for path in chosen[host::num_hosts]],
+        [Shard(str(path)) for path in chosen[host::num_hosts]],
         parse,
         split.num_images,
         info.class_names,
-        info.multi_label,
     )
 
 

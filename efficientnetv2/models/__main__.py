@@ -8,7 +8,7 @@
 
 from absl import app, flags
 
-from efficientnetv2 import cli, declarative
+from efficientnetv2 import cli, declarative, tables
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import counting
@@ -79,9 +79,7 @@ def _all() -> None:
                 counting.format_count(sums.multiply_adds),
             )
         )
-    for line in lines:
-        name, *numbers = line
-        print(f"{name:20}" + "".join(f"{cell:>15}" for cell in numbers))
+    print(tables.align(lines, left=[0]))
 
 
 def _run() -> None:

@@ -8,6 +8,9 @@ from efficientnetv2.models import blocks
 from efficientnetv2.models.block_strings import expand_blocks, round_filters
 
 PREPROCESSING = ("v1", "v2")
+# Of red, green and blue in [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def _classifier_initializer(num_classes: int):
@@ -26,9 +29,10 @@ def _normalize(images, preprocessing: str | None):
     if preprocessing == "v2":
         scale, offset = 1 / 128, -1.0
     elif preprocessing == "v1":
-        mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-        scale = [1 / (255 * d) for d in deviation]
-        offset = [-m / d for m, d in zip(mean, deviation, strict=True)]
+        scale = [1 / (255 * d) for d in IMAGENET_STD]
+        offset = [
+            -m / d for m, d in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)
+        ]
     else:
         raise ValueError(
             f"Unknown preprocessing {preprocessing!r}: use None or one of "

@@ -8,6 +8,7 @@ arXiv 1905.11946 (MBConv, squeeze-and-excitation) and arXiv 2104.00298, figure
 
 import keras
 
+from efficientnetv2.models.block_strings import BlockArgs
 from efficientnetv2.models.convolutions import (
     DepthwiseConv2D,
     PointwiseConv2D,
@@ -321,15 +322,24 @@ class _ResidualBlock(_Layer):
         )
         self.strides = strides
         self.expand_ratio = expand_ratio
-        self.expanded_filters = input_filters * expand_ratio
+        args = BlockArgs(
+            1,
+            kernel_size,
+            strides,
+            expand_ratio,
+            input_filters,
+            output_filters,
+            se_ratio=se_ratio,
+        )
+        self.expanded_filters = args.expanded_filters
         self.activation = activation(act_fn)
         self.has_residual = strides == 1 and input_filters == output_filters
         self._build_convolutions(output_filters, kernel_size)
         self.se = None
-        if se_ratio and 0 < se_ratio <= 1:
+        if args.has_se:
             self.se = SqueezeExcitation(
-                max(1, int(input_filters * se_ratio)),
-                self.expanded_filters,
+                args.se_filters,
+                args.expanded_filters,
                 act_fn,
                 name="se",
             )

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+from efficientnetv2 import tables
 from efficientnetv2.models.block_strings import (
     BlockArgs,
     expand_stages,
@@ -161,16 +162,7 @@ def format_table(rows: list[StageCount]) -> str:
         ["", sums.operator, "", "", str(sums.layers), ""]
         + [f"{sums.parameters:,}", f"{sums.multiply_adds:,}"]
     )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 1 else cell.rjust(width)
-            for column, (cell, width) in enumerate(
-                zip(line, widths, strict=True)
-            )
-        ).rstrip()
-        for line in lines
-    )
+    return tables.align(lines, left=[1])
 
 
 def _strided(size: tuple[int, int], stride: int) -> tuple[int, int]:

@@ -78,14 +78,22 @@ class Slot:
     @property
     def path(self) -> str:
         """Name in the project's own checkpoints: 'blocks_3/se/reduce/bias'."""
+        return f"{self.place}/{self.attribute}"
+
+    @property
+    def place(self) -> str:
+        """The path of the layer: 'blocks_3/se/reduce', 'logits'."""
         part = self.part
         if isinstance(part, Block):
             part = f"blocks_{part.index}"
-        return "/".join(filter(None, (part, self.layer, self.attribute)))
+        return "/".join(filter(None, (part, self.layer)))
 
     @property
     def is_classifier(self) -> bool:
         return self.part == CLASSIFIER
+
+
+NameFunction = Callable[[Slot], list[str]]
 
 
 def slots(model: keras.Model) -> list[Slot]:
@@ -178,6 +186,30 @@ class _Positions:
         return block
 
 
+# Layers outside the blocks, by their places.
+_OBJECT_ENDS = {
+    "stem/conv": "_stem/_conv_stem",
+    "stem/norm": "_stem/_norm",
+    "head/conv": "_head/_conv_head",
+    "head/norm": "_head/_norm",
+    CLASSIFIER: "_fc",
+}
+_KERAS_ENDS = {
+    "stem/conv": "stem_conv",
+    "stem/norm": "stem_bn",
+    "head/conv": "top_conv",
+    "head/norm": "top_bn",
+    CLASSIFIER: "predictions",
+}
+_TIMM_ENDS = {
+    "stem/conv": "conv_stem",
+    "stem/norm": "bn1",
+    "head/conv": "conv_head",
+    "head/norm": "bn2",
+    CLASSIFIER: "classifier",
+}
+
+
 def _numbered(name: str, index: int) -> str:
     return f"{name}_{index}" if index else name
 
@@ -211,13 +243,8 @@ def reference_names(slot: Slot) -> list[str]:
 def object_names(slot: Slot) -> list[str]:
     """Names in the released code's object-based checkpoints."""
     attribute = slot.attribute
-    if slot.is_classifier:
-        path = "_fc"
-    elif slot.part == "stem":
-        path = {"conv": "_stem/_conv_stem", "norm": "_stem/_norm"}[slot.layer]
-    elif slot.part == "head":
-        path = {"conv": "_head/_conv_head", "norm": "_head/_norm"}[slot.layer]
-    else:
+    path = _OBJECT_ENDS.get(slot.place)
+    if path is None:
         layer = {
             "se/reduce": "_se/_se_reduce",
             "se/expand": "_se/_se_expand",
@@ -237,12 +264,8 @@ def keras_names(slot: Slot) -> list[str]:
     The depthwise layers are called otherwise in V1 and V2, and their kernel
     otherwise in Keras 2 and 3.
     """
-    if slot.is_classifier:
-        layers = ["predictions"]
-    elif not isinstance(slot.part, Block):
-        part = {"stem": "stem", "head": "top"}[slot.part]
-        layers = [f"{part}_{slot.layer.replace('norm', 'bn')}"]
-    else:
+    layers = [_KERAS_ENDS.get(slot.place)]
+    if isinstance(slot.part, Block):
         prefix = f"block{slot.part.stage + 1}{chr(97 + slot.part.repeat)}_"
         names = {
             "depthwise_conv": ["dwconv2", "dwconv"],
@@ -269,13 +292,8 @@ def timm_names(slot: Slot) -> list[str]:
         "moving_mean": "running_mean",
         "moving_variance": "running_var",
     }.get(slot.attribute, slot.attribute)
-    if slot.is_classifier:
-        layer = "classifier"
-    elif slot.part == "stem":
-        layer = {"conv": "conv_stem", "norm": "bn1"}[slot.layer]
-    elif slot.part == "head":
-        layer = {"conv": "conv_head", "norm": "bn2"}[slot.layer]
-    else:
+    layer = _TIMM_ENDS.get(slot.place)
+    if layer is None:
         layer = f"blocks.{slot.part.stage}.{slot.part.repeat}."
         layer += _timm_layer(slot.part, slot.layer)
     return [f"{layer}.{attribute}"]
@@ -293,6 +311,3 @@ def _timm_layer(block: Block, layer: str) -> str:
     if block.expands:
         return "conv_pwl"
     return "conv" if block.fused else "conv_pw"
-
-
-NameFunction = Callable[[Slot], list[str]]

@@ -145,7 +145,6 @@ def load(
             names the file, the weight and both shapes; the model is
             unchanged.
     """
-    naming.slots(model)  # A model that is not ours is an error by itself.
     if not isinstance(source, keras.Model):
         path = pathlib.Path(source).expanduser()
         if path.name.endswith(".weights.h5") and _is_own_h5(path):
@@ -158,57 +157,71 @@ def assign(
     model: keras.Model, source: Source, skip_classifier: bool = False
 ) -> LoadReport:
     """Sets every weight of a model from an open source; see `load`."""
-    loaded, skipped, problems, values = {}, [], [], []
-    for slot in naming.slots(model):
-        wanted = tuple(slot.variable.shape)
-        names = source.names(slot)
-        name = next((n for n in names if n in source.shapes), None)
-        if name is None:
-            if skip_classifier and slot.is_classifier:
-                skipped.append(slot.path)
-            else:
-                problems.append(f"{slot.path} {wanted}: there is no {names[0]}")
-            continue
-        array = _read(source, name)
-        if source.convert is not None:
-            array = source.convert(slot, array)
-        if array.shape != wanted:
-            if skip_classifier and slot.is_classifier:
-                skipped.append(slot.path)
-            else:
-                problems.append(
-                    f"{slot.path}: {name} has the shape "
-                    f"{tuple(source.shapes[name])}, the model {wanted}"
-                )
-            continue
-        loaded[slot.path] = name
-        values.append((slot.variable, array))
+    pairs, problems = _match(naming.slots(model), source)
+    skipped = [
+        slot.path
+        for slot, _ in problems
+        if skip_classifier and slot.is_classifier
+    ]
+    problems = [pair for pair in problems if pair[0].path not in skipped]
     if problems:
-        raise WeightsError(_describe(source, problems, skip_classifier))
-    for variable, array in values:
-        variable.assign(array)
+        text = _describe(source.label, [text for _, text in problems])
+        if all(slot.is_classifier for slot, _ in problems):
+            text += (
+                "\nOnly the classifier differs: give the same num_classes, or "
+                "skip_classifier=True to keep the model's own."
+            )
+        raise WeightsError(text)
+    values = [_read(source, slot, name) for slot, name in pairs]
+    for (slot, _), array in zip(pairs, values, strict=True):
+        slot.variable.assign(array)
+    loaded = {slot.path: name for slot, name in pairs}
     used = set(loaded.values())
     unused = sorted(name for name in source.shapes if name not in used)
     return LoadReport(source.label, loaded, skipped, unused)
 
 
-def _describe(source: Source, problems: list[str], skip_classifier) -> str:
+def _match(slots: list[Slot], source: Source):
+    """Compares names and shapes, and reads nothing.
+
+    Returns:
+        (pairs, problems): of slots and their names in the source, and of
+        slots and what is wrong with them.
+    """
+    pairs, problems = [], []
+    for slot in slots:
+        wanted = tuple(slot.variable.shape)
+        names = source.names(slot)
+        name = next((n for n in names if n in source.shapes), None)
+        if name is None:
+            problems.append(
+                (slot, f"{slot.path} {wanted}: there is no {names[0]}")
+            )
+            continue
+        shape = tuple(source.shapes[name])
+        if _converted(source, slot, np.broadcast_to(0.0, shape)).shape != (
+            wanted
+        ):
+            text = f"{slot.path}: {name} has the shape {shape}, the model"
+            problems.append((slot, f"{text} {wanted}"))
+            continue
+        pairs.append((slot, name))
+    return pairs, problems
+
+
+def _converted(source: Source, slot: Slot, array: np.ndarray) -> np.ndarray:
+    return source.convert(slot, array) if source.convert else array
+
+
+def _describe(label: str, problems: list[str]) -> str:
     more = len(problems) - _LISTED
     lines = problems[:_LISTED] + ([f"and {more} more"] if more > 0 else [])
-    text = (
-        f"{source.label} does not fit the model, which is unchanged:\n  "
-        + "\n  ".join(lines)
+    return f"{label} does not fit the model, which is unchanged:\n  " + (
+        "\n  ".join(lines)
     )
-    is_head = [p.startswith(f"{naming.CLASSIFIER}/") for p in problems]
-    if all(is_head) and not skip_classifier:
-        text += (
-            "\nOnly the classifier differs: give the same num_classes, or "
-            "skip_classifier=True to keep the model's own."
-        )
-    return text
 
 
-def _read(source: Source, name: str) -> np.ndarray:
+def _read(source: Source, slot: Slot, name: str) -> np.ndarray:
     try:
         array = np.asarray(source.read(name))
     except Exception as error:
@@ -222,7 +235,7 @@ def _read(source: Source, name: str) -> np.ndarray:
         raise WeightsError(
             f"{source.label}: {name} holds {array.dtype}, not numbers."
         )
-    return array
+    return _converted(source, slot, array)
 
 
 def _first_line(error: Exception) -> str:
@@ -389,11 +402,17 @@ def _scope(shapes: Mapping, anchor: str, prefix: str) -> str:
 def _from_model(model: keras.Model, label: str) -> Source:
     if naming.is_ours(model):
         variables = {s.path: s.variable for s in naming.slots(model)}
-        names = _own_names
-    else:
-        variables = _keras_variables(model)
-        names = naming.keras_names
-        _check_keras(variables, label)
+        return _from_variables(variables, label, _own_names)
+    variables = _keras_variables(model)
+    _check_keras(variables, label)
+    return _from_variables(variables, label, naming.keras_names)
+
+
+def _from_variables(
+    variables: Mapping[str, keras.Variable],
+    label: str,
+    names: naming.NameFunction,
+) -> Source:
     return Source(
         label,
         {name: tuple(v.shape) for name, v in variables.items()},
@@ -501,6 +520,7 @@ def _is_own_h5(path: pathlib.Path) -> bool:
 
 
 def _load_own_h5(model: keras.Model, path: pathlib.Path) -> LoadReport:
+    names = {slot.path: slot.path for slot in naming.slots(model)}
     before = model.get_weights()
     try:
         model.load_weights(path)
@@ -510,7 +530,6 @@ def _load_own_h5(model: keras.Model, path: pathlib.Path) -> LoadReport:
             f"{path} does not fit the model, which is unchanged: "
             f"{_first_line(error)}"
         ) from error
-    names = {slot.path: slot.path for slot in naming.slots(model)}
     return LoadReport(str(path), names, [], [])
 
 
@@ -601,51 +620,50 @@ def from_arrays(
 # --- Weights out -----------------------------------------------------------
 
 
-def to_keras(model: keras.Model, target: keras.Model) -> None:
-    """Copies weights into a model of `keras.applications`.
+def to_keras_applications(model: keras.Model, target: keras.Model) -> None:
+    """Copies the weights of a model into one of `keras.applications`.
+
+    Example:
+
+        theirs = keras.applications.EfficientNetV2S(weights=None, classes=10)
+        efficientnetv2.to_keras_applications(model, theirs)
+        theirs.save_weights("s.weights.h5")
 
     Args:
-        model: built by this package.
-        target: the same architecture; its preprocessing stays as it is.
+        model: from `build_model`.
+        target: the same architecture and number of classes. Its own
+            preprocessing stays as it is.
 
     Raises:
         WeightsError: if a weight has no counterpart or another shape, on
-            either side; the target is unchanged.
+            either side; the target is then as it was.
     """
+    label = f"model {target.name!r}"
     variables = _keras_variables(target)
-    _check_keras(variables, f"model {target.name!r}")
-    problems, pairs = [], {}
-    for slot in naming.slots(model):
-        shape = tuple(slot.variable.shape)
-        names = naming.keras_names(slot)
-        name = next((n for n in names if n in variables), None)
-        if name is None:
-            problems.append(f"{slot.path} {shape}: there is no {names[0]}")
-        elif tuple(variables[name].shape) != shape:
-            problems.append(
-                f"{slot.path} {shape}: {name} has the shape "
-                f"{tuple(variables[name].shape)}"
-            )
-        else:
-            pairs[name] = slot.variable
-    preprocessing = {
+    _check_keras(variables, label)
+    pairs, problems = _match(
+        naming.slots(model),
+        _from_variables(variables, label, naming.keras_names),
+    )
+    problems = [text for _, text in problems]
+    preprocessing = tuple(
         f"{layer.name}/"
         for layer in naming.flat_layers(target)
         if isinstance(layer, keras.layers.Normalization)
-    }
+    )
+    set_here = {name for _, name in pairs}
     problems += [
         f"{name} {tuple(variable.shape)}: nothing to set it from"
         for name, variable in variables.items()
-        if name not in pairs and not name.startswith(tuple(preprocessing))
+        if name not in set_here and not name.startswith(preprocessing)
     ]
     if problems:
-        source = Source(f"model {target.name!r}", {}, None, None)
-        raise WeightsError(_describe(source, problems, True))
-    for name, variable in pairs.items():
-        variables[name].assign(keras.ops.convert_to_numpy(variable))
+        raise WeightsError(_describe(label, problems))
+    for slot, name in pairs:
+        variables[name].assign(keras.ops.convert_to_numpy(slot.variable))
 
 
-def to_reference(
+def to_reference_checkpoint(
     model: keras.Model,
     prefix: str | os.PathLike,
     scope: str | None = None,

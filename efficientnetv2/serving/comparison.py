@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2.data import faults, pipeline, preprocessing, sources
+from efficientnetv2.data import faults, pipeline, preprocessing
 from efficientnetv2.data.sources import ArraySource, EncodedSource, Source
 from efficientnetv2.serving.spec import ServingSpec
 
@@ -74,23 +74,19 @@ def sample(
     Raises:
         DataError: if the data cannot be had.
     """
-    source = sources.load_split(config, split, lambda _: None)
+    source = faults.load_split(config, split, faults.LeftOut(log))
+    chosen = np.linspace(0, len(source) - 1, min(len(source), most))
+    chosen = chosen.astype(np.int64)
     if isinstance(source, ArraySource):
-        chosen = _spread(len(source), most)
         return dataclasses.replace(
             source, images=source.images[chosen], labels=source.labels[chosen]
         )
     if isinstance(source, EncodedSource):
-        chosen = _spread(len(source), most)
-        source = dataclasses.replace(
+        return dataclasses.replace(
             source,
             items=[source.items[k] for k in chosen],
             labels=source.labels[chosen],
         )
-    if config.data.on_corrupt == "skip":
-        source = faults.LeftOut(log).without_bad(source, split)
-    if isinstance(source, EncodedSource):
-        return source
     with faults.named(source):
         examples = list(pipeline.encoded_examples(source).take(most))
     return EncodedSource(
@@ -99,10 +95,6 @@ def sample(
         np.stack([label.numpy() for _, label in examples]),
         source.class_names,
     )
-
-
-def _spread(total: int, most: int) -> np.ndarray:
-    return np.linspace(0, total - 1, min(total, most)).astype(np.int64)
 
 
 def batches(

@@ -20,7 +20,7 @@ from efficientnetv2.serving import locate, saved_model
 from efficientnetv2.serving import spec as spec_lib
 from efficientnetv2.serving.locate import Location
 from efficientnetv2.serving.spec import ServingError, ServingSpec
-from efficientnetv2.training import checkpoints, loop
+from efficientnetv2.training import checkpoints, loop, runs
 
 Image = str | os.PathLike | bytes | np.ndarray
 
@@ -259,14 +259,11 @@ def _from_run(found: Location, checkpoint: str | None):
 
 
 def _class_names(dataset: str, model_dir: pathlib.Path) -> Sequence[str]:
-    try:
-        return registry.load_info(dataset).class_names
-    except UserError:
-        # A folder of images that is elsewhere; training left the names.
-        exported = model_dir / "saved_model"
-        if not exported.is_dir():
-            raise
-        return saved_model.read_class_names(exported)
+    """Returns what training left, else what the dataset says."""
+    left = model_dir / runs.CLASS_NAMES
+    if left.is_file():
+        return left.read_text(encoding="utf-8").split("\n")[:-1]
+    return registry.load_info(dataset).class_names
 
 
 def _published(name: str, weights: str):

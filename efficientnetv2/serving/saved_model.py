@@ -99,8 +99,8 @@ def write(
     module = ServingModel(network, spec)
     with tempfile.TemporaryDirectory() as temporary:
         names = pathlib.Path(temporary) / _NAMES
-        lines = [" ".join(name.splitlines()) for name in spec.class_names]
-        names.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        text = "".join(f"{name}\n" for name in spec.class_names)
+        names.write_text(text, encoding="utf-8")
         module.class_names_file = tf.saved_model.Asset(str(names))
         tf.saved_model.save(
             module,
@@ -120,7 +120,7 @@ def read_class_names(folder: str | os.PathLike) -> list[str]:
     """
     path = pathlib.Path(folder) / "assets" / _NAMES
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8").split("\n")[:-1]
     except OSError as error:
         raise ServingError(
             f"{path} with the names of the classes cannot be read "

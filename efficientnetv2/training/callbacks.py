@@ -11,16 +11,26 @@ import time
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from efficientnetv2.errors import UserError
+from efficientnetv2.formatting import format_seconds
 from efficientnetv2.training import progressive
 
 
 class NotFiniteError(UserError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite.
+
+    Attributes:
+        step: at which it was so.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 class Interrupted(UserError):
@@ -30,12 +40,29 @@ class Interrupted(UserError):
 
 
 class Stages(keras.callbacks.Callback):
-    """Sets the dropout rate of the stage and announces each stage."""
+    """Sets the dropout rate of the stage and announces each stage.
 
-    def __init__(self, stages: Sequence[progressive.Stage], log, first_step):
+    Args:
+        stages: of the run.
+        stage_of_steps: see `progressive.stage_of_steps`.
+        log: prints one line.
+        first_step: of this fit.
+        drawn: whether stages are drawn at random; they are announced once.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[progressive.Stage],
+        stage_of_steps: np.ndarray,
+        log: Callable[[str], None],
+        first_step: int,
+        drawn: bool = False,
+    ):
         super().__init__()
         self.stages = stages
+        self.stage_of_steps = stage_of_steps
         self.log = log
+        self.drawn = drawn
         self.next_step = first_step
         self.current = -1
         self.rate = tf.Variable(
@@ -47,43 +74,70 @@ class Stages(keras.callbacks.Callback):
         network.get_layer("head").dropout.rate_variable = self.rate
 
     def on_train_batch_begin(self, batch, logs=None):
-        index = progressive.stage_index(self.stages, self.next_step)
+        index = self.stage_of_steps[self.next_step]
         self.next_step += 1
         if index == self.current:
             return
-        self.current = index
+        is_first, self.current = self.current < 0, index
         stage = self.stages[index]
         self.rate.assign(stage.dropout_rate)
-        self.log(
-            f"Stage {index + 1} of {len(self.stages)}: images of "
-            f"{stage.image_size} pixels"
-        )
+        if not self.drawn:
+            self.log(
+                f"Stage {index + 1} of {len(self.stages)}: images of "
+                f"{stage.image_size} pixels"
+            )
+        elif is_first:
+            sizes = sorted({stage.image_size for stage in self.stages})
+            self.log(
+                f"Each step draws one of {len(self.stages)} stages: images of "
+                f"{' or '.join(map(str, sizes))} pixels"
+            )
 
 
 class Progress(keras.callbacks.Callback):
     """A line with loss, top-1, images/s, stage and time left.
 
-    On a terminal the line is redrawn; elsewhere one is written every half
-    minute and at the end of each epoch.
+    On a terminal the line is redrawn; elsewhere one is written after the first
+    step, every half minute and at the end.
+
+    Args:
+        stages: of the run.
+        stage_of_steps: see `progressive.stage_of_steps`.
+        steps_per_epoch: to show steps as epochs.
+        first_step: of this fit.
+        drawn: whether stages are drawn at random; the throughput is then over
+            all of them.
+        stream: to write to, stdout by default.
     """
 
     def __init__(
         self,
         stages: Sequence[progressive.Stage],
+        stage_of_steps: np.ndarray,
         steps_per_epoch: int,
         first_step: int,
+        drawn: bool = False,
         stream=None,
     ):
         super().__init__()
         self.stages = stages
+        self.stage_of_steps = stage_of_steps
         self.steps_per_epoch = steps_per_epoch
-        self.total = stages[-1].last_step
+        self.drawn_stages = drawn
+        self.total = len(stage_of_steps)
+        images = np.array([stage.batch_size for stage in stages])
+        pixels = images * [stage.image_size**2 for stage in stages]
+        # Of all steps before a step.
+        self.images_before, self.pixels_before = (
+            np.concatenate([[0], np.cumsum(of_stages[stage_of_steps])])
+            for of_stages in (images, pixels)
+        )
         self.step = first_step
         self.stream = stream or sys.stdout
         self.redraws = self.stream.isatty()
         self.drawn = 0
-        self.last_shown = time.monotonic()
-        self.window: list[tuple[int, float, int]] = []
+        self.last_shown = -math.inf
+        self.window: list[tuple[int, float]] = []
         self.seconds_per_pixel = math.nan
 
     def log(self, text: str) -> None:
@@ -94,12 +148,16 @@ class Progress(keras.callbacks.Callback):
         print(text, file=self.stream, flush=True)
 
     def on_train_batch_end(self, batch, logs=None):
-        stage_number = progressive.stage_index(self.stages, self.step)
-        self.step += 1
+        stage_number = self.stage_of_steps[self.step]
         now = time.monotonic()
-        if self.window and self.window[-1][2] != stage_number:
+        if (
+            self.window
+            and not self.drawn_stages
+            and self.stage_of_steps[self.step - 1] != stage_number
+        ):
             self.restart_clock()
-        self.window.append((self.step, now, stage_number))
+        self.step += 1
+        self.window.append((self.step, now))
         if len(self.window) > 50:
             del self.window[0]
         interval = 0.5 if self.redraws else 30.0
@@ -115,26 +173,21 @@ class Progress(keras.callbacks.Callback):
         """Throughput over the last 50 steps of the stage; 0 if unknown."""
         if len(self.window) < 2:
             return 0.0
-        (first, start, _), (last, end, _) = self.window[0], self.window[-1]
-        stage = self.stages[self.window[-1][2]]
-        return (last - first) * stage.batch_size / max(end - start, 1e-9)
+        (first, start), (last, end) = self.window[0], self.window[-1]
+        images = self.images_before[last] - self.images_before[first]
+        return images / max(end - start, 1e-9)
 
     def seconds_left(self) -> float:
         """Time to the last step; a step's cost goes with its pixels."""
-        rate = self.images_per_second()
-        if rate:
-            current = self.stages[self.window[-1][2]]
-            self.seconds_per_pixel = 1.0 / (rate * current.image_size**2)
-        return sum(
-            max(0, stage.last_step - max(stage.first_step, self.step))
-            * stage.batch_size
-            * stage.image_size**2
-            * self.seconds_per_pixel
-            for stage in self.stages
-        )
+        before = self.pixels_before
+        if len(self.window) > 1:
+            (first, start), (last, end) = self.window[0], self.window[-1]
+            pixels = before[last] - before[first]
+            self.seconds_per_pixel = max(end - start, 1e-9) / pixels
+        return (before[-1] - before[self.step]) * self.seconds_per_pixel
 
     def _show(self, logs):
-        stage_number = progressive.stage_index(self.stages, self.step - 1)
+        stage_number = self.stage_of_steps[self.step - 1]
         left, rate = self.seconds_left(), self.images_per_second()
         share = self.step / self.total
         bar = "=" * int(20 * share)
@@ -158,17 +211,6 @@ class Progress(keras.callbacks.Callback):
                 self.drawn = 0
         else:
             print(text, file=self.stream, flush=True)
-
-
-def format_seconds(seconds: float) -> str:
-    """Returns '1:02:03', '2:03', or '?' for an unknown time."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, seconds = divmod(int(round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02d}:{seconds:02d}"
-    return f"{minutes}:{seconds:02d}"
 
 
 class Scalars(keras.callbacks.Callback):
@@ -221,7 +263,9 @@ class StopOnNonFinite(keras.callbacks.Callback):
             raise NotFiniteError(
                 f"The loss is not finite at {self.describe(self.step)}. The "
                 "last checkpoint is from before. Lower train.lr_base, set "
-                "train.gclip, or lengthen train.lr_warmup_epoch."
+                "train.gclip, or lengthen train.lr_warmup_epoch; "
+                "train.on_nan=rollback goes back and leaves that data out.",
+                self.step,
             )
         self.step += 1
 

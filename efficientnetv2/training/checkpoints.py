@@ -78,7 +78,11 @@ def write_atomically(path: str | os.PathLike, write) -> None:
 
 def write_json(path: str | os.PathLike, content) -> None:
     """Writes JSON atomically; see `write_atomically`."""
-    text = json.dumps(content, indent=1) + "\n"
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text atomically; see `write_atomically`."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 

@@ -1,10 +1,12 @@
 """Exact evaluation: every example counts once, whatever the batch size."""
 
 import itertools
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
+from efficientnetv2.data import pipeline
 from efficientnetv2.training import losses
 
 
@@ -34,8 +36,10 @@ def make_evaluator(
                                   over all pairs of image and class, 200
                                   thresholds
 
-    and there 'top1' and 'top5' say how often any of the labels is found. The
-    function is traced once and can be called again as the weights change.
+    and there 'top1' and 'top5' say how often any of the labels is found. A
+    second argument, if given, is called with each batch: images, labels as
+    vectors and logits. The function is traced once and can be called again as
+    the weights change.
     """
 
     @tf.function(jit_compile=jit_compile, reduce_retracing=True)
@@ -50,30 +54,25 @@ def make_evaluator(
             0,
         )
         logits = tf.cast(logits, tf.float32)
-        classes = logits.shape[1]
-        if labels.shape.rank == 1:
-            labels = tf.one_hot(labels, classes)
-        else:
-            labels = tf.pad(labels, [[0, 0], [0, classes - labels.shape[1]]])
-        top1, top5 = losses.hits(labels, logits)
-        first = tf.math.top_k(logits, min(5, classes)).indices
-        found = tf.gather(labels, first, batch_dims=1)
-        loss = losses.cross_entropy(labels, logits, loss_type)
+        vectors = pipeline.to_vectors(labels, logits.shape[1])
+        found = losses.at_likeliest(vectors, logits)
+        loss = losses.cross_entropy(vectors, logits, loss_type)
         sums = {
-            "top1": top1,
-            "top5": top5,
+            "top1": found[:, 0],
+            "top5": tf.reduce_max(found, axis=1),
             "cross_entropy": loss * tf.cast(size, tf.float32),
-            "found_1": found[:, 0],
-            "found_5": found,
-            "labels": labels,
+            "found": found,
+            "labels": vectors,
         }
-        return (
-            {k: tf.reduce_sum(tf.cast(v, tf.float64)) for k, v in sums.items()},
-            labels,
-            logits,
-        )
+        sums = {
+            name: tf.reduce_sum(tf.cast(value, tf.float64))
+            for name, value in sums.items()
+        }
+        return sums, vectors, logits
 
-    def evaluate(dataset: tf.data.Dataset) -> dict[str, float]:
+    def evaluate(
+        dataset: tf.data.Dataset, observe: Callable | None = None
+    ) -> dict[str, float]:
         images, total = 0, {}
         curve = None
         for batch_images, labels in dataset:
@@ -84,6 +83,8 @@ def make_evaluator(
             if labels.shape.rank == 2:
                 curve = curve or keras.metrics.AUC(200, curve="PR")
                 curve.update_state(vectors, tf.sigmoid(logits))
+            if observe is not None:
+                observe(batch_images, vectors, logits)
         result = {
             name: total[name] / images
             for name in ("top1", "top5", "cross_entropy")
@@ -92,10 +93,10 @@ def make_evaluator(
         if curve is not None:
             most = min(5, logits.shape[1])
             result |= {
-                "precision_1": total["found_1"] / images,
-                "precision_5": total["found_5"] / (most * images),
-                "recall_1": total["found_1"] / total["labels"],
-                "recall_5": total["found_5"] / total["labels"],
+                "precision_1": total["top1"] / images,
+                "precision_5": total["found"] / (most * images),
+                "recall_1": total["top1"] / total["labels"],
+                "recall_5": total["found"] / total["labels"],
                 "pr_auc": float(curve.result()),
             }
         return result

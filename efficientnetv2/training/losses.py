@@ -64,6 +64,19 @@ def hits(labels: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     is_label = tf.cast(
         labels >= tf.reduce_max(labels, axis=1, keepdims=True), tf.float32
     )
-    first = tf.math.top_k(logits, min(5, logits.shape[1])).indices
-    found = tf.gather(is_label, first, batch_dims=1)
+    found = at_likeliest(is_label, logits)
     return found[:, 0], tf.reduce_max(found, axis=1)
+
+
+def at_likeliest(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Returns the labels of the five likeliest classes, likeliest first.
+
+    Args:
+        labels: float32 [batch, classes].
+        logits: float32 [batch, classes].
+
+    Returns:
+        float32 [batch, 5], or [batch, classes] if there are fewer.
+    """
+    first = tf.math.top_k(logits, min(5, logits.shape[1])).indices
+    return tf.gather(labels, first, batch_dims=1)

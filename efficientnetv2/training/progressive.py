@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import ml_collections
+import numpy as np
 
 from efficientnetv2.config import RunPlan, resolve_image_size
 
@@ -17,7 +18,8 @@ class Stage:
     """What holds from `first_step` up to but without `last_step`.
 
     Attributes:
-        first_step, last_step: half-open range of optimizer steps.
+        first_step, last_step: half-open range of optimizer steps; which steps
+            they are where stages are drawn at random, `stage_of_steps` says.
         image_size: pixels, height and width.
         randaugment_magnitude: 0 to 10, or above in the larger models.
         mixup_alpha, cutmix_alpha: of the Beta distribution; 0: off.
@@ -93,21 +95,40 @@ def build_stages(
     return [Stage(*column) for column in columns]
 
 
-def stage_index(stages: Sequence[Stage], step: int) -> int:
-    """Returns the number (from 0) of the stage that holds a step."""
-    for index, stage in enumerate(stages):
-        if step < stage.last_step:
-            return index
-    return len(stages) - 1
+def stage_of_steps(
+    config: ml_collections.ConfigDict, stages: Sequence[Stage]
+) -> np.ndarray:
+    """Returns the stage of every step: int32 [total_steps], from 0.
+
+    Stages follow each other, or with `train.stage_order=random` each step
+    draws one, all being equally likely, as Mix & Match (arXiv 1908.08986)
+    draws sizes. The draw is a function of (train.seed, step), so that a
+    resumed run repeats it.
+    """
+    total = stages[-1].last_step
+    if config.train.stage_order == "ascending":
+        ends = [stage.last_step for stage in stages]
+        order = np.searchsorted(ends, np.arange(total), side="right")
+    else:
+        # Raw draws of a bit generator are the same in every numpy.
+        draws = np.random.Philox(key=config.train.seed).random_raw(total)
+        order = draws % np.uint64(len(stages))
+    return order.astype(np.int32)
 
 
-def format_table(
+def uses_magnitude(augname: str | None) -> bool:
+    """Whether an augmentation policy has RandAugment's magnitude."""
+    return bool(augname) and ("rand" in augname or "ra_" in augname)
+
+
+def table(
     stages: Sequence[Stage],
     steps_per_epoch: int,
     augname: str | None,
     weight_decay,
-) -> str:
-    """Returns the stage table that is printed before training.
+    stage_order: str = "ascending",
+) -> list[tuple[str, ...]]:
+    """Returns the rows of the stage table, the first one being its head.
 
     Args:
         stages: of the run.
@@ -115,8 +136,10 @@ def format_table(
         augname: of the configuration; without a RandAugment policy the
             column of magnitudes is empty.
         weight_decay: function from step to coefficient.
+        stage_order: of the configuration.
     """
-    uses_magnitude = bool(augname) and ("rand" in augname or "ra_" in augname)
+    drawn, total = stage_order == "random", stages[-1].last_step
+    has_magnitude = uses_magnitude(augname)
     header = (
         "stage",
         "steps",
@@ -132,13 +155,15 @@ def format_table(
     rows = [header]
     for index, stage in enumerate(stages):
         first, last = stage.first_step, stage.last_step
+        if drawn:
+            first, last = 0, total
         rows.append(
             (
                 f"{index + 1}",
-                f"{first:,} - {last - 1:,}",
+                "drawn" if drawn else f"{first:,} - {last - 1:,}",
                 f"{first / steps_per_epoch:.4g} - {last / steps_per_epoch:.4g}",
                 f"{stage.image_size}",
-                f"{stage.randaugment_magnitude:.4g}" if uses_magnitude else "-",
+                f"{stage.randaugment_magnitude:.4g}" if has_magnitude else "-",
                 f"{stage.mixup_alpha:.4g}",
                 f"{stage.cutmix_alpha:.4g}",
                 f"{stage.dropout_rate:.4g}",
@@ -147,10 +172,4 @@ def format_table(
                 f"{stage.batch_size}",
             )
         )
-    widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) for cell, width in zip(row, widths, strict=True)
-        )
-        for row in rows
-    )
+    return rows

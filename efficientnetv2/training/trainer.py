@@ -26,6 +26,11 @@ class Trainer(keras.Model):
         ema_network: its copy; `network` itself for no moving average.
         config: of the run.
         plan: of the run.
+
+    Attributes:
+        micro_batch_size: images whose gradients are computed at once; 0: all
+            of a batch. Must be set before the first step.
+        seconds: spent in `fit` waiting for batches, and on them.
     """
 
     def __init__(
@@ -40,7 +45,13 @@ class Trainer(keras.Model):
         self.ema_network = ema_network
         self.config = config
         self.plan = plan
+        self.micro_batch_size = config.train.micro_batch_size
         self.step = tf.Variable(0, dtype=tf.int64, name="step")
+        with tf.device("CPU"):
+            # Spent in `fit`: waiting for batches, and on them.
+            self.seconds = tf.Variable(
+                [0.0, 0.0], trainable=False, dtype=tf.float64
+            )
         self.trained = _select(
             network.trainable_variables, config.train.varsexp
         )
@@ -61,25 +72,51 @@ class Trainer(keras.Model):
     def metrics(self):
         return list(self.trackers.values())
 
+    def make_train_function(self, force=False):
+        """Makes the step of `fit`, which adds to `seconds`.
+
+        The clock is read within the graph, so that Python's part, in which
+        the pipeline goes on, is no waiting.
+        """
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force)
+        step_on_batches = self.train_function
+
+        def timed_step(iterator):
+            start = tf.timestamp()
+            with tf.control_dependencies([start]):
+                batch = iterator.get_next()
+            with tf.control_dependencies(tf.nest.flatten(batch, True)):
+                ready = tf.timestamp()
+            with tf.control_dependencies([ready]):
+                batch = tf.nest.map_structure(
+                    tf.identity, batch, expand_composites=True
+                )
+            logs = step_on_batches([batch])
+            with tf.device("CPU"):
+                # Their copies exist when an accelerator is done with them.
+                copies = [tf.identity(value) for value in logs.values()]
+            with tf.control_dependencies(copies):
+                end = tf.timestamp()
+            self.seconds.assign_add([ready - start, end - ready])
+            return logs
+
+        if not self.run_eagerly:
+            timed_step = tf.function(
+                timed_step, autograph=False, reduce_retracing=True
+            )
+        self.train_function = timed_step
+
     def train_step(self, data):
         images, labels = data
         step = tf.cast(self.step, tf.float32)
         variables = [variable.value for variable in self.trained]
         scale = getattr(self.optimizer, "dynamic_scale", None)
         scale = 1.0 if scale is None else tf.cast(scale, tf.float32)
-        parts = self.config.train.batch_parts
-        results = [
-            self._part_step(*part, variables, scale)
-            for part in zip(
-                tf.split(images, parts), tf.split(labels, parts), strict=True
-            )
-        ]
-        cross_entropy = tf.add_n([r[0] for r in results]) / parts
-        logits = tf.concat([r[1] for r in results], 0)
-        gradients = [
-            tf.add_n(of_parts) / parts if parts > 1 else of_parts[0]
-            for of_parts in zip(*[r[2] for r in results], strict=True)
-        ]
+        cross_entropy, logits, gradients = self._accumulate(
+            images, labels, variables, scale
+        )
         coefficient = schedules.weight_decay(self.config, self.plan, step)
         gradients, l2 = self._add_weight_decay(
             gradients, variables, coefficient, scale
@@ -96,6 +133,68 @@ class Trainer(keras.Model):
             top1=top1,
             top5=top5,
         )
+
+    def _accumulate(self, images, labels, variables, scale):
+        """Returns what `_side_by_side` does, of one micro-batch at a time."""
+        batch = images.shape[0]
+        size = self.micro_batch_size or batch
+        count = batch // size
+        if count == 1:
+            return self._side_by_side(images, labels, variables, scale)
+
+        def add(index, cross_entropy, logits, gradients):
+            part = [
+                tf.ensure_shape(
+                    values[index * size : (index + 1) * size],
+                    [size, *values.shape[1:]],
+                )
+                for values in (images, labels)
+            ]
+            more = self._side_by_side(*part, variables, scale)
+            return (
+                index + 1,
+                cross_entropy + more[0] / count,
+                logits.write(index, tf.cast(more[1], tf.float32)),
+                [
+                    gradient + addend / count
+                    for gradient, addend in zip(gradients, more[2], strict=True)
+                ],
+            )
+
+        _, cross_entropy, logits, gradients = tf.while_loop(
+            lambda index, *_: index < count,
+            add,
+            (
+                0,
+                tf.zeros([]),
+                tf.TensorArray(
+                    tf.float32, count, element_shape=[size, labels.shape[1]]
+                ),
+                [tf.zeros_like(variable) for variable in variables],
+            ),
+            parallel_iterations=1,
+        )
+        return cross_entropy, logits.concat(), gradients
+
+    def _side_by_side(self, images, labels, variables, scale):
+        """Returns cross-entropy, logits and gradients of images.
+
+        On a CPU the parts of a batch are computed at the same time.
+        """
+        parts = self.config.train.batch_parts
+        results = [
+            self._part_step(*part, variables, scale)
+            for part in zip(
+                tf.split(images, parts), tf.split(labels, parts), strict=True
+            )
+        ]
+        cross_entropy = tf.add_n([r[0] for r in results]) / parts
+        logits = tf.concat([r[1] for r in results], 0)
+        gradients = [
+            tf.add_n(of_parts) / parts if parts > 1 else of_parts[0]
+            for of_parts in zip(*[r[2] for r in results], strict=True)
+        ]
+        return cross_entropy, logits, gradients
 
     def _part_step(self, images, labels, variables, scale):
         """Returns cross-entropy, logits and gradients of a part of a batch."""
@@ -179,6 +278,16 @@ class Trainer(keras.Model):
                 state is then left as it was.
         """
         assign_all(self.state(), arrays, source)
+
+
+def waiting_share(seconds: np.ndarray) -> float:
+    """Returns the share of the time that was spent waiting, 0 for no time.
+
+    Args:
+        seconds: `Trainer.seconds`, or a difference of two readings.
+    """
+    waiting, computing = (float(value) for value in seconds)
+    return waiting / max(waiting + computing, 1e-9)
 
 
 def _select(variables, pattern: str | None) -> list:

@@ -122,11 +122,11 @@ def _evaluated(source, config):
     )
 
 
-def _batches(source, config, first_step=0):
+def _batches(source, config, first_step=0, skipped=0):
     plan = run_plan(config)
     stages = progressive.build_stages(config, plan)
     dataset = pipeline.training_dataset(
-        source, config, plan, stages, first_step
+        source, config, plan, stages, first_step, skipped
     )
     return [(x.numpy(), y.numpy()) for x, y in dataset]
 
@@ -193,6 +193,19 @@ def test_shards(tmp_path, source):
         ):
             np.testing.assert_array_equal(x, other_x)
             np.testing.assert_array_equal(y, other_y)
+
+
+def test_batches_of_shards_can_be_left_out(tmp_path, source):
+    _write_shards(tmp_path / "mine", source)
+    name = _records_yaml(tmp_path / "mine.yaml")
+    config = _config(name, tmp_path, "train.epochs=2,train.stages=1")
+    loaded = sources.load_split(config, "train")
+    whole = _batches(loaded, config)
+    skipping = _batches(loaded, config, first_step=2, skipped=5)
+    assert len(skipping) == 10
+    for (x, y), (other_x, other_y) in zip(skipping[:5], whole[7:], strict=True):
+        np.testing.assert_array_equal(x, other_x)
+        np.testing.assert_array_equal(y, other_y)
 
 
 def test_several_labels(tmp_path, source):

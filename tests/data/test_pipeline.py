@@ -40,6 +40,19 @@ def test_an_epoch_sees_no_image_twice(tiny_config):
     assert not np.array_equal(*epochs)
 
 
+def test_skipped_batches_are_left_out(tiny_config, source):
+    config = tiny_config("train.stages=1,data.cutmix_alpha=1")
+    batches, stages = _batches(source, config)
+    skipping = pipeline.training_dataset(
+        source, config, _plan(config), stages, first_step=2, skipped=3
+    )
+    for batch, expected in zip(
+        list(skipping.as_numpy_iterator())[:7], batches[5:], strict=True
+    ):
+        for values, expected_values in zip(batch, expected, strict=True):
+            np.testing.assert_array_equal(values, expected_values)
+
+
 def test_seeds_give_other_orders(tiny_config):
     orders = [
         pipeline.epoch_indices(config, _plan(config), np.int64(0)).numpy()
@@ -48,9 +61,16 @@ def test_seeds_give_other_orders(tiny_config):
     assert not np.array_equal(*orders)
 
 
-@pytest.mark.parametrize("augname", ["randaug", "ft"])
-def test_a_resumed_pipeline_repeats_the_batches(tiny_config, source, augname):
-    config = tiny_config(f"data.augname={augname},train.stages=3")
+@pytest.mark.parametrize(
+    ("augname", "order"),
+    [("randaug", "ascending"), ("ft", "ascending"), ("randaug", "random")],
+)
+def test_a_resumed_pipeline_repeats_the_batches(
+    tiny_config, source, augname, order
+):
+    config = tiny_config(
+        f"data.augname={augname},train.stages=3,train.stage_order={order}"
+    )
     batches, stages = _batches(source, config)
     assert len(batches) == 12
     resumed, _ = _batches(source, config, first_step=7)
@@ -59,8 +79,9 @@ def test_a_resumed_pipeline_repeats_the_batches(tiny_config, source, augname):
     ):
         np.testing.assert_array_equal(images, again)
         np.testing.assert_array_equal(labels, labels_again)
-    for step, (images, labels) in enumerate(batches):
-        size = stages[progressive.stage_index(stages, step)].image_size
+    order = progressive.stage_of_steps(config, stages)
+    for (images, labels), stage in zip(batches, order, strict=True):
+        size = stages[stage].image_size
         assert images.shape == (32, size, size, 3)
         assert np.abs(images).max() <= 1.01
         np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-5)

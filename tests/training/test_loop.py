@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -16,30 +17,20 @@ import tensorflow as tf
 from efficientnetv2 import api
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import RunPlan
-from efficientnetv2.data import pipeline, registry, sources
+from efficientnetv2.data import pipeline, registry
 from efficientnetv2.errors import UserError
+from efficientnetv2.formatting import format_seconds
 from efficientnetv2.training import (
     callbacks,
     checkpoints,
     evaluation,
     loop,
     progressive,
+    runs,
     schedules,
 )
 
-
-@pytest.fixture(autouse=True)
-def small_data(monkeypatch, source):
-    """Every split is the same 200 examples."""
-    splits = {
-        name: registry.Split(200, tfds_split="train")
-        for name in ("train", "minival", "trainval", "eval")
-    }
-    info = dataclasses.replace(
-        registry.load_info("fashion_mnist"), splits=splits
-    )
-    monkeypatch.setattr(registry, "load_info", lambda _: info)
-    monkeypatch.setattr(sources, "load_split", lambda *_, **__: source)
+pytestmark = pytest.mark.usefixtures("small_data")
 
 
 def _execute(config, folder, **kwargs):
@@ -72,9 +63,19 @@ def test_a_run_learns_and_leaves_its_files(tiny_config, finished, capsys):
     assert "images/s" in text and "weight decay" in text
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["finished"] and metrics["steps"] == 72
+    waiting, computing = metrics["step_seconds"]
+    assert 0 < waiting and 0 < computing
+    assert waiting + computing < metrics["train_seconds"]
+    assert metrics["waiting_share"] == waiting / (waiting + computing)
+    assert f"{metrics['waiting_share']:.1%} of their time" in text
     assert metrics["test"]["images"] == 200
     assert metrics["test"]["top1"] > 0.5
     assert len(metrics["evaluations"]) == 12
+    for name in ("train_seconds", "evaluation_seconds"):
+        seconds = [e[name] for e in metrics["evaluations"]]
+        assert 0 < seconds[0] and seconds == sorted(seconds)
+        assert seconds[-1] <= metrics[name]
+    assert metrics["evaluation_seconds"] < metrics["train_seconds"]
     assert metrics["best"]["top1"] == max(
         e["top1"] for e in metrics["evaluations"]
     )
@@ -85,6 +86,20 @@ def test_a_run_learns_and_leaves_its_files(tiny_config, finished, capsys):
     assert again.to_dict() == config.to_dict()
 
 
+def test_the_report_of_a_run(finished):
+    text = (finished / "report.html").read_text()
+    for words in (
+        "Stages",
+        "Curves",
+        "What the network saw",
+        "Expected calibration error",
+        "stages: 3",
+    ):
+        assert words in text
+    assert text.count("data:image/png") == 3 + ("Mistakes" in text)
+    assert text.count("<svg") == 4
+
+
 def test_a_finished_run_says_so(tiny_config, finished):
     before = (finished / "metrics.json").read_bytes()
     text = _execute(tiny_config(LEARNS), finished)
@@ -93,7 +108,7 @@ def test_a_finished_run_says_so(tiny_config, finished):
 
 
 def test_another_config_is_refused(tiny_config, finished):
-    with pytest.raises(loop.RunError) as error:
+    with pytest.raises(runs.RunError) as error:
         _execute(tiny_config(LEARNS + ",train.weight_decay=2e-5"), finished)
     message = str(error.value)
     assert "train.weight_decay: 1e-05 there, 2e-05 now" in message
@@ -125,7 +140,7 @@ def test_tensorboard_scalars(finished):
     tags = set(events.Tags()["tensors"])
     for name in (
         "loss cross_entropy l2 top1 top5 learning_rate weight_decay "
-        "image_size images_per_second"
+        "image_size images_per_second waiting_share"
     ).split():
         assert f"train/{name}" in tags
     assert {"validation/top1", "validation/top5"} <= tags
@@ -236,6 +251,44 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         np.testing.assert_array_equal(value, parts[name], err_msg=name)
 
 
+def test_stages_drawn_at_random(tiny_config, tmp_path, monkeypatch):
+    """Pipeline and dropout take the same stage, also in a resumed run."""
+    config = tiny_config(
+        RESUMED + ",train.stages=3,train.stage_order=random,"
+        "model.dropout_base=0.1,model.dropout_rate=0.3"
+    )
+    seen = []
+    real = callbacks.Stages.on_train_batch_begin
+
+    def record(self, batch, logs=None):
+        real(self, batch, logs)
+        seen.append((self.next_step - 1, round(float(self.rate), 3)))
+        if interrupts and self.next_step == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(callbacks.Stages, "on_train_batch_begin", record)
+    interrupts = False
+    text = _execute(config, tmp_path / "whole", mode="train")
+    assert "draws one of the 3 stages at random" in text
+    plan = config_lib.run_plan(config)
+    stages = progressive.build_stages(config, plan)
+    order = progressive.stage_of_steps(config, stages)
+    assert [step for step, _ in seen] == list(range(15))
+    assert len(set(order)) == 3 and sorted(order) != list(order)
+    for step, rate in seen:
+        assert rate == round(stages[order[step]].dropout_rate, 3)
+    interrupts = True
+    with pytest.raises(KeyboardInterrupt):
+        _execute(config, tmp_path / "parts", mode="train")
+    interrupts = False
+    assert "Resuming at" in _execute(config, tmp_path / "parts", mode="train")
+    parts = _weights(tmp_path / "parts")
+    for name, value in _weights(tmp_path / "whole").items():
+        np.testing.assert_array_equal(value, parts[name], err_msg=name)
+    # Checkpoints are by step and epoch, not at the ends of stages.
+    assert checkpoints.list_steps(tmp_path / "whole") == [8, 12, 15]
+
+
 def test_a_corrupt_checkpoint_is_passed_over(
     tiny_config, tmp_path, uninterrupted
 ):
@@ -283,7 +336,7 @@ def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
         "train.weight_decay=1e-3,train.weight_decay_inc=4,"
         "train.lr_warmup_epoch=0,train.lr_sched=constant"
     )
-    run = loop.make_run(config, tmp_path, print)
+    run = runs.make_run(config, tmp_path, print)
     trainer = loop.build_trainer(run)
     # A reference copy that goes through Keras' own layers and tape.
     network = loop.build_trainer(run).network
@@ -353,6 +406,47 @@ def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
     assert moved and all(moved)
 
 
+def test_the_waiting_for_batches_is_measured(tiny_config, source, tmp_path):
+    config = tiny_config("data.augname=null,train.stages=2")
+    run = runs.make_run(config, tmp_path)
+    stages = [
+        dataclasses.replace(stage, first_step=3 * k, last_step=3 * k + 3)
+        for k, stage in enumerate(run.stages)
+    ]
+    plan = RunPlan(200, 6, 6)
+    batches = pipeline.training_dataset(source, config, plan, stages)
+    slow = batches.map(
+        lambda *batch: tf.py_function(
+            lambda *parts: time.sleep(0.2) or parts,
+            batch,
+            [tf.float32, tf.float32],
+        )
+    )
+
+    def restore_shapes(images, labels):
+        return tf.ensure_shape(images, [32, None, None, 3]), tf.ensure_shape(
+            labels, [32, 10]
+        )
+
+    slow = slow.map(restore_shapes)
+    weights, seconds, traces = [], [], []
+    for dataset in (batches, slow):
+        trainer = loop.build_trainer(run)
+        plain = trainer.train_step
+        trainer.train_step = lambda batch, plain=plain: (
+            traces.append(batch[0].shape) or plain(batch)
+        )
+        trainer.fit(dataset, steps_per_epoch=6, shuffle=False, verbose=0)
+        weights.append([v.numpy() for v in trainer.network.weights])
+        seconds.append(trainer.seconds.numpy())
+    # Two stages, two trainers, and one trace each.
+    assert len(traces) == 2
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    fast, slow = seconds
+    assert slow[0] > 6 * 0.2 and slow[0] > fast[0]
+
+
 def test_parts_of_a_batch_average_their_gradients(
     tiny_config, source, tmp_path
 ):
@@ -365,7 +459,7 @@ def test_parts_of_a_batch_average_their_gradients(
     for parts in (1, 4):
         # Group normalization, so that parts do not change the statistics.
         config = tiny_config(f"{options}train.batch_parts={parts}")
-        run = loop.make_run(config, tmp_path, print)
+        run = runs.make_run(config, tmp_path, print)
         trainer = loop.build_trainer(run)
         trainer.step.assign(50)
         trainer.optimizer.iterations.assign(50)
@@ -413,7 +507,7 @@ def test_fine_tuning_starts_from_a_run(tiny_config, finished, tmp_path):
     for classes, left_out in ((10, False), (12, True)):
         config = tiny_config(f"{overrides},model.num_classes={classes}")
         lines = []
-        run = loop.make_run(config, tmp_path, lines.append)
+        run = runs.make_run(config, tmp_path, lines.append)
         trainer = loop.build_trainer(run)
         expected = checkpoints.load(checkpoints.find(finished, None)).arrays
         np.testing.assert_array_equal(
@@ -423,24 +517,43 @@ def test_fine_tuning_starts_from_a_run(tiny_config, finished, tmp_path):
         assert ("logits/kernel" in "\n".join(lines)) == left_out
 
 
+def test_a_classifier_of_other_names_is_not_kept(
+    tiny_config, finished, tmp_path, monkeypatch
+):
+    other = dataclasses.replace(
+        registry.load_info("any"), class_names=[f"other {k}" for k in range(10)]
+    )
+    monkeypatch.setattr(registry, "load_info", lambda _: other)
+    lines = []
+    config = tiny_config(f"{LEARNS},train.ft_init_ckpt={finished}")
+    run = runs.make_run(config, tmp_path, lines.append)
+    trainer = loop.build_trainer(run)
+    assert "the classifier starts anew" in "\n".join(lines)
+    loaded = checkpoints.load(checkpoints.find(finished, None)).arrays
+    for part, equal in (("stem/conv", True), ("logits", False)):
+        layer = trainer.network.get_layer(part.partition("/")[0])
+        kernel = (layer.conv if "/" in part else layer).kernel
+        assert np.array_equal(kernel, loaded[f"ema/{part}/kernel"]) == equal
+
+
 def test_only_chosen_variables_train(tiny_config, tmp_path):
     config = tiny_config("train.varsexp=logits")
-    run = loop.make_run(config, tmp_path)
+    run = runs.make_run(config, tmp_path)
     assert [v.path for v in loop.build_trainer(run).trained] == [
         "logits/kernel",
         "logits/bias",
     ]
     config = tiny_config("train.varsexp=nothing")
     with pytest.raises(UserError, match="nothing"):
-        loop.build_trainer(loop.make_run(config, tmp_path))
+        loop.build_trainer(runs.make_run(config, tmp_path))
 
 
 def test_a_model_dir_that_cannot_be_used(tiny_config, tmp_path):
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(loop.RunError, match="is a file"):
+    with pytest.raises(runs.RunError, match="is a file"):
         _execute(tiny_config(), file)
-    with pytest.raises(loop.RunError, match="Cannot make|is a file"):
+    with pytest.raises(runs.RunError, match="Cannot make|is a file"):
         _execute(tiny_config(), file / "below")
 
 
@@ -467,10 +580,12 @@ def test_progress_estimates_by_pixels():
         progressive.Stage(0, 10, 10, 0, 0, 0, 0, 4),
         progressive.Stage(10, 20, 20, 0, 0, 0, 0, 4),
     ]
-    progress = callbacks.Progress(stages, 10, 5)
+    order = np.repeat([0, 1], 10)
+    progress = callbacks.Progress(stages, order, 10, 5)
     progress.step = 5
-    progress.window = [(4, 0.0, 0), (5, 0.1, 0)]
+    progress.window = [(4, 0.0), (5, 0.1)]
+    assert progress.images_per_second() == pytest.approx(40)
     # 5 steps of 0.1 s, then 10 of four times the pixels.
     assert progress.seconds_left() == pytest.approx(5 * 0.1 + 10 * 0.4)
-    assert callbacks.format_seconds(3723) == "1:02:03"
-    assert callbacks.format_seconds(float("nan")) == "?"
+    assert format_seconds(3723) == "1:02:03"
+    assert format_seconds(float("nan")) == "?"

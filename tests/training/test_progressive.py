@@ -1,5 +1,6 @@
 """Stages and ramps."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,17 +109,71 @@ def test_stages_cover_all_steps_without_a_gap(
     low, high = min(ibase, isize), max(ibase, isize)
     for stage, following in zip(built, built[1:], strict=False):
         assert stage.last_step == following.first_step
-    for index, stage in enumerate(built):
+    for stage in built:
         assert stage.first_step < stage.last_step
         assert low <= stage.image_size <= high
-        for step in (stage.first_step, stage.last_step - 1):
-            assert progressive.stage_index(built, step) == index
+    order = progressive.stage_of_steps(config, built)
+    assert order.dtype == np.int32 and order.shape == (plan.total_steps,)
+    for index, stage in enumerate(built):
+        assert (order[stage.first_step : stage.last_step] == index).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), stages=st.integers(1, 7))
+def test_random_order_draws_all_stages_equally(seed, stages):
+    config = config_lib.load(
+        "fashion_mnist",
+        hparam_str=f"train.stage_order=random,train.stages={stages}",
+        flags={"train.seed": seed},
+    )
+    steps = 7000
+    built = progressive.build_stages(config, RunPlan(1000, 100, steps))
+    order = progressive.stage_of_steps(config, built)
+    assert order.shape == (steps,)
+    counts = np.bincount(order, minlength=stages)
+    assert counts.sum() == steps and len(counts) == stages
+    # Six standard deviations of a binomial.
+    deviation = (steps / stages * (1 - 1 / stages)) ** 0.5
+    assert np.abs(counts - steps / stages).max() <= 6 * deviation
+    # Neighbours are independent: one in `stages` pairs is equal.
+    equal = (order[1:] == order[:-1]).sum()
+    assert abs(equal - steps / stages) <= 6 * deviation + 1
+
+
+def test_a_step_draws_the_same_stage_in_a_longer_run():
+    config = config_lib.load(
+        "fashion_mnist", hparam_str="train.stage_order=random"
+    )
+    short, long = (
+        progressive.stage_of_steps(
+            config,
+            progressive.build_stages(config, RunPlan(1000, 100, steps)),
+        )
+        for steps in (300, 500)
+    )
+    np.testing.assert_array_equal(short, long[:300])
+    other = config_lib.load(
+        "fashion_mnist", hparam_str="train.stage_order=random,train.seed=1"
+    )
+    built = progressive.build_stages(other, RunPlan(1000, 100, 300))
+    assert not np.array_equal(progressive.stage_of_steps(other, built), short)
+
+
+def test_the_table_says_that_stages_are_drawn():
+    rows = progressive.table(
+        _stages(), 600, "randaug", lambda step: 1e-5 * (1 + step), "random"
+    )
+    assert len(rows) == 5
+    assert all(row[1] == "drawn" for row in rows[1:])
+    # Weight decay follows the step, so each row shows its whole ramp.
+    assert len({row[8] for row in rows[1:]}) == 1
 
 
 def test_the_table_shows_every_stage():
     stages = _stages()
-    table = progressive.format_table(stages, 600, "randaug", lambda step: 1e-5)
-    lines = table.splitlines()
-    assert len(lines) == 5
-    assert len({len(line) for line in lines}) == 1
-    assert "384" in lines[-1] and "15" in lines[-1] and "1e-05" in lines[-1]
+    rows = progressive.table(stages, 600, "randaug", lambda step: 1e-5)
+    assert len(rows) == 5
+    assert len({len(row) for row in rows}) == 1
+    assert {"384", "15", "1e-05 - 1e-05"} <= set(rows[-1])
+    without = progressive.table(stages, 600, None, lambda step: 1e-5)
+    assert [row[4] for row in without[1:]] == ["-"] * 4

@@ -1,0 +1,226 @@
+"""Contact sheets: what the network sees in each stage of a run."""
+
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+
+import ml_collections
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from efficientnetv2 import config as config_lib
+from efficientnetv2.config import RunPlan
+from efficientnetv2.data import faults, pipeline, preprocessing
+from efficientnetv2.data.sources import Source
+from efficientnetv2.errors import DataError
+from efficientnetv2.training import progressive
+from efficientnetv2.training.progressive import Stage
+
+FOLDER = "preview"
+_COLUMNS = 6
+CELL = 160
+_GAP = 16
+_TEXT, _TITLE = 14, 20
+# Labels below this weight are not written.
+_LEAST = 0.005
+_LINES = 2
+_LINE = _TEXT + 4
+
+
+def write(
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    images: int = 24,
+    log: Callable[[str], None] = print,
+) -> list[pathlib.Path]:
+    """Loads the training split and writes a sheet for each stage of a run.
+
+    Args:
+        config: of the run.
+        folder: where the sheets go, as stage_1.png, ...; made if needed.
+        images: on a sheet.
+        log: prints one line.
+
+    Returns:
+        The files, in the order of the stages.
+
+    Raises:
+        DataError: for data that cannot be had or read, or a folder that
+            cannot be written.
+    """
+    config = with_batch_size(config, images)
+    split = config.train.split
+    source = faults.load_split(config, split, faults.LeftOut(log), log)
+    with faults.named(source):
+        return write_sheets(
+            source, config, folder, f"{config.data.ds_name}, {split}"
+        )
+
+
+def with_batch_size(
+    config: ml_collections.ConfigDict, images: int
+) -> ml_collections.ConfigDict:
+    """Returns a copy whose batches hold no more images than a sheet shows.
+
+    Stages follow each other in it, so that each has a first batch.
+    """
+    config = ml_collections.ConfigDict(config.to_dict())
+    size = min(images, config_lib.run_plan(config).num_images)
+    config.train.batch_size = size
+    config.train.batch_parts = 1
+    config.train.stage_order = "ascending"
+    return config.lock()
+
+
+def write_sheets(
+    source: Source,
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    title: str,
+) -> list[pathlib.Path]:
+    """Writes one sheet a stage: the first batch of the stage.
+
+    Args:
+        source: the training split.
+        config: from `with_batch_size`.
+        folder: where the sheets go, as stage_1.png, ...; made if needed.
+        title: what is shown: dataset and split.
+
+    Returns:
+        The files, in the order of the stages.
+    """
+    plan = config_lib.run_plan(config)
+    stages = progressive.build_stages(config, plan)
+    mode, _ = preprocessing.parse_augname(config.data.augname)
+    paths = []
+    for number, stage in enumerate(stages, 1):
+        dataset = pipeline.training_dataset(
+            source, config, plan, stages, _first_step(stage, plan)
+        )
+        images, labels = next(iter(dataset))
+        sheet = draw(
+            preprocessing.denormalize(images, mode).numpy(),
+            [caption(row, source.class_names) for row in labels.numpy()],
+            f"{title}, stage {number} of {len(stages)}",
+            _describe(stage, config),
+        )
+        paths.append(folder / f"stage_{number}.png")
+        _save(sheet, paths[-1])
+    return paths
+
+
+def _save(sheet: Image.Image, path: pathlib.Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except OSError as error:
+        raise DataError(f"Cannot write {path}: {error.strerror}.") from None
+
+
+def _first_step(stage: Stage, plan: RunPlan) -> int:
+    """Returns a step of the stage, where an epoch begins if there is one.
+
+    Shards are read from the beginning of the epoch up to the step.
+    """
+    epoch = plan.steps_per_epoch
+    start = -(-stage.first_step // epoch) * epoch
+    return start if start < stage.last_step else stage.first_step
+
+
+def _describe(stage: Stage, config: ml_collections.ConfigDict) -> str:
+    parts = [f"{stage.image_size} x {stage.image_size} pixels"]
+    if progressive.uses_magnitude(config.data.augname):
+        parts.append(f"RandAugment {stage.randaugment_magnitude:.3g}")
+    for name, alpha in (
+        ("Mixup", stage.mixup_alpha),
+        ("CutMix", stage.cutmix_alpha),
+    ):
+        if alpha:
+            parts.append(f"{name} {alpha:.3g}")
+    return ", ".join(parts)
+
+
+def caption(label: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    """Returns the classes of an image, heaviest first, a line each.
+
+    Args:
+        label: float32 [classes]; the weights of mixed classes are written.
+        class_names: one a class.
+    """
+    order = [k for k in np.argsort(-label, kind="stable") if label[k] > _LEAST]
+    lines = [
+        class_names[k]
+        if label[k] > 1 - _LEAST
+        else f"{label[k]:.2f} {class_names[k]}"
+        for k in order
+    ]
+    if len(lines) > _LINES:
+        rest = len(lines) - _LINES + 1
+        lines[_LINES - 1 :] = [f"and {rest} more"]
+    return lines
+
+
+def draw(
+    images: np.ndarray,
+    captions: Sequence[Sequence[str]],
+    title: str,
+    subtitle: str,
+) -> Image.Image:
+    """Returns a sheet of images in rows, with text below each.
+
+    Args:
+        images: uint8 [count, size, size, 3]; shown with hard-edged pixels.
+        captions: lines below each image, at most two.
+        title, subtitle: lines above all.
+    """
+    columns = min(_COLUMNS, len(images))
+    rows = math.ceil(len(images) / columns)
+    # The title wants its room where there are few images.
+    width = max(_GAP + columns * (CELL + _GAP), 4 * (CELL + _GAP))
+    sheet = Image.new(
+        "RGB", (width, place(rows * columns, columns)[1]), "white"
+    )
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(_TEXT)
+    large = ImageFont.load_default(_TITLE)
+    wide = width - 2 * _GAP
+    pen.text((_GAP, _GAP), _fit(title, large, wide), "black", large)
+    pen.text(
+        (_GAP, _GAP + _TITLE + 8), _fit(subtitle, font, wide), "#555555", font
+    )
+    for number, (pixels, lines) in enumerate(
+        zip(images, captions, strict=True)
+    ):
+        left, upper = place(number, columns)
+        image = Image.fromarray(pixels).resize(
+            (CELL, CELL), Image.Resampling.NEAREST
+        )
+        sheet.paste(image, (left, upper))
+        for row, text in enumerate(lines):
+            pen.text(
+                (left, upper + CELL + 3 + row * _LINE),
+                _fit(text, font, CELL),
+                "black",
+                font,
+            )
+    return sheet
+
+
+def place(number: int, columns: int) -> tuple[int, int]:
+    """Returns the left and upper pixel of an image on a sheet.
+
+    It covers `CELL` pixels in both directions.
+    """
+    top = _GAP + _TITLE + 8 + _LINE + _GAP
+    height = CELL + _LINES * _LINE + _GAP
+    row, column = divmod(number, columns)
+    return _GAP + column * (CELL + _GAP), top + row * height
+
+
+def _fit(text: str, font, width: int) -> str:
+    """Shortens a text to a width in pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text.rstrip() + "..."

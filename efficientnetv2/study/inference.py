@@ -1,0 +1,98 @@
+"""The speed of inference of a finished run's model.
+
+    python -m efficientnetv2.study.inference --model_dir=runs/fashion_mnist
+
+It leaves inference.json in the folder of the run.
+"""
+
+import os
+import pathlib
+import statistics
+import time
+
+from absl import app, flags
+
+from efficientnetv2 import cli, declarative
+from efficientnetv2 import config as config_lib
+from efficientnetv2.errors import UserError
+
+RESULT = "inference.json"
+_WARM_UP, _ROUNDS, _BATCHES = 5, 7, 20
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model_dir", None, "Folder of a finished run.")
+flags.DEFINE_integer("batch_size", 100, "Images a batch.", lower_bound=1)
+
+
+def measure(model_dir: str | os.PathLike, batch_size: int) -> dict:
+    """Measures the best checkpoint's averaged weights on random images.
+
+    Args:
+        model_dir: of a run.
+        batch_size: images a batch.
+
+    Returns:
+        'images_per_second', the median of several rounds after a warm-up,
+        'lowest' and 'highest' of the rounds, and what was measured:
+        'batch_size', 'image_size' in pixels, 'rounds', 'batches_per_round'.
+
+    Raises:
+        UserError: if there is no run.
+    """
+    import tensorflow as tf
+
+    from efficientnetv2.models import architecture
+    from efficientnetv2.training import checkpoints, loop, runs
+
+    saved = declarative.read_yaml(pathlib.Path(model_dir) / runs.CONFIG)
+    config = config_lib.load(saved=saved)
+    network = architecture.build(config.model.to_dict())
+    loop.load_averaged(
+        network, checkpoints.load(checkpoints.find(model_dir, None))
+    )
+    size = config.eval.isize
+    images = tf.random.stateless_uniform(
+        [batch_size, size, size, 3], [0, 0], -1.0, 1.0
+    )
+
+    @tf.function(jit_compile=runs.uses_xla(config))
+    def infer(images):
+        return network(images, training=False)
+
+    def run_batches(number):
+        start = time.perf_counter()
+        for _ in range(number):
+            logits = infer(images)
+        # The result is fetched, so that it is computed.
+        logits.numpy()
+        return number * batch_size / (time.perf_counter() - start)
+
+    run_batches(_WARM_UP)
+    rates = [run_batches(_BATCHES) for _ in range(_ROUNDS)]
+    return {
+        "images_per_second": statistics.median(rates),
+        "lowest": min(rates),
+        "highest": max(rates),
+        "batch_size": batch_size,
+        "image_size": size,
+        "rounds": _ROUNDS,
+        "batches_per_round": _BATCHES,
+    }
+
+
+def _run() -> None:
+    if not FLAGS.model_dir:
+        raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    result = measure(FLAGS.model_dir, FLAGS.batch_size)
+    from efficientnetv2.training import checkpoints
+
+    checkpoints.write_json(pathlib.Path(FLAGS.model_dir) / RESULT, result)
+    print(
+        f"{result['images_per_second']:,.0f} images/s in batches of "
+        f"{result['batch_size']} at {result['image_size']} pixels"
+    )
+
+
+if __name__ == "__main__":
+    app.run(cli.command(_run))

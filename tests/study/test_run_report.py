@@ -1,0 +1,79 @@
+"""The numbers and pictures of a run's report."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from efficientnetv2.study import page, run_report
+
+
+def _observed(probabilities, labels, batch=4):
+    observer = run_report.Observer()
+    images = np.arange(len(labels), dtype=np.float32)
+    images = np.broadcast_to(
+        images[:, None, None, None], (len(labels), 2, 2, 3)
+    )
+    for first in range(0, len(labels), batch):
+        part = slice(first, first + batch)
+        observer(
+            tf.constant(images[part]),
+            tf.one_hot(labels[part], probabilities.shape[1]),
+            tf.math.log(tf.constant(probabilities[part])),
+        )
+    return observer
+
+
+def test_an_evaluation_is_kept_whatever_the_batch_size():
+    random = np.random.default_rng(0)
+    probabilities = random.dirichlet(np.ones(5), 50)
+    labels = random.integers(0, 5, 50)
+    for batch in (1, 7, 50):
+        observer = _observed(probabilities, labels, batch)
+        np.testing.assert_array_equal(observer.labels, labels)
+        np.testing.assert_array_equal(
+            observer.predicted, probabilities.argmax(axis=1)
+        )
+        np.testing.assert_allclose(
+            observer.probability, probabilities.max(axis=1)
+        )
+        wrong = probabilities.argmax(axis=1) != labels
+        worst = np.flatnonzero(wrong)[
+            np.argsort(-probabilities.max(axis=1)[wrong])
+        ][:24]
+        assert [int(m[1][0, 0, 0]) for m in observer.mistakes] == list(worst)
+        assert [m[2] for m in observer.mistakes] == list(labels[worst])
+
+
+def test_confusion_matrix():
+    matrix = run_report.confusion_matrix(
+        np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, 7]), 3
+    )
+    # The last prediction is of an output that is no class.
+    np.testing.assert_array_equal(matrix, [[1, 1, 0], [0, 1, 0], [1, 0, 0]])
+
+
+def test_calibration_against_numbers_by_hand():
+    probability = np.array([0.95, 0.97, 0.55, 0.55])
+    right = np.array([True, False, True, True])
+    bins, error = run_report.calibration(right, probability)
+    assert [count for _, _, count in bins] == [2, 2]
+    assert bins[0][:2] == pytest.approx((0.55, 1.0))
+    assert bins[1][:2] == pytest.approx((0.96, 0.5))
+    assert error == pytest.approx((0.45 * 2 + 0.46 * 2) / 4)
+
+
+def test_tables_of_classes():
+    matrix = np.array([[8, 2, 0], [0, 10, 0], [5, 0, 5]])
+    names = ["a", "b", "c"]
+    assert run_report.confused_pairs(matrix, names)[1:] == [
+        ("c", "a", "5"),
+        ("a", "b", "2"),
+    ]
+    rows = run_report.class_rows(matrix, names)[1:]
+    assert [row[0] for row in rows] == ["c", "a", "b"]
+    assert rows[1][1:] == ("10", "80.0%", "61.5%", "69.6%")
+
+
+def test_text_of_a_page_is_escaped():
+    text = page.page("a < b", [page.table([("x",), ("<script>",)])])
+    assert "a &lt; b" in text and "<script>" not in text
