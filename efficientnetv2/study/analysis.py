@@ -135,14 +135,17 @@ class Analysis:
 
     def judge(self, hypothesis: Hypothesis) -> Verdict:
         """Returns what the results say of a hypothesis."""
-        for arm in (hypothesis.arm, hypothesis.against):
-            if arm not in self.arms:
-                return Verdict(
-                    hypothesis.claim,
-                    intervals.UNDECIDED,
-                    (f"The arm '{self.title(arm)}' has no result yet.",),
-                )
         difference = self.difference(hypothesis.arm, hypothesis.against)
+        if not difference.n:
+            return Verdict(
+                hypothesis.claim,
+                intervals.UNDECIDED,
+                (
+                    f"'{self.title(hypothesis.arm)}' and "
+                    f"'{self.title(hypothesis.against)}' have no seed in "
+                    "common yet.",
+                ),
+            )
         accuracy = difference.is_above_zero()
         reasons = [self._accuracy_sentence(hypothesis, difference, accuracy)]
         verdict = accuracy

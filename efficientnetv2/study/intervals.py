@@ -59,14 +59,10 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def paired(
-    values: Mapping[int, float],
-    others: Mapping[int, float],
-    ratio: bool = False,
+    values: Mapping[int, float], others: Mapping[int, float]
 ) -> list[float]:
-    """Returns differences, or ratios, of the seeds that both have, in order."""
+    """Returns the differences of the seeds that both have, in order."""
     seeds = sorted(values.keys() & others.keys())
-    if ratio:
-        return [values[seed] / others[seed] for seed in seeds]
     return [values[seed] - others[seed] for seed in seeds]
 
 

@@ -156,7 +156,7 @@ def test_times_of_different_machines_are_not_compared(small):
 def test_an_arm_without_results_is_undecided(small):
     found = _judge(small, [], [_result(90, 100)])
     assert found.verdict == intervals.UNDECIDED
-    assert "no result yet" in found.reasons[0]
+    assert "no seed in common" in found.reasons[0]
 
 
 def test_ends_of_stages():
