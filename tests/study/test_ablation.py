@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 import pytest
 from PIL import Image
 
+from efficientnetv2 import locks
 from efficientnetv2.config import ConfigError
 from efficientnetv2.study import ablation, definition, records
 from efficientnetv2.study.ablation import Driver, plan_tasks
@@ -168,27 +170,28 @@ def test_another_config_is_refused(small, tmp_path, runs, code):
 def test_a_locked_run_is_passed_over(small, tmp_path, runs, code):
     lines = []
     driver = _driver(small, tmp_path, runs, lines)
-    with ablation._locked(driver.folder.run("little", 0) / "lock") as lock:
-        assert lock is not None
+    path = driver.folder.run("little", 0) / ablation.LOCK
+    with locks.locked(path) as lock:
+        assert lock.holder is None
         assert not driver.execute(plan_tasks(small, 1), 1)
-    assert any("another process is at it" in line for line in lines)
+    assert any(f"process {os.getpid()} on" in line for line in lines)
     assert list(records.read_results(driver.folder)) == [("much", 0)]
     assert driver.execute(plan_tasks(small, 1), 1)
 
 
 def test_a_child_keeps_the_lock_of_a_killed_driver(tmp_path):
     path = tmp_path / "lock"
-    with ablation._locked(path) as lock:
+    with locks.locked(path) as lock:
         child = subprocess.Popen(
             [sys.executable, "-S", "-c", "input()"],
             stdin=subprocess.PIPE,
-            pass_fds=[lock],
+            pass_fds=[lock.descriptor],
         )
-    with ablation._locked(path) as lock:
-        assert lock is None
+    with locks.locked(path) as lock:
+        assert lock.holder == f"process {os.getpid()} on {socket.gethostname()}"
     child.communicate(b"\n")
-    with ablation._locked(path) as lock:
-        assert lock is not None
+    with locks.locked(path) as lock:
+        assert lock.holder is None
 
 
 def test_a_signal_reaches_the_child(tmp_path):
@@ -209,10 +212,12 @@ def test_a_signal_reaches_the_child(tmp_path):
 
     thread = threading.Thread(target=tell)
     before = signal.getsignal(signal.SIGTERM)
-    with children.receiving(), ablation._locked(tmp_path / "lock") as lock:
+    with children.receiving(), locks.locked(tmp_path / "lock") as lock:
         thread.start()
         with pytest.raises(ablation.Stopped, match="SIGTERM") as error:
-            children.run([sys.executable, "-S", "-c", program], output, lock)
+            children.run(
+                [sys.executable, "-S", "-c", program], output, lock.descriptor
+            )
     thread.join()
     assert error.value.exit_code == 143
     assert output.read_text() == "ready\ntold\n"
@@ -221,10 +226,12 @@ def test_a_signal_reaches_the_child(tmp_path):
 
 def test_a_failing_child_shows_its_last_lines(tmp_path):
     program = "import sys; print('why it failed'); sys.exit(3)"
-    with ablation._locked(tmp_path / "lock") as lock:
+    with locks.locked(tmp_path / "lock") as lock:
         with pytest.raises(StudyError, match="(?s)status 3.*why it failed"):
             ablation.Children().run(
-                [sys.executable, "-S", "-c", program], tmp_path / "log", lock
+                [sys.executable, "-S", "-c", program],
+                tmp_path / "log",
+                lock.descriptor,
             )
 
 
