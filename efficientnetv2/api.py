@@ -11,7 +11,6 @@ from efficientnetv2.data import preview, registry
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export
 from efficientnetv2.serving.spec import ServingSpec
-from efficientnetv2.study import run_report
 from efficientnetv2.training import checkpoints, loop, runs
 
 
@@ -78,6 +77,9 @@ def _train(run: runs.Run, mode: str) -> None:
 
 def evaluate_and_report(run: runs.Run, checkpoint: str | None = None) -> dict:
     """Evaluates a checkpoint and writes report.html; returns the metrics."""
+    # Imports matplotlib, which training does not wait for.
+    from efficientnetv2.study import run_report
+
     observer = run_report.Observer()
     result = loop.evaluate_checkpoint(run, checkpoint, observer)
     preview.write(run.config, run.model_dir / preview.FOLDER, log=_silent)

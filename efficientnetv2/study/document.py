@@ -26,9 +26,10 @@ class Paragraph:
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """Lines to be copied."""
+    """Lines to be copied; on a page folded below `summary`, if there is one."""
 
     text: str
+    summary: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Figures:
 
     pictures: Sequence[tuple[pathlib.Path, str]]
 
+
+Block = Heading | Paragraph | Code | Table | Figures
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem;
@@ -66,7 +69,7 @@ figcaption { font-size: .9rem; color: #444; }
 """
 
 
-def to_markdown(blocks: Sequence, folder: pathlib.Path) -> str:
+def to_markdown(blocks: Sequence[Block], folder: pathlib.Path) -> str:
     """Returns Markdown.
 
     Args:
@@ -100,7 +103,7 @@ def _markdown(block, folder: pathlib.Path) -> str:
     return "\n\n".join(f"![{caption}]({link})" for caption, link in links)
 
 
-def to_html(blocks: Sequence, title: str) -> str:
+def to_html(blocks: Sequence[Block], title: str) -> str:
     """Returns a page that needs no other file: pictures are inside."""
     body = "\n".join(_html(block) for block in blocks)
     return (
@@ -119,7 +122,11 @@ def _html(block) -> str:
         strong = f"<strong>{strong}</strong> " if strong else ""
         return f"<p>{strong}{html.escape(block.text)}</p>"
     if isinstance(block, Code):
-        return f"<pre>{html.escape(block.text)}</pre>"
+        lines = f"<pre>{html.escape(block.text)}</pre>"
+        if not block.summary:
+            return lines
+        summary = f"<summary>{html.escape(block.summary)}</summary>"
+        return f"<details>{summary}{lines}</details>"
     if isinstance(block, Table):
         rows = "\n".join(
             _row(cells, tag, block.text_columns)

@@ -16,7 +16,7 @@ from efficientnetv2.study.analysis import Analysis, curve, stage_ends
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the light
 # yellow is left out, and lines and markers differ too.
-_COLOURS = (
+COLOURS = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -28,7 +28,7 @@ _COLOURS = (
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _WIDTH, _DPI = 5.6, 180
-_STYLE = {
+STYLE = {
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -44,13 +44,14 @@ _STYLE = {
 def _look(index: int) -> dict:
     """Returns colour, line style and marker of an arm."""
     return {
-        "color": _COLOURS[index % len(_COLOURS)],
+        "color": COLOURS[index % len(COLOURS)],
         "linestyle": _LINES[index % len(_LINES)],
         "marker": _MARKERS[index % len(_MARKERS)],
     }
 
 
-def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+    """Writes a figure as PNG, equal for equal figures."""
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=_DPI, metadata={"Software": None})
@@ -64,7 +65,7 @@ def _legend_below(figure: Figure, axes, **options) -> None:
     )
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def accuracy_over_time(analysis: Analysis, path: pathlib.Path) -> pathlib.Path:
     """Draws validation top-1 by seconds of training, one line an arm.
 
@@ -143,10 +144,10 @@ def accuracy_over_time(analysis: Analysis, path: pathlib.Path) -> pathlib.Path:
         loc="left",
     )
     _legend_below(figure, axes)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def accuracy_by_arm(analysis: Analysis, path: pathlib.Path) -> pathlib.Path:
     """Draws test top-1 of each arm: every seed, the mean and its interval."""
     arms = analysis.arms
@@ -169,7 +170,7 @@ def accuracy_by_arm(analysis: Analysis, path: pathlib.Path) -> pathlib.Path:
             values,
             [row + 0.16] * len(values),
             "o",
-            color=_COLOURS[1],
+            color=COLOURS[1],
             markersize=5,
             markerfacecolor="none",
             **first,
@@ -180,7 +181,7 @@ def accuracy_by_arm(analysis: Analysis, path: pathlib.Path) -> pathlib.Path:
             [mean.mean],
             [row - 0.12],
             xerr=half if mean.n > 1 else None,
-            color=_COLOURS[0],
+            color=COLOURS[0],
             marker="D",
             markersize=5,
             capsize=4,
@@ -202,10 +203,10 @@ def accuracy_by_arm(analysis: Analysis, path: pathlib.Path) -> pathlib.Path:
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("test top-1 (%)")
     _legend_below(figure, axes)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def accuracy_and_cost(analysis: Analysis, path: pathlib.Path) -> pathlib.Path:
     """Draws test top-1 by images/s of training and, if measured, inference."""
     columns = [
@@ -235,7 +236,7 @@ def accuracy_and_cost(analysis: Analysis, path: pathlib.Path) -> pathlib.Path:
         axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
         axes.margins(0.12, 0.12)
     _legend_below(figure, panels[0])
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _scatter(analysis: Analysis, axes, value) -> None:

@@ -96,8 +96,8 @@ def test_the_report_of_a_run(finished):
         "stages: 3",
     ):
         assert words in text
-    assert text.count("data:image/png") == 3 + ("Mistakes" in text)
-    assert text.count("<svg") == 4
+    # Two curves, matrix, calibration, a sheet a stage, perhaps mistakes.
+    assert text.count("data:image/png") == 7 + ("Mistakes" in text)
 
 
 def test_a_finished_run_says_so(tiny_config, finished):
