@@ -1,5 +1,7 @@
 # make train   sets up and trains on Fashion-MNIST
 # make test    sets up and runs all tests
+# make ablation         runs the studies of results/ablation, and their report
+# make ablation-report  makes that report anew from the results there
 # make fuzz    feeds 100,000 damaged images and shards to the readers
 # make soak    kills a run 100 times and compares its weights
 # make lint    checks format and style
@@ -8,8 +10,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL_DIR ?= runs/fashion_mnist
+ABLATION_DIR ?= results/ablation
+SEEDS ?= 3
 
-.PHONY: setup train best test fuzz soak lint
+.PHONY: setup train best ablation ablation-report test fuzz soak lint
 
 setup: $(VENV)/.installed
 
@@ -25,6 +29,17 @@ train: setup
 best: setup
 	$(BIN)/python -m efficientnetv2.main --dataset=fashion_mnist \
 		--recipe=fashion_mnist_best --model_dir=runs/fashion_mnist_best
+
+ablation: setup
+	for study in regularization fused; do \
+		$(BIN)/python -m efficientnetv2.study.ablation --study=$$study \
+			--dataset=fashion_mnist --seeds=$(SEEDS) \
+			--output_dir=$(ABLATION_DIR) || exit; \
+	done
+
+ablation-report: setup
+	$(BIN)/python -m efficientnetv2.study.report \
+		--output_dir=$(ABLATION_DIR)
 
 test: setup
 	$(BIN)/python -m pytest -q

@@ -23,7 +23,8 @@ def main() -> None:
         "fashion_mnist",
         model_name="efficientnetv2-b0",
         hparam_str=f"train.isize={options.size},eval.isize={options.size},"
-        f"data.ibase={options.size},train.batch_size={options.batch}",
+        f"data.ibase={options.size},train.batch_size={options.batch},"
+        f"model.num_classes={timing.CLASSES}",
     )
     timing.show(benchmark.first_step_seconds(config))
 

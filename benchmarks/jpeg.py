@@ -16,6 +16,8 @@ import timing
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 HEIGHT, WIDTH, PHOTOS = 375, 500, 256
+# More than are measured.
+STEPS = 100_000
 
 
 def encoded_photos() -> list[bytes]:
@@ -55,7 +57,7 @@ def main() -> None:
         "data.transformations=crop|flip,data.mixup_alpha=0,data.cutmix_alpha=0,"
         f"data.fast_jpeg={not options.whole}",
     )
-    plan = RunPlan(PHOTOS, PHOTOS // options.batch, 2**31 - 1)
+    plan = RunPlan(PHOTOS, PHOTOS // options.batch, STEPS)
     source = sources.EncodedSource(
         encoded_photos(), False, np.zeros(PHOTOS, np.int64), ["photo"]
     )

@@ -50,6 +50,15 @@ def main() -> None:
     trainer = loop.build_trainer(runs.make_run(config, ""))
     batch = timing.training_batch(options.batch, options.size)
     dataset = tf.data.Dataset.from_tensors(batch).repeat()
+    # As in training, one trace serves images of all sizes.
+    dataset = dataset.map(
+        lambda images, labels: (
+            tf.raw_ops.PlaceholderWithDefault(
+                input=images, shape=[options.batch, None, None, 3]
+            ),
+            labels,
+        )
+    )
     timing.show(
         timing.fit_images_per_second(
             trainer, dataset, options.batch, options.seconds

@@ -13,7 +13,9 @@ from efficientnetv2.errors import UserError
 
 
 def command(
-    run: Callable[..., int | None], actions: Sequence[str] = ()
+    run: Callable[..., int | None],
+    actions: Sequence[str] = (),
+    positional: bool = False,
 ) -> Callable[[list[str]], int]:
     """Returns a main function for `absl.app.run`.
 
@@ -21,14 +23,19 @@ def command(
         run: does the work after the flags are parsed; returns the exit
             status, None for 0. With `actions` it takes one of them, or None.
         actions: words of which one may be given besides flags.
+        positional: whether any words may be given besides flags; `run` takes
+            them as a list.
 
     Returns:
         A function of argv that returns 0, the `exit_code` of a `UserError`,
-        whose message it prints, or 130 after Ctrl-C.
+        whose message it prints, 130 after Ctrl-C, or 1 if what reads the
+        output has ended.
     """
 
     def main(argv: list[str]) -> int:
         try:
+            if positional:
+                return run(argv[1:]) or 0
             if not actions:
                 _check_words(argv[1:])
                 return run() or 0
@@ -45,6 +52,10 @@ def command(
         except KeyboardInterrupt:
             print("Interrupted.", file=sys.stderr)
             return 130
+        except BrokenPipeError:
+            # Python would try once more to write what is left.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
 
     return main
 
@@ -67,6 +78,13 @@ def importing_tensorflow() -> Iterator[None]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+    with without_native_messages():
+        yield
+
+
+@contextlib.contextmanager
+def without_native_messages() -> Iterator[None]:
+    """Keeps what is written to stderr off the screen, but for errors."""
     sys.stderr.flush()
     screen = os.dup(2)
     with tempfile.TemporaryFile() as kept:

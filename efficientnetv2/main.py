@@ -7,14 +7,17 @@ The same command goes on with a run that was interrupted.
 """
 
 import os
+import sys
 
 from absl import app, flags
 
 from efficientnetv2 import cli, declarative
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
+from efficientnetv2.serving import formats
 
 MODES = ("train_and_eval", "train", "eval", "report", "export")
+_DEFAULT_FORMATS = ("saved_model",)
 # Flag to the option that it sets.
 _SWITCHES = {
     "progressive_image_size": (
@@ -80,6 +83,16 @@ flags.DEFINE_string(
     None,
     "For eval, report and export: best, last, a step or a file; default: best.",
 )
+flags.DEFINE_list(
+    "formats",
+    None,
+    f"For export: {', '.join(formats.FORMATS)}; default: saved_model.",
+)
+flags.DEFINE_boolean(
+    "allow_disagreement",
+    False,
+    "For export: write also what differs too much from Keras.",
+)
 for _name, (_key, _help) in _SWITCHES.items():
     flags.DEFINE_boolean(_name, None, _help)
 flags.DEFINE_boolean(
@@ -130,12 +143,30 @@ def _load_config():
 def _run() -> None:
     if not FLAGS.model_dir:
         raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
+    if FLAGS.mode == "export":
+        formats.check(FLAGS.formats or _DEFAULT_FORMATS)
+    elif FLAGS.formats is not None:
+        raise UserError(
+            "--formats is for --mode=export; training ends with a SavedModel."
+        )
     config = _load_config()
     # TensorFlow is imported only now: mistakes above are shown at once.
     with cli.importing_tensorflow():
         from efficientnetv2 import api
 
-    api.execute(config, FLAGS.model_dir, FLAGS.mode, FLAGS.checkpoint)
+    try:
+        api.execute(
+            config,
+            FLAGS.model_dir,
+            FLAGS.mode,
+            FLAGS.checkpoint,
+            formats=FLAGS.formats or _DEFAULT_FORMATS,
+            allow_disagreement=FLAGS.allow_disagreement,
+        )
+    except api.WorkerLost as error:
+        # TensorFlow wants a new process to meet the others in.
+        print(f"{error} Starting again from the last checkpoint.", flush=True)
+        os.execv(sys.executable, sys.orig_argv)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def make_source():
     return ArraySource(images, labels, [f"class {k}" for k in range(10)])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def source():
     """The examples of `make_source`."""
     return make_source()
@@ -72,3 +72,33 @@ def small_data(monkeypatch, source):
     )
     monkeypatch.setattr(registry, "load_info", lambda _: info)
     monkeypatch.setattr(sources, "load_split", lambda *_, **__: source)
+
+
+@pytest.fixture(scope="session")
+def folder_run(tmp_path_factory, source):
+    """The model_dir of a finished run on a folder of images, `photos`.
+
+    Its network is sure of what it sees, so that formats can be compared.
+    """
+    from PIL import Image
+
+    from efficientnetv2 import api
+
+    root = tmp_path_factory.mktemp("folder_run")
+    for index, (image, label) in enumerate(
+        zip(source.images, source.labels, strict=True)
+    ):
+        for split in ("train", "val"):
+            folder = root / "photos" / split / source.class_names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[:, :, 0]).save(folder / f"{index:03d}.png")
+    config = config_lib.load(
+        str(root / "photos"),
+        recipe="fashion_mnist",
+        hparam_str=f"{TINY},train.epochs=12,train.stages=1,train.lr_base=0.1,"
+        "data.augname=null,data.mixup_alpha=0,data.cutmix_alpha=0,"
+        "train.lr_warmup_epoch=1,train.ema_decay=0.9,"
+        "data.transformations=null,eval.every_epochs=12",
+    )
+    api.execute(config, root / "run", log=lambda _: None)
+    return root / "run"

@@ -105,7 +105,7 @@ class LeftOut:
         )
 
     def _is_good(self, data: bytes) -> bool:
-        if not _fault_of_image(tf.constant(data)):
+        if not fault_of_image(tf.constant(data)):
             return True
         self.digests.add(hashlib.sha256(data).digest())
         return False
@@ -145,7 +145,7 @@ def load_split(
 def _fault_of_item(source: EncodedSource, item) -> str | None:
     try:
         data = tf.io.read_file(item) if source.in_files else item
-        return _fault_of_image(tf.constant(data))
+        return fault_of_image(tf.constant(data))
     except tf.errors.OpError as error:
         return _reason(error)
 
@@ -182,7 +182,7 @@ def _in_shards(source: StreamSource) -> str | None:
             for record in sources.records(shard):
                 place = f"{shard.path}, record {number:,}"
                 encoded, _ = source.parse(record)
-                reason = _fault_of_image(encoded)
+                reason = fault_of_image(encoded)
                 if reason:
                     return f"{place}: the image cannot be read: {reason}."
                 number += 1
@@ -204,7 +204,8 @@ def _in_shards(source: StreamSource) -> str | None:
     return None
 
 
-def _fault_of_image(data: tf.Tensor) -> str | None:
+def fault_of_image(data: tf.Tensor) -> str | None:
+    """Returns why an encoded image cannot be decoded, None if it can be."""
     if not tf.strings.length(data):
         return "it is empty"
     try:

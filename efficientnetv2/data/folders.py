@@ -138,7 +138,7 @@ def _classes(path: pathlib.Path) -> dict[str, list[str]]:
                 f"{name!r}, that differ only in upper and lower case. Merge "
                 "them."
             )
-        classes[name] = sorted(_images(path / name))
+        classes[name] = sorted(images_below(path / name))
         if not classes[name]:
             raise DataError(
                 f"The class folder {path / name} has no images "
@@ -147,7 +147,11 @@ def _classes(path: pathlib.Path) -> dict[str, list[str]]:
     return classes
 
 
-def _images(folder: pathlib.Path) -> list[str]:
+def images_below(folder: str | os.PathLike) -> list[str]:
+    """Returns the images of a folder and all its sub-folders, in no order.
+
+    What begins with a dot is passed over.
+    """
     found = []
     for parent, names, files in os.walk(folder):
         names[:] = [name for name in names if not name.startswith(".")]

@@ -12,7 +12,7 @@ an order of their own: files in random order, several in turn, and records in
 random order within windows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ml_collections
 import numpy as np
@@ -167,9 +167,9 @@ class _Schedule:
         self.magnitudes = tf.constant(
             [s.randaugment_magnitude for s in stages], tf.float64
         )
-        alphas = [[s.mixup_alpha, s.cutmix_alpha] for s in stages]
-        self.alphas = tf.constant(alphas, tf.float32)
-        self.mixes = bool(np.any(np.array(alphas) > 0))
+        self.mix = None
+        if not config.data.mix_on_device:
+            self.mix = mixer(config, stages, self.rows)
 
     def stage(self, step) -> tf.Tensor:
         return self.stage_of_steps[step]
@@ -243,19 +243,43 @@ class _Schedule:
             self.seed(_NOISE, step),
         )
         labels = to_vectors(labels, classes)
-        if self.mixes:
-            images, labels = mixing.mix(
-                images,
-                labels,
-                self.seed(_MIX, step),
-                self.alphas[stage, 0],
-                self.alphas[stage, 1],
-                rows=self.rows,
-                whole_batch=config.train.batch_size,
-            )
+        if self.mix is not None:
+            images, labels = self.mix(images, labels, step)
         images.set_shape([batch, None, None, 3])
         labels.set_shape([batch, classes])
         return images, labels
+
+
+def mixer(
+    config: ml_collections.ConfigDict,
+    stages: Sequence[Stage],
+    rows: np.ndarray | None = None,
+) -> Callable | None:
+    """Returns Mixup and CutMix as a function of (images, labels, step).
+
+    None if no stage has them. See `mixing.mix` for images, labels and rows;
+    step is an int64 scalar.
+    """
+    alphas = [[stage.mixup_alpha, stage.cutmix_alpha] for stage in stages]
+    if not np.any(alphas):
+        return None
+    alphas = tf.constant(alphas, tf.float32)
+    order = tf.constant(stage_of_steps(config, stages))
+
+    def mix(images, labels, step):
+        mixup_alpha, cutmix_alpha = tf.unstack(alphas[order[step]])
+        seed = _seed(config, _MIX, step)
+        return mixing.mix(
+            images,
+            labels,
+            seed,
+            mixup_alpha,
+            cutmix_alpha,
+            rows,
+            config.train.batch_size,
+        )
+
+    return mix
 
 
 def to_vectors(labels: tf.Tensor, classes: int) -> tf.Tensor:

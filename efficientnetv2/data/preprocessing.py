@@ -72,21 +72,25 @@ def normalize(images: tf.Tensor, mode: str) -> tf.Tensor:
     return (images - 128.0) / 128.0
 
 
+def to_pixels(images: tf.Tensor, mode: str) -> tf.Tensor:
+    """Undoes `normalize`: float32 pixel values, not rounded."""
+    if mode == "v1":
+        return images * _V1_STD + _V1_MEAN
+    if mode == "ft":
+        return (images * 0.5 + 0.5) * 255.0
+    return images * 128.0 + 128.0
+
+
 def denormalize(images: tf.Tensor, mode: str) -> tf.Tensor:
     """Undoes `normalize`: uint8 pixel values."""
-    if mode == "v1":
-        images = images * _V1_STD + _V1_MEAN
-    elif mode == "ft":
-        images = (images * 0.5 + 0.5) * 255.0
-    else:
-        images = images * 128.0 + 128.0
-    return tf.cast(tf.round(tf.clip_by_value(images, 0.0, 255.0)), tf.uint8)
+    pixels = tf.clip_by_value(to_pixels(images, mode), 0.0, 255.0)
+    return tf.cast(tf.round(pixels), tf.uint8)
 
 
 def central_window(height, width, size, rounding: int = 0) -> tf.Tensor:
     """Returns the central square that becomes `size` after resizing.
 
-    Its side is size / (size + 32) of the image's shorter side.
+    Its side is size / (size + 32) of the image's shorter side, at least 1.
 
     Args:
         height, width: of the image, integers.
@@ -103,6 +107,7 @@ def central_window(height, width, size, rounding: int = 0) -> tf.Tensor:
         * tf.cast(tf.minimum(height, width), tf.float32),
         tf.int32,
     )
+    side = tf.maximum(side, 1)
     top = (height - side + rounding) // 2
     left = (width - side + rounding) // 2
     return tf.stack([top, left, side, side])
@@ -190,14 +195,28 @@ def decode(data: tf.Tensor, portable: bool = False) -> tf.Tensor:
         image = by_tensorflow()
         image.set_shape([None, None, 3])
         return image
-    # TensorFlow takes the numbers of a palette in a BMP for shades of gray.
-    # Byte 28 is the number of bits of a pixel.
+    # As `to_portable`, for a tensor.
     head = tf.io.decode_raw(tf.strings.substr(data, 0, 29), tf.uint8)
     head = tf.pad(head, [[0, 29 - tf.size(head)]])
     palette = (tf.strings.substr(data, 0, 2) == "BM") & (head[28] <= 8)
     image = tf.cond(palette, by_pillow, by_tensorflow)
     image.set_shape([None, None, 3])
     return image
+
+
+def to_portable(data: bytes) -> bytes:
+    """Returns an encoded image that `decode(data, portable=True)` reads right.
+
+    TensorFlow takes the numbers of a palette in a BMP for shades of gray;
+    such an image becomes a PNG, any other stays as it is.
+
+    Raises:
+        tf.errors.OpError: if such an image cannot be decoded.
+    """
+    # Byte 28 is the number of bits of a pixel.
+    if data[:2] != b"BM" or len(data) <= 28 or data[28] > 8:
+        return data
+    return tf.io.encode_png(decode(tf.constant(data))).numpy()
 
 
 def can_decode_part(data: tf.Tensor) -> tf.Tensor:
@@ -220,6 +239,8 @@ def decode_part(
 
     A box of at least 2, 4 or 8 times `size` is decoded smaller by that
     factor: the decoder averages pixels, where resizing would skip them.
+    What lies below the crop is not read: an image that is cut short there is
+    no error.
 
     Args:
         data: string scalar, an image that `can_decode_part` accepts.

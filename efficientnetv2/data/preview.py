@@ -62,13 +62,15 @@ def with_batch_size(
 ) -> ml_collections.ConfigDict:
     """Returns a copy whose batches hold no more images than a sheet shows.
 
-    Stages follow each other in it, so that each has a first batch.
+    Stages follow each other in it, so that each has a first batch, and images
+    are mixed before they are shown.
     """
     config = ml_collections.ConfigDict(config.to_dict())
     size = min(images, config_lib.run_plan(config).num_images)
     config.train.batch_size = size
     config.train.batch_parts = 1
     config.train.stage_order = "ascending"
+    config.data.mix_on_device = False
     return config.lock()
 
 

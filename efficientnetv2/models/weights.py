@@ -145,6 +145,7 @@ def load(
             names the file, the weight and both shapes; the model is
             unchanged.
     """
+    naming.slots(model)  # A model that is not ours is an error by itself.
     if not isinstance(source, keras.Model):
         path = pathlib.Path(source).expanduser()
         if path.name.endswith(".weights.h5") and _is_own_h5(path):

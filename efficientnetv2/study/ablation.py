@@ -10,7 +10,6 @@ folder; `--report_only` makes the report from the results that there are.
 
 import contextlib
 import dataclasses
-import fcntl
 import pathlib
 import shlex
 import signal
@@ -22,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import ml_collections
 from absl import app, flags
 
-from efficientnetv2 import cli
+from efficientnetv2 import cli, locks
 from efficientnetv2 import config as config_lib
 from efficientnetv2.declarative import ConfigError, suggest
 from efficientnetv2.errors import UserError
@@ -35,31 +34,10 @@ from efficientnetv2.training import checkpoints, progressive
 
 LOG = "output.log"
 NOTES = "study_run.json"
+# Not that of the run, which its child takes.
+LOCK = ".study_lock"
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "study", None, "Name in hparams/studies/, or a YAML file of that form."
-)
-flags.DEFINE_string("dataset", None, "Dataset; default: the study's.")
-flags.DEFINE_integer(
-    "seeds",
-    3,
-    "Seeds of each arm: 0, 1, ... up to without this number.",
-    lower_bound=1,
-)
-flags.DEFINE_string(
-    "output_dir", "results/ablation", "Folder of all studies and the report."
-)
-flags.DEFINE_list("arms", None, "Only these arms, such as plain,everything_on.")
-flags.DEFINE_string(
-    "shard", "1/1", "2/4: the second of four parts of the runs."
-)
-flags.DEFINE_string(
-    "data_dir", None, "Folder of the data; default: ~/.cache/efficientnetv2."
-)
-flags.DEFINE_boolean(
-    "report_only", False, "Train nothing; make the report of --output_dir."
-)
 
 
 class Stopped(UserError):
@@ -223,24 +201,6 @@ def _command_line(arguments: Sequence[str]) -> str:
     return shlex.join(["python", *arguments])
 
 
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[int | None]:
-    """Yields the descriptor of a locked file; None if it is locked already."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        except OSError as error:
-            raise StudyError(
-                f"Cannot lock {path}: {error.strerror}. Two processes could "
-                "train one run; use a folder that has locks."
-            ) from None
-        else:
-            yield file.fileno()
-
-
 @dataclasses.dataclass
 class Driver:
     """Trains the runs of a study that have no result yet.
@@ -252,6 +212,7 @@ class Driver:
         data_dir: of the data, or None.
         run: runs a command, see `Children.run`.
         log: prints one line.
+        code: see `records.code_hashes`, as `execute` found it.
     """
 
     study: Study
@@ -260,6 +221,7 @@ class Driver:
     data_dir: str | None
     run: Callable[[Sequence[str], pathlib.Path, int], None]
     log: Callable[[str], None] = print
+    code: dict[str, str] = dataclasses.field(init=False)
 
     def execute(self, tasks: Sequence[Task], seeds: int) -> bool:
         """Trains what is missing of some runs.
@@ -305,9 +267,9 @@ class Driver:
         label = f"run {task.number} of {total}: {task.arm}, seed {task.seed}"
         path = self.folder.result(task.arm, task.seed)
         model_dir = self.folder.run(task.arm, task.seed)
-        with _locked(model_dir / "lock") as lock:
-            if lock is None:
-                self.log(f"{label}: another process is at it; passed over")
+        with locks.locked(model_dir / LOCK) as lock:
+            if lock.holder:
+                self.log(f"{label}: {lock.holder} is at it; passed over")
                 return
             if path.exists():
                 self.log(f"{label}: done meanwhile")
@@ -316,7 +278,7 @@ class Driver:
                 f"{label}: begins; {self._time_left([task, *later])} left; "
                 f"its output: {model_dir / LOG}"
             )
-            result = self._run_once(task, model_dir, lock)
+            result = self._run_once(task, model_dir, lock.descriptor)
             checkpoints.write_json(path, result)
         self.log(
             f"{label}: top-1 {result['test']['top1']:.2%}, "
@@ -489,5 +451,38 @@ def _run() -> None:
         report.build(output)
 
 
+def _define_flags() -> None:
+    flags.DEFINE_string(
+        "study", None, "Name in hparams/studies/, or a YAML file of that form."
+    )
+    flags.DEFINE_string("dataset", None, "Dataset; default: the study's.")
+    flags.DEFINE_integer(
+        "seeds",
+        3,
+        "Seeds of each arm: 0, 1, ... up to without this number.",
+        lower_bound=1,
+    )
+    flags.DEFINE_string(
+        "output_dir",
+        "results/ablation",
+        "Folder of all studies and the report.",
+    )
+    flags.DEFINE_list(
+        "arms", None, "Only these arms, such as plain,everything_on."
+    )
+    flags.DEFINE_string(
+        "shard", "1/1", "2/4: the second of four parts of the runs."
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Folder of the data; default: ~/.cache/efficientnetv2.",
+    )
+    flags.DEFINE_boolean(
+        "report_only", False, "Train nothing; make the report of --output_dir."
+    )
+
+
 if __name__ == "__main__":
+    _define_flags()
     app.run(cli.command(_run))

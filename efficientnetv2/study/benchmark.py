@@ -9,9 +9,7 @@ in processes of their own, so that the peak of memory is the stage's, and that
 threads are those which training or serving would have.
 """
 
-import concurrent.futures
-import importlib
-import multiprocessing
+import json
 import os
 import subprocess
 import sys
@@ -77,15 +75,15 @@ def measure(
     Raises:
         UserError: for data that cannot be had.
     """
-    machine = _apart("measure_machine")
+    machine = _apart("machine", config)
     stages = measure_stages(config, steps, log)
     log("Inference and the first step ...")
     return {
         "model_name": config.model.model_name,
-        "machine": machine,
+        "machine": {**machine, "command": " ".join(sys.argv)},
         "stages": stages,
         "waiting_share": waiting_share(stages),
-        "latency": _apart("measure_latency", config, calls),
+        "latency": _apart("latency", config, calls),
         "first_step_seconds": first_step_seconds(config),
     }
 
@@ -97,7 +95,7 @@ def measure_stages(
     results = []
     for index in range(config.train.stages):
         log(f"Stage {index + 1} of {config.train.stages} ...")
-        results.append(_apart("measure_stage", config, index, steps))
+        results.append(_apart("stage", config, index, steps))
     return results
 
 
@@ -117,17 +115,23 @@ def waiting_share(stages: Sequence[Mapping]) -> float:
     return waiting / sum(seconds)
 
 
-def _apart(name: str, *arguments):
-    """Calls a function of `speed` in a new process."""
-    with concurrent.futures.ProcessPoolExecutor(
-        1, mp_context=multiprocessing.get_context("spawn")
-    ) as pool:
-        return pool.submit(_call, name, arguments).result()
-
-
-def _call(name: str, arguments: tuple):
-    speed = importlib.import_module("efficientnetv2.study.speed")
-    return getattr(speed, name)(*arguments)
+def _apart(name: str, config: ml_collections.ConfigDict, *numbers: int):
+    """Returns what a measurement of `speed` gives in a new process."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "efficientnetv2.study.speed", name),
+            *map(str, numbers),
+        ],
+        input=config_lib.to_yaml(config),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise UserError(f"Measuring {name} failed: {done.stderr.strip()}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer["result"]
 
 
 def first_step_seconds(config: ml_collections.ConfigDict) -> float:
@@ -255,6 +259,6 @@ def _run() -> None:
 
 
 if __name__ == "__main__":
-    # Not above: the processes of `_apart` import this file, too.
+    # Not above: the scripts in benchmarks/ import this file, too.
     _define_flags()
     app.run(cli.command(_run))

@@ -2,16 +2,27 @@
 
 import pathlib
 
+import matplotlib
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from matplotlib.figure import Figure
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import preprocessing, preview, registry
-from efficientnetv2.study import page
+from efficientnetv2.study import plots
+from efficientnetv2.study.document import (
+    Block,
+    Code,
+    Figures,
+    Heading,
+    Paragraph,
+    Table,
+    to_html,
+)
 from efficientnetv2.training import checkpoints, loop, runs
 
 NAME = "report.html"
+PLOTS = "plots"
 _MISTAKES = 24
 _BINS = 15
 # A larger matrix cannot be read; a table of pairs takes its place.
@@ -75,7 +86,7 @@ class Observer:
 
 
 def write(run: runs.Run, observer: Observer, result: dict) -> pathlib.Path:
-    """Writes MODEL_DIR/report.html.
+    """Writes MODEL_DIR/report.html, and its plots into MODEL_DIR/plots.
 
     Args:
         run: that was trained.
@@ -86,96 +97,131 @@ def write(run: runs.Run, observer: Observer, result: dict) -> pathlib.Path:
         The file.
     """
     config, metrics = run.config, run.read_metrics()
-    info = registry.load_info(config.data.ds_name)
-    parts = [_headline(run, metrics, result)]
-    parts += [page.heading("Stages"), page.table(loop.stage_table(run))]
-    if metrics.get("evaluations"):
-        parts += [page.heading("Curves"), _curves(run, metrics)]
-    if not config.data.multi_label:
-        parts += _of_classes(observer, info.class_names)
-        parts += _mistakes(observer, config, info.class_names)
-    parts += _sheets(run)
-    parts += [
-        page.heading("How it was made"),
-        page.table([("", ""), *_environment(metrics)]),
-        page.folded("Configuration", page.code(config_lib.to_yaml(config))),
-    ]
+    names = registry.load_info(config.data.ds_name).class_names
     title = f"{config.model.model_name} on {config.data.ds_name}"
+    header, *stages = loop.stage_table(run)
+    blocks = [
+        Heading(1, title),
+        _key_figures(run, metrics, result),
+        Heading(2, "Stages"),
+        Table(header, stages),
+    ]
+    if metrics.get("evaluations"):
+        blocks += [Heading(2, "Curves"), Figures(_curves(run, metrics))]
+    if not config.data.multi_label:
+        blocks += _of_classes(run, observer, names)
+        blocks += _mistakes(run, observer, names)
+    sheets = sorted((run.model_dir / preview.FOLDER).glob("stage_*.png"))
+    if sheets:
+        blocks.append(Heading(2, "What the network saw"))
+        blocks += [Figures([(path, "")]) for path in sheets]
+    blocks += [
+        Heading(2, "How it was made"),
+        Table(("", ""), _environment(metrics), text_columns=2),
+        Code(config_lib.to_yaml(config), "All options"),
+    ]
     path = run.model_dir / NAME
-    checkpoints.write_text(path, page.page(title, parts))
+    checkpoints.write_text(path, to_html(blocks, title))
     return path
 
 
-def _headline(run: runs.Run, metrics: dict, result: dict) -> str:
-    pairs = [
+def _key_figures(run: runs.Run, metrics: dict, result: dict) -> Table:
+    rows = [
         (f"top-1, {result['split']}", f"{result['top1']:.2%}"),
         ("top-5", f"{result['top5']:.2%}"),
         ("images", f"{result['images']:,}"),
-        ("cross-entropy, nats", f"{result['cross_entropy']:.3f}"),
+        ("cross-entropy (nats)", f"{result['cross_entropy']:.3f}"),
     ]
     if "pr_auc" in result:
-        pairs.append(
+        rows.append(
             ("area under precision by recall", f"{result['pr_auc']:.3f}")
         )
     seconds = metrics.get("train_seconds")
     if seconds:
         shown = run.plan.total_steps * run.config.train.batch_size
-        pairs += [
-            ("minutes of training", f"{seconds / 60:.1f}"),
-            ("images/s, evaluation included", f"{shown / seconds:,.0f}"),
+        steps = seconds - metrics["evaluation_seconds"]
+        rows += [
+            ("training (minutes)", f"{seconds / 60:.1f}"),
+            (
+                "of these on evaluation (minutes)",
+                f"{(seconds - steps) / 60:.1f}",
+            ),
+            ("images/s, without evaluation", f"{shown / steps:,.0f}"),
+            ("waiting for data", f"{metrics['waiting_share']:.1%}"),
         ]
-    return page.figures(pairs)
+    return Table(("", result["checkpoint"]), rows)
 
 
-def _curves(run: runs.Run, metrics: dict) -> str:
+@matplotlib.rc_context(plots.STYLE)
+def _axes(width: float, height: float):
+    """Returns a figure and its axes; sizes in inches."""
+    figure = Figure((width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _save(run: runs.Run, figure: Figure, name: str) -> pathlib.Path:
+    return plots.save(figure, run.model_dir / PLOTS / f"{name}.png")
+
+
+def _curves(run: runs.Run, metrics: dict) -> list[tuple[pathlib.Path, str]]:
     evaluations = metrics["evaluations"]
     epochs = [each["epoch"] for each in evaluations]
     drawn = []
     for key, label, scale in (
-        ("top1", "top-1, %", 100.0),
-        ("cross_entropy", "cross-entropy, nats", 1.0),
+        ("top1", "top-1 (%)", 100.0),
+        ("cross_entropy", "cross-entropy (nats)", 1.0),
     ):
-        figure, plot = page.axes()
+        figure, axes = _axes(5.6, 3.9)
         values = [scale * each[key] for each in evaluations]
-        plot.plot(epochs, values, "o-", color=page.COLOURS[0], markersize=4)
-        plot.set_xlabel("epoch")
-        plot.set_ylabel(f"{label}, {run.config.eval.val_split}")
-        for stage in run.stages:
-            start = stage.first_step / run.plan.steps_per_epoch
-            if stage.first_step:
-                plot.axvline(start, color="#999999", linestyle=":")
-            plot.annotate(
-                f"{stage.image_size} px",
-                (start, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(4, 2),
-                textcoords="offset points",
-                color="#666666",
-                fontsize=9,
-            )
-        drawn.append(page.svg(figure))
-    return page.plots(drawn)
+        axes.plot(epochs, values, "o-", color=plots.COLOURS[0], markersize=4)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"{run.config.eval.val_split} {label}")
+        axes.set_xlim(left=0)
+        if run.config.train.stage_order == "ascending":
+            _mark_stages(run, axes)
+        drawn.append((_save(run, figure, key), f"{label} while training"))
+    return drawn
 
 
-def _of_classes(observer: Observer, names: list[str]) -> list[str]:
+def _mark_stages(run: runs.Run, axes) -> None:
+    for stage in run.stages:
+        start = stage.first_step / run.plan.steps_per_epoch
+        if stage.first_step:
+            axes.axvline(start, color="#999999", linestyle=":")
+        axes.annotate(
+            f"{stage.image_size} px",
+            (start, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, 2),
+            textcoords="offset points",
+            color="#555555",
+            fontsize=9,
+        )
+
+
+def _of_classes(
+    run: runs.Run, observer: Observer, names: list[str]
+) -> list[Block]:
     labels, predicted = observer.labels, observer.predicted
     matrix = confusion_matrix(labels, predicted, len(names))
-    parts = [page.heading("Classes")]
+    blocks = [Heading(2, "Classes")]
     if len(names) <= _MOST_IN_MATRIX:
-        parts.append(_draw_matrix(matrix, names))
-    parts.append(page.table(confused_pairs(matrix, names)))
-    parts.append(page.table(class_rows(matrix, names)))
-    right = labels == predicted
-    bins, error = calibration(right, observer.probability)
-    parts += [
-        page.heading("Calibration"),
-        page.paragraph(
-            f"Expected calibration error: {error:.2%} ({_BINS} bins of equal "
-            "width, over the probability of the predicted class)."
+        path = _save(run, _draw_matrix(matrix, names), "confusion_matrix")
+        blocks.append(Figures([(path, "Images by label and prediction")]))
+    header, *rows = confused_pairs(matrix, names)
+    blocks.append(Table(header, rows, text_columns=2))
+    header, *rows = class_rows(matrix, names)
+    blocks.append(Table(header, rows))
+    bins, error = calibration(labels == predicted, observer.probability)
+    path = _save(run, _draw_calibration(bins), "calibration")
+    return blocks + [
+        Heading(2, "Calibration"),
+        Paragraph(
+            f"Expected calibration error: {error:.2%}, over {_BINS} bins of "
+            "equal width of the probability of the predicted class."
         ),
-        _draw_calibration(bins),
+        Figures([(path, "Share that is right by probability; bars: images")]),
     ]
-    return parts
 
 
 def confusion_matrix(
@@ -215,9 +261,10 @@ def calibration(
     return bins, float(error)
 
 
-def _draw_matrix(matrix: np.ndarray, names: list[str]) -> str:
-    size = 3.0 + 0.42 * len(names)
-    figure, plot = page.axes(size, size)
+def _draw_matrix(matrix: np.ndarray, names: list[str]) -> Figure:
+    size = 2.5 + 0.5 * len(names)
+    figure, plot = _axes(size, size)
+    plot.grid(False)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     # The root brings out the few mistakes beside the many right answers.
     plot.imshow(np.sqrt(shares), cmap="Blues", vmin=0.0, vmax=1.0)
@@ -235,24 +282,26 @@ def _draw_matrix(matrix: np.ndarray, names: list[str]) -> str:
     plot.set_yticks(range(len(names)), names)
     plot.set_xlabel("predicted")
     plot.set_ylabel("label")
-    return page.svg(figure)
+    return figure
 
 
-def _draw_calibration(bins: list[tuple[float, float, int]]) -> str:
-    figure, plot = page.axes(5.0, 4.0)
+def _draw_calibration(bins: list[tuple[float, float, int]]) -> Figure:
+    figure, plot = _axes(5.6, 3.9)
     means, shares, counts = zip(*bins, strict=True)
     plot.plot([0, 1], [0, 1], color="#999999", linestyle=":", label="perfect")
-    plot.plot(means, shares, "o-", color=page.COLOURS[0], label="mean of a bin")
+    plot.plot(
+        means, shares, "o-", color=plots.COLOURS[0], label="mean of a bin"
+    )
     second = plot.twinx()
-    second.bar(means, counts, 0.02, color=page.COLOURS[4], alpha=0.5)
+    second.bar(means, counts, 0.02, color=plots.COLOURS[5], alpha=0.5)
     second.set_ylabel("images (bars)")
     second.set_yscale("log")
     plot.set_xlabel("probability of the predicted class")
     plot.set_ylabel("share that is right")
     plot.set_xlim(0, 1)
     plot.set_ylim(0, 1)
-    plot.legend(loc="upper left", frameon=False)
-    return page.svg(figure)
+    plot.legend(loc="upper left")
+    return figure
 
 
 def confused_pairs(
@@ -293,37 +342,26 @@ def class_rows(matrix: np.ndarray, names: list[str]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _mistakes(observer: Observer, config, names: list[str]) -> list[str]:
+def _mistakes(
+    run: runs.Run, observer: Observer, names: list[str]
+) -> list[Block]:
     if not observer.mistakes:
         return []
-    mode, _ = preprocessing.parse_augname(config.data.augname)
+    mode, _ = preprocessing.parse_augname(run.config.data.augname)
     images, captions = [], []
     for probability, image, label, predicted in observer.mistakes:
         images.append(preprocessing.denormalize(image, mode).numpy())
         known = predicted < len(names)
         name = names[predicted] if known else f"output {predicted}"
         captions.append([names[label], f"{probability:.2f} {name}"])
-    sheet = preview.draw(
+    path = run.model_dir / PLOTS / "mistakes.png"
+    preview.draw(
         np.stack(images),
         captions,
         "The most confident mistakes",
         "label, then what it was taken for and with what probability",
-    )
-    return [
-        page.heading("Mistakes"),
-        page.picture(sheet, "The most confident mistakes"),
-    ]
-
-
-def _sheets(run: runs.Run) -> list[str]:
-    folder = run.model_dir / preview.FOLDER
-    return [
-        page.heading("What the network saw"),
-        *(
-            page.picture(Image.open(path), path.stem.replace("_", " "))
-            for path in sorted(folder.glob("stage_*.png"))
-        ),
-    ]
+    ).save(path)
+    return [Heading(2, "Mistakes"), Figures([(path, "")])]
 
 
 def _environment(metrics: dict) -> list[tuple[str, str]]:

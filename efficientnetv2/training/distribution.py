@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable
 
+import ml_collections
 import tensorflow as tf
 
 from efficientnetv2.errors import UserError
@@ -18,6 +19,17 @@ from efficientnetv2.errors import UserError
 
 class StrategyError(UserError):
     """Devices or machines that are not there."""
+
+
+class WorkerLost(UserError):
+    """Another machine does not answer; the program must be started again."""
+
+    exit_code = 75
+
+
+def is_lost_worker(error: tf.errors.OpError) -> bool:
+    """Whether an error says that another machine is gone."""
+    return "Collective ops is aborted" in str(error)
 
 
 @functools.lru_cache(maxsize=1)
@@ -123,12 +135,17 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return resolver.task_id == 0
 
 
-def check_batch_size(strategy: tf.distribute.Strategy, batch_size: int) -> None:
-    """Checks that a global batch can be split.
+def check(
+    strategy: tf.distribute.Strategy, config: ml_collections.ConfigDict
+) -> None:
+    """Checks that a strategy can train a configuration.
 
     Raises:
-        StrategyError: if it cannot; the message names a size that can.
+        StrategyError: if the global batch cannot be split over the replicas,
+            with a size that can; or if several should mix what each has only
+            a part of.
     """
+    batch_size = config.train.batch_size
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
         return
@@ -139,6 +156,11 @@ def check_batch_size(strategy: tf.distribute.Strategy, batch_size: int) -> None:
         raise StrategyError(
             f"train.batch_size={batch_size} cannot be split over {replicas} "
             f"replicas: it must be a multiple of {unit}, such as {near}."
+        )
+    if config.data.mix_on_device:
+        raise StrategyError(
+            f"data.mix_on_device is for one replica, not {replicas}, each of "
+            "which has only a part of the batch."
         )
 
 

@@ -97,6 +97,12 @@ class Fitting:
                 self._roll_back(error)
             except tf.errors.ResourceExhaustedError as error:
                 self._use_less_memory(error)
+            except tf.errors.OpError as error:
+                if not distribution.is_lost_worker(error):
+                    raise
+                raise distribution.WorkerLost(
+                    "Another worker does not answer."
+                ) from error
 
     def _roll_back(self, error: callbacks.NotFiniteError) -> None:
         """Goes back to a checkpoint and leaves out the data since."""

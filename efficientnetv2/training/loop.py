@@ -38,7 +38,10 @@ def _build_in_scope(run: runs.Run) -> Trainer:
     if config.train.ema_decay:
         ema_network = architecture.build(model_config, name="ema")
         ema_network.set_weights(network.get_weights())
-    trainer = Trainer(network, ema_network, config, run.plan)
+    mix = None
+    if config.data.mix_on_device:
+        mix = pipeline.mixer(config, run.stages)
+    trainer = Trainer(network, ema_network, config, run.plan, mix)
     optimizer = optimizers.build_optimizer(
         config, schedules.learning_rate(config, run.plan)
     )
@@ -108,7 +111,7 @@ def train(run: runs.Run) -> Trainer:
     config = run.config
     # Threads and machines are set before TensorFlow does anything.
     runs.set_up_runtime(config)
-    distribution.check_batch_size(run.strategy, config.train.batch_size)
+    distribution.check(run.strategy, config)
     left_out = faults.LeftOut(run.log)
     train_source = faults.load_split(
         config, config.train.split, left_out, run.log

@@ -114,11 +114,11 @@ def claimed(run: Run) -> Iterator[None]:
         ) from None
     if not os.access(folder, os.W_OK):
         raise RunError(f"--model_dir={folder} is not writable.")
-    with locks.locked(folder / LOCK) as holder:
-        if holder:
+    with locks.locked(folder / LOCK) as lock:
+        if lock.holder:
             raise RunError(
-                f"{folder} is in use by {holder}. Wait for its end, or name "
-                "another --model_dir."
+                f"{folder} is in use by {lock.holder}. Wait for its end, or "
+                "name another --model_dir."
             )
         _check_config(run)
         yield

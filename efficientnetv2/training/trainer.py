@@ -1,7 +1,7 @@
 """The training step as a Keras model, and the state that a run carries."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import keras
 import ml_collections
@@ -26,6 +26,8 @@ class Trainer(keras.Model):
         ema_network: its copy; `network` itself for no moving average.
         config: of the run.
         plan: of the run.
+        mix: mixes batches on the device, see `pipeline.mixer`; None if the
+            pipeline does, or nothing is mixed.
 
     Attributes:
         micro_batch_size: images whose gradients are computed at once; 0: all
@@ -39,6 +41,7 @@ class Trainer(keras.Model):
         ema_network: keras.Model,
         config: ml_collections.ConfigDict,
         plan: RunPlan,
+        mix: Callable | None = None,
     ):
         super().__init__(name="trainer")
         self.network = network
@@ -46,6 +49,7 @@ class Trainer(keras.Model):
         self.config = config
         self.plan = plan
         self.micro_batch_size = config.train.micro_batch_size
+        self.mix = mix
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
         self.step = tf.Variable(
             0, trainable=False, dtype=tf.int64, name="step", aggregation=first
@@ -89,7 +93,7 @@ class Trainer(keras.Model):
         """Makes the step of `fit`, which adds to `seconds`.
 
         The clock is read within the graph, so that Python's part, in which
-        the pipeline goes on, is no waiting.
+        the pipeline goes on, is no waiting. Batches are mixed here, too.
         """
         if self.train_function is not None and not force:
             return
@@ -106,6 +110,9 @@ class Trainer(keras.Model):
                 batch = tf.nest.map_structure(
                     tf.identity, batch, expand_composites=True
                 )
+            if self.mix is not None:
+                # Not in `train_step`: XLA has no Gamma distribution.
+                batch = self.mix(*batch, self.step)
             logs = step_on_batches([batch])
             with tf.device("CPU"):
                 # Their copies exist when an accelerator is done with them.

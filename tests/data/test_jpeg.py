@@ -88,12 +88,13 @@ def test_large_crops_are_decoded_smaller(size, ratio):
         np.abs(np.subtract(part.shape[:2], [100 / ratio, 121 / ratio])).max()
         <= 10
     )
-    difference = np.abs(result - expected)
-    assert difference.mean() < 1.5 and difference.max() < 12
-    # Half a pixel of the decoded part to one side would not pass.
-    moved = np.add(box, [0, ratio / 2, 0, 0])
+    difference = np.abs(result - expected).mean()
+    assert difference < 4
     if ratio > 1:
-        assert np.abs(_both(data, moved, size)[0] - expected).mean() > 3
+        # Half a pixel of the decoded part to one side would be worse.
+        moved = np.add(box, [0, ratio / 2, 0, 0])
+        shifted = _both(data, moved, size)[0]
+        assert difference < 0.7 * np.abs(shifted - expected).mean()
 
 
 def _batch(source, config):
@@ -133,10 +134,15 @@ def test_the_pipeline_gives_the_same_images(tiny_config):
     assert fast.shape == (8, 24, 24, 3) and fast.std() > 0.2
 
 
-def test_a_jpeg_that_is_cut_short_is_an_error():
-    data = _jpeg(_blocks(93, 125))[:-2000]
+def test_a_jpeg_that_is_cut_short_in_the_crop_is_an_error():
+    data = _jpeg(_blocks(93, 125))
+    cut = data[: len(data) // 2]
+    top, bottom = [0.0, 0.0, 12.0, 50.0], [80.0, 0.0, 12.0, 50.0]
+    whole, _ = preprocessing.decode_part(tf.constant(data), top, 12)
+    part, _ = preprocessing.decode_part(tf.constant(cut), top, 12)
+    np.testing.assert_array_equal(part, whole)
     with pytest.raises(tf.errors.InvalidArgumentError):
-        preprocessing.decode_part(tf.constant(data), [0.0, 0.0, 10.0, 10.0], 10)
+        preprocessing.decode_part(tf.constant(cut), bottom, 12)
 
 
 def test_what_is_decoded_in_part():

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from efficientnetv2.data import export, mixing, pipeline, registry
 from efficientnetv2.training import checkpoints, distribution, progressive, runs
+from tests.conftest import TINY
+from tests.training.distributed_run import SAME
 
 
 @settings(deadline=None, max_examples=25)
@@ -155,3 +158,41 @@ def test_two_workers(photos, on_one, tmp_path):
     for worker in range(2):
         _assert_same(_logs(tmp_path, worker), _logs(on_one))
     assert checkpoints.load_latest(tmp_path).meta["step"] == 12
+
+
+def test_a_killed_worker_that_starts_again(photos, tmp_path):
+    workers = [f"localhost:{port}" for port in _free_ports(2)]
+
+    def start(index):
+        cluster = {
+            "cluster": {"worker": workers},
+            "task": {"type": "worker", "index": index},
+        }
+        arguments = [
+            f"--dataset={photos}",
+            "--recipe=fashion_mnist",
+            f"--hparam_str={TINY},{SAME},train.epochs=40,"
+            "checkpoint.every_steps=10,eval.val_split=null",
+            "--mode=train",
+            f"--model_dir={tmp_path}",
+        ]
+        return subprocess.Popen(
+            [sys.executable, "-m", "efficientnetv2.main", *arguments],
+            env={**os.environ, "TF_CONFIG": json.dumps(cluster)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    processes = [start(0), start(1)]
+    while not checkpoints.list_steps(tmp_path):
+        assert processes[0].poll() is None, processes[0].communicate()
+        time.sleep(0.1)
+    processes[1].kill()
+    processes[1].communicate()
+    processes[1] = start(1)
+    outputs = [process.communicate()[0] for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    assert "Starting again" in outputs[0]
+    assert "Resuming at step" in outputs[0]
+    assert checkpoints.load_latest(tmp_path).meta["step"] == 480

@@ -167,8 +167,8 @@ def test_a_second_process_on_one_model_dir_is_refused(tiny_config, tmp_path):
     program = (
         "import sys, time\n"
         "from efficientnetv2 import locks\n"
-        "with locks.locked(sys.argv[1]) as holder:\n"
-        "    print(holder, flush=True)\n"
+        "with locks.locked(sys.argv[1]) as lock:\n"
+        "    print(lock.holder, flush=True)\n"
         "    time.sleep(60)\n"
     )
     other = subprocess.Popen(
@@ -184,5 +184,5 @@ def test_a_second_process_on_one_model_dir_is_refused(tiny_config, tmp_path):
         other.kill()
         other.wait()
     # The lock ends with its process.
-    with locks.locked(tmp_path / runs.LOCK) as holder:
-        assert holder is None
+    with locks.locked(tmp_path / runs.LOCK) as lock:
+        assert lock.holder is None

@@ -96,8 +96,8 @@ def test_the_report_of_a_run(finished):
         "stages: 3",
     ):
         assert words in text
-    assert text.count("data:image/png") == 3 + ("Mistakes" in text)
-    assert text.count("<svg") == 4
+    # Two curves, matrix, calibration, a sheet a stage, perhaps mistakes.
+    assert text.count("data:image/png") == 7 + ("Mistakes" in text)
 
 
 def test_a_finished_run_says_so(tiny_config, finished):
@@ -445,6 +445,31 @@ def test_the_waiting_for_batches_is_measured(tiny_config, source, tmp_path):
         np.testing.assert_array_equal(one, other)
     fast, slow = seconds
     assert slow[0] > 6 * 0.2 and slow[0] > fast[0]
+
+
+def test_mixing_on_the_device_trains_the_same(tiny_config, source, tmp_path):
+    options = (
+        "data.augname=null,train.stages=2,data.mixup_alpha=0.4,"
+        "data.cutmix_alpha=1,data.mix_on_device="
+    )
+    weights, labels = [], []
+    for value in ("false", "true"):
+        config = tiny_config(options + value)
+        run = runs.make_run(config, tmp_path)
+        # The second stage alone, whose alphas are above zero.
+        stages = [dataclasses.replace(run.stages[1], first_step=0, last_step=4)]
+        run = dataclasses.replace(run, stages=stages)
+        trainer = loop.build_trainer(run)
+        dataset = pipeline.training_dataset(
+            source, config, RunPlan(200, 6, 4), stages
+        )
+        labels.append(next(iter(dataset))[1].numpy())
+        trainer.fit(dataset, steps_per_epoch=4, shuffle=False, verbose=0)
+        weights.append([v.numpy() for v in trainer.network.weights])
+    in_pipeline, on_device = labels
+    assert (in_pipeline.max(1) < 1).any() and (on_device.max(1) == 1).all()
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_parts_of_a_batch_average_their_gradients(

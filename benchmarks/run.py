@@ -1,0 +1,405 @@
+"""Runs all scripts of this folder and writes results/benchmarks.md and .json.
+
+    python benchmarks/run.py
+    python benchmarks/run.py --only=step,randaugment --repeats=5
+    python benchmarks/run.py --torch_python=/path/to/python
+
+Each script is a process of its own. Those that are compared run alternately (A
+B C A B C ...), so that a slow minute of the machine is not one peer's alone; of
+each the median counts. PyTorch Image Models is measured by the Python that
+--torch_python names, if it has it.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from efficientnetv2.training import checkpoints
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+PACKAGES = ("tensorflow", "keras", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+    """One thing that is measured.
+
+    Attributes:
+        label: what the table calls it.
+        command: without the common options.
+        bar: what the ratio to ours must reach; None for no bar.
+    """
+
+    label: str
+    command: Sequence[str]
+    bar: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Scripts that do the same job; the first is ours.
+
+    Attributes:
+        name: for --only.
+        title: of the table.
+        unit: of the values.
+        scripts: ours, and its peers.
+        lower_is_better: whether values are times or shares, and bars upper
+            bounds.
+        bar: of our value itself.
+    """
+
+    name: str
+    title: str
+    unit: str
+    scripts: Sequence[Script]
+    lower_is_better: bool = False
+    bar: float | None = None
+
+
+def comparisons(options: argparse.Namespace) -> list[Comparison]:
+    """Returns everything that is measured."""
+    torch_python = options.torch_python or sys.executable
+    seconds = f"--seconds={options.seconds}"
+    cores = os.cpu_count() or 1
+
+    def script(label, file, *flags, bar=None, python=sys.executable):
+        path = f"benchmarks/{file}.py"
+        return Script(label, (python, path, *flags, seconds), bar)
+
+    results = []
+    for size, batch, bar in ((32, 128, 1.15), (64, 64, 1.5), (128, 32, 1.4)):
+        shape = (f"--size={size}", f"--batch={batch}")
+        peers = [
+            script(
+                "keras.applications, fit as it comes (XLA)",
+                "keras_step",
+                *shape,
+                bar=4.0,
+            ),
+            script(
+                "keras.applications, jit_compile=False",
+                *("keras_step", *shape, "--no_xla"),
+                bar=bar,
+            ),
+        ]
+        for threads in (f"{cores},1", f"1,{cores}"):
+            within, between = threads.split(",")
+            peers.append(
+                script(
+                    f"the same, threads within {within}, between {between}",
+                    *("keras_step", *shape, "--no_xla"),
+                    f"--threads={threads}",
+                    bar=bar,
+                )
+            )
+        peers.append(
+            script(
+                "PyTorch Image Models, channels_last",
+                "timm_step",
+                *shape,
+                bar=1.3,
+                python=torch_python,
+            )
+        )
+        results.append(
+            Comparison(
+                "step",
+                f"Training step, B0, {size} px, batch {batch}",
+                "images/s",
+                [
+                    script("ours", "step", *shape),
+                    *peers,
+                    script(
+                        "ours, with moving average and weight decay",
+                        *("step", *shape, "--full"),
+                    ),
+                ],
+            )
+        )
+    shape = ("--size=64", "--batch=64")
+    results.append(
+        Comparison(
+            "kernels",
+            "What each of our layers brings: training step, B0, 64 px, batch "
+            "64",
+            "images/s",
+            [
+                script("ours", "step", *shape),
+                *(
+                    script(label, "step", *shape, f"--without={name}")
+                    for label, name in (
+                        ("1x1 convolutions by Keras", "pointwise"),
+                        ("depthwise convolutions by Keras", "depthwise"),
+                        ("batch normalization by Keras", "norm"),
+                    )
+                ),
+            ],
+        )
+    )
+    for size, batch, bar in ((32, 128, 5.0), (128, 32, None), (224, 32, 4.0)):
+        shape = (f"--size={size}", f"--batch={batch}")
+        results.append(
+            Comparison(
+                "randaugment",
+                f"RandAugment, 2 layers, magnitude 10, {size} px",
+                "images/s",
+                [
+                    script("ours, on batches", "randaugment", *shape),
+                    script(
+                        "keras.layers.RandAugment",
+                        "keras_randaugment",
+                        *shape,
+                        bar=5.0,
+                    ),
+                    script(
+                        "tf.data, image by image",
+                        "per_image_randaugment",
+                        *shape,
+                        bar=bar,
+                    ),
+                ],
+            )
+        )
+    results.append(
+        Comparison(
+            "jpeg",
+            "Photographs of 500 x 375 in JPEG to 128 px",
+            "images/s",
+            [
+                script("ours, the crop alone", "jpeg", "--size=128"),
+                script("whole images", "jpeg", "--size=128", "--whole"),
+            ],
+        )
+    )
+    results.append(
+        Comparison(
+            "first_step",
+            "From the start of the program to the end of the first step, B0, "
+            "32 px, batch 128",
+            "s",
+            [
+                script("ours", "first_step"),
+                script(
+                    "keras.applications, fit as it comes (XLA)",
+                    "keras_first_step",
+                    bar=0.5,
+                ),
+                script(
+                    "keras.applications, jit_compile=False",
+                    *("keras_first_step", "--no_xla"),
+                ),
+            ],
+            lower_is_better=True,
+        )
+    )
+    results.append(
+        Comparison(
+            "waiting",
+            "Part of its time that the recipe fashion_mnist waits for data",
+            "of 1",
+            [script("ours", "waiting")],
+            lower_is_better=True,
+            bar=0.05,
+        )
+    )
+    return results
+
+
+def run_script(command: Sequence[str]) -> dict:
+    """Returns the JSON that a script prints last.
+
+    Raises:
+        SystemExit: if it fails; shows its messages.
+    """
+    paths = (str(ROOT), os.environ.get("PYTHONPATH"))
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_comparison(
+    comparison: Comparison,
+    repeats: int,
+    log: Callable[[str], None] = print,
+    run: Callable[[Sequence[str]], dict] = run_script,
+) -> dict:
+    """Measures the scripts of a comparison alternately.
+
+    Args:
+        comparison: what to run.
+        repeats: times that each script runs.
+        log: prints one line.
+        run: from a command to its result.
+
+    Returns:
+        The comparison with a list 'rows', one a script: 'label', 'command',
+        and either 'skipped', a sentence, or 'values', their 'median', the
+        'ratio' of the median of the first script to it, 'bar' and whether it
+        'reaches' the bar (None without one).
+    """
+    log(comparison.title)
+    answers: dict[Script, list[dict]] = {s: [] for s in comparison.scripts}
+    for _ in range(repeats):
+        for script, before in answers.items():
+            if before and "skipped" in before[-1]:
+                continue
+            before.append(run(script.command))
+            log(f"  {script.label}: {before[-1].get('value', 'skipped')}")
+    rows = []
+    for script, given in answers.items():
+        command = " ".join(("python", *script.command[1:]))
+        row = {"label": script.label, "command": command}
+        if "skipped" in given[-1]:
+            rows.append({**row, "skipped": given[-1]["skipped"]})
+            continue
+        values = [answer["value"] for answer in given]
+        rows.append(
+            {
+                **row,
+                "values": values,
+                "median": statistics.median(values),
+                "versions": given[-1]["versions"],
+            }
+        )
+    for script, row in zip(comparison.scripts, rows, strict=True):
+        if "skipped" not in row:
+            row.update(_judge(comparison, script, row["median"], rows[0]))
+    return {
+        "name": comparison.name,
+        "title": comparison.title,
+        "unit": comparison.unit,
+        "lower_is_better": comparison.lower_is_better,
+        "rows": rows,
+    }
+
+
+def _judge(comparison: Comparison, script: Script, median, ours: dict) -> dict:
+    is_ours = script is comparison.scripts[0]
+    ratio = None if is_ours else ours["median"] / max(median, 1e-12)
+    bar, figure = script.bar, ratio
+    if is_ours:
+        bar, figure = comparison.bar, median
+    reaches = None
+    if bar is not None:
+        reaches = figure <= bar if comparison.lower_is_better else figure >= bar
+    return {"ratio": ratio, "bar": bar, "reaches": reaches}
+
+
+def machine() -> dict:
+    """Returns what the figures depend on besides the commands."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def markdown(content: dict) -> str:
+    """Returns results/benchmarks.md: machine, versions, command, figures."""
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Written by `{content['command']}`.",
+        "",
+        ", ".join(f"{k} {v}" for k, v in content["machine"].items()) + ".",
+        "",
+        "Scripts that are compared ran alternately, each in a process of its "
+        f"own, {content['repeats']} times; the median counts, and the ratio "
+        "is ours to the peer's.",
+    ]
+    for comparison in content["comparisons"]:
+        lines += [
+            *("", f"## {comparison['title']}", ""),
+            f"| what | {comparison['unit']}, median | each run | ratio | bar |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        skipped = []
+        for row in comparison["rows"]:
+            if "skipped" in row:
+                skipped += ["", row["skipped"]]
+            else:
+                lines.append(_markdown_row(row, comparison["lower_is_better"]))
+        lines += [*skipped, "", "```"]
+        lines += [row["command"] for row in comparison["rows"]] + ["```"]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(row: dict, lower_is_better: bool) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in row["versions"].items())
+    bound = "at most" if lower_is_better else "at least"
+    cells = (
+        row["label"] + (f" ({versions})" if versions else ""),
+        _digits(row["median"]),
+        ", ".join(map(_digits, row["values"])),
+        "" if row["ratio"] is None else f"{row['ratio']:.2f}",
+        ""
+        if row["bar"] is None
+        else f"{bound} {row['bar']:g}: {'yes' if row['reaches'] else 'no'}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="names of comparisons, by comma")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--torch_python", help="a Python with torch and timm")
+    parser.add_argument(
+        "--out", default=str(ROOT / "results" / "benchmarks"), help="no suffix"
+    )
+    options = parser.parse_args()
+    known = comparisons(options)
+    names = list(dict.fromkeys(each.name for each in known))
+    chosen = options.only.split(",") if options.only else names
+    for name in chosen:
+        if name not in names:
+            parser.error(f"--only: {name!r} is none of {', '.join(names)}")
+    content = {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": machine(),
+        "repeats": options.repeats,
+        "comparisons": [],
+    }
+    for comparison in known:
+        if comparison.name in chosen:
+            content["comparisons"].append(
+                run_comparison(comparison, options.repeats)
+            )
+            # What has been measured is kept, whatever comes.
+            checkpoints.write_json(f"{options.out}.json", content)
+            checkpoints.write_text(f"{options.out}.md", markdown(content))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What the user named: models and images, found without TensorFlow."""
+
+import dataclasses
+import glob
+import os
+import pathlib
+from collections.abc import Sequence
+
+from efficientnetv2 import declarative
+from efficientnetv2.data import folders
+from efficientnetv2.errors import DataError, UserError, nearest
+from efficientnetv2.training import checkpoints
+
+CONFIG = "config.yaml"
+
+
+class ModelError(UserError):
+    """A model that is not there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """A model that was found.
+
+    Attributes:
+        kind: 'saved_model' (a folder), 'keras' (a file), 'run' (a folder) or
+            'published' (a name).
+        name: path or name.
+    """
+
+    kind: str
+    name: str
+
+    @property
+    def path(self) -> pathlib.Path:
+        return pathlib.Path(self.name)
+
+
+def find_model(
+    model: str | os.PathLike,
+    checkpoint: str | None = None,
+    weights: str | None = None,
+) -> Location:
+    """Finds a model.
+
+    Args:
+        model: folder of a SavedModel, a .keras file, folder of a run, or the
+            name of a model with published weights.
+        checkpoint: of a run only, see `checkpoints.find`.
+        weights: of a name only.
+
+    Raises:
+        ModelError: if there is none, with what was looked for; or an option
+            does not go with it.
+    """
+    found = _find_model(str(model))
+    if checkpoint is not None and found.kind != "run":
+        raise ModelError(
+            f"--checkpoint is for the folder of a run; {model} is none."
+        )
+    if weights is not None and found.kind != "published":
+        raise ModelError(
+            f"--weights is for the name of a model, such as efficientnetv2-s; "
+            f"{model} has its own."
+        )
+    return found
+
+
+def _find_model(model: str) -> Location:
+    path = pathlib.Path(model).expanduser()
+    if path.suffix == ".keras" and path.is_file():
+        return Location("keras", str(path))
+    if (path / "saved_model.pb").is_file():
+        return Location("saved_model", str(path))
+    if checkpoints.folder(path).is_dir() and (path / CONFIG).is_file():
+        return Location("run", str(path))
+    known = declarative.names("models")
+    if model in known:
+        return Location("published", model)
+    if path.is_dir():
+        raise ModelError(
+            f"There is no model in {path}: neither saved_model.pb (a "
+            f"SavedModel) nor {CONFIG} and {checkpoints.FOLDER}/ (a run)."
+        )
+    if path.exists():
+        raise ModelError(
+            f"{path} is no model: give the folder of a run or of a "
+            "SavedModel, or a .keras file."
+        )
+    near = nearest(model, known)
+    hint = f" Did you mean {near!r}?" if near else ""
+    raise ModelError(
+        f"There is no model {model!r}: no such folder, .keras file or name in "
+        f"hparams/models/.{hint}"
+    )
+
+
+def find_images(names: Sequence[str]) -> list[str]:
+    """Returns the files that are meant by files, folders and patterns.
+
+    Folders are searched with all their sub-folders for the suffixes of
+    `folders.SUFFIXES`; a file that is named needs none.
+
+    Raises:
+        DataError: if there is no file for a name.
+    """
+    found = []
+    for name in names:
+        path = os.path.expanduser(name)
+        if os.path.isdir(path):
+            images = sorted(folders.images_below(path))
+        elif os.path.exists(path):
+            images = [path]
+        else:
+            images = sorted(glob.glob(path, recursive=True))
+        if not images:
+            raise DataError(_nothing(path))
+        found += images
+    return list(dict.fromkeys(found))
+
+
+def _nothing(path: str) -> str:
+    if os.path.isdir(path):
+        return (
+            f"There are no images in the folder {path}: no file that ends in "
+            f"{', '.join(folders.SUFFIXES)}."
+        )
+    if glob.has_magic(path):
+        return f"No file matches {path}."
+    parent = os.path.dirname(path) or "."
+    try:
+        near = nearest(os.path.basename(path), os.listdir(parent))
+    except OSError:
+        return f"There is no file {path}: there is no folder {parent}."
+    hint = f" Did you mean {os.path.join(parent, near)}?" if near else ""
+    return f"There is no file {path}.{hint}"

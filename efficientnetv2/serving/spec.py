@@ -1,0 +1,97 @@
+"""What a network expects of its images, and what its outputs mean."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+
+from efficientnetv2.data import preprocessing
+from efficientnetv2.errors import UserError
+
+# The member of a .keras file, which is a zip archive, that holds a spec.
+_RECORD = "efficientnetv2.json"
+
+
+class ServingError(UserError):
+    """A model that cannot be read or used for predictions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ServingSpec:
+    """How images are prepared for a network, and its logits read.
+
+    Attributes:
+        image_size: side of the network's images in pixels.
+        mode: one of `preprocessing.MODES`.
+        transformations: see `preprocessing.preprocess_for_eval`.
+        activation: 'softmax', or 'sigmoid' where the classes of an image are
+            independent.
+        class_names: one a logit.
+    """
+
+    image_size: int
+    mode: str
+    transformations: Sequence[str] | None
+    activation: str
+    class_names: Sequence[str]
+
+    @classmethod
+    def from_config(cls, config: Mapping, class_names: Sequence[str]):
+        """Returns the spec that evaluation has by a configuration.
+
+        Args:
+            config: sections `model`, `train`, `eval` and `data`.
+            class_names: of the dataset. Logits beyond them, which a larger
+                `model.num_classes` gives, are called 'class 12' and so on.
+        """
+        mode, _ = preprocessing.parse_augname(config["data"]["augname"])
+        chosen = config["data"]["eval_transformations"]
+        loss = config["train"]["loss_type"]
+        count = config["model"]["num_classes"]
+        further = [f"class {k}" for k in range(len(class_names), count)]
+        return cls(
+            image_size=config["eval"]["isize"],
+            mode=mode,
+            transformations=None if chosen is None else list(chosen),
+            activation="softmax" if loss == "softmax" else "sigmoid",
+            class_names=[*class_names, *further],
+        )
+
+    def probabilities(self, logits: tf.Tensor) -> tf.Tensor:
+        """Returns float32 [batch, classes] in [0, 1]."""
+        logits = tf.cast(logits, tf.float32)
+        if self.activation == "sigmoid":
+            return tf.sigmoid(logits)
+        return tf.nn.softmax(logits)
+
+
+def write_to_keras(path: str | os.PathLike, spec: ServingSpec) -> None:
+    """Adds a spec to a .keras file; Keras passes over it."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(_RECORD, json.dumps(dataclasses.asdict(spec)))
+
+
+def read_from_keras(path: str | os.PathLike) -> ServingSpec:
+    """Reads the spec of a .keras file.
+
+    Raises:
+        ServingError: if the file cannot be read or has none.
+    """
+    path = pathlib.Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return ServingSpec(**json.loads(archive.read(_RECORD)))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ServingError(
+            f"{path} is cut short, corrupt or no .keras file ({error})."
+        ) from None
+    except (KeyError, TypeError, ValueError):
+        raise ServingError(
+            f"{path} does not say how its images are prepared: it has no "
+            f"{_RECORD}, which --mode=export --formats=keras writes. Export "
+            "the run's model so, or name the run's folder."
+        ) from None

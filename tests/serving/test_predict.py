@@ -1,0 +1,193 @@
+"""Predictions from Python: every form of a model and of an image."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from efficientnetv2 import zoo
+from efficientnetv2.data import registry
+from efficientnetv2.errors import DataError, UserError
+from efficientnetv2.serving import locate, predict
+from efficientnetv2.serving.spec import ServingSpec
+
+
+@pytest.fixture(scope="module")
+def forms(folder_run, tmp_path_factory):
+    """The model of the run in three forms."""
+    from efficientnetv2 import api
+    from efficientnetv2 import config as config_lib
+
+    folder = tmp_path_factory.mktemp("forms") / "run"
+    shutil.copytree(folder_run, folder)
+    config = config_lib.load(hparam_str=str(folder / "config.yaml"))
+    api.execute(config, folder, "export", log=lambda _: None, formats=["keras"])
+    return {
+        "run": folder,
+        "keras": folder / "model.keras",
+        "saved_model": folder / "saved_model",
+    }
+
+
+@pytest.fixture(scope="module")
+def images(folder_run):
+    found = locate.find_images([str(folder_run.parent / "photos/val")])
+    assert len(found) == 200
+    return found
+
+
+@pytest.mark.parametrize("form", ["run", "keras", "saved_model"])
+def test_every_form_agrees_with_the_evaluation(forms, form, images, folder_run):
+    found = predict.predict(forms[form], images, top=10, batch_size=64)
+    right = [
+        best.name in path
+        for (best, *_), path in zip(found, images, strict=True)
+    ]
+    metrics = json.loads((folder_run / "metrics.json").read_text())
+    assert np.mean(right) == pytest.approx(metrics["test"]["top1"])
+    for predictions in found[:5]:
+        values = [each.probability for each in predictions]
+        assert values == sorted(values, reverse=True)
+        assert sum(values) == pytest.approx(1.0, abs=1e-5)
+        assert {each.label for each in predictions} == set(range(10))
+        for each in predictions:
+            assert each.name == f"class {each.label}"
+
+
+def test_forms_of_images(forms, images, tmp_path):
+    """Files of any format and colour mode, bytes and arrays agree."""
+    path = images[0]
+    with Image.open(path) as image:
+        gray = image.copy()
+    same = [path, open(path, "rb").read(), np.asarray(gray.convert("RGB"))]
+    for mode in ("RGB", "RGBA", "LA", "P"):
+        file = tmp_path / f"{mode}.png"
+        gray.convert(mode).save(file)
+        same.append(file)
+    for suffix in ("bmp", "gif", "webp"):
+        file = tmp_path / f"image.{suffix}"
+        gray.save(file, lossless=True)
+        same.append(file)
+    found = predict.predict(forms["run"], same)
+    assert len(found) == len(same)
+    for predictions in found:
+        assert [each.name for each in predictions] == [
+            each.name for each in found[0]
+        ]
+        np.testing.assert_allclose(
+            [each.probability for each in predictions],
+            [each.probability for each in found[0]],
+            atol=1e-5,
+        )
+    lossy = tmp_path / "image.jpg"
+    gray.convert("CMYK").save(lossy, quality=95)
+    pixel = np.zeros([1, 1, 3], np.uint8)
+    assert len(predict.predict(forms["run"], [lossy, pixel])) == 2
+    # A single image needs no list; a loaded model is not loaded again.
+    classifier = predict.load(forms["run"])
+    (best,) = predict.predict(classifier, path, top=1)[0]
+    assert best.name == found[0][0].name
+
+
+def test_images_that_cannot_be_read(forms, images, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(open(images[0], "rb").read()[:60])
+    palette = tmp_path / "bad.bmp"
+    palette.write_bytes(b"BM" + bytes(60))
+    missing = tmp_path / "none.png"
+    classifier = predict.load(forms["run"])
+    for image, words in (
+        (bad, "bad.png cannot"),
+        (palette, "bad.bmp cannot"),
+        (missing, "none.png cannot be read: No such file"),
+        (b"", "Image 1 cannot be read: it is empty"),
+    ):
+        with pytest.raises(DataError, match=words):
+            predict.predict(classifier, [images[0], image])
+    with pytest.raises(UserError, match="float32 is not uint8"):
+        predict.predict(classifier, np.zeros([4, 4, 3], np.float32))
+    skipped = []
+    found = predict.stream(
+        classifier,
+        [images[0], bad, images[1], missing, palette],
+        top=1,
+        batch_size=2,
+        on_error=lambda index, *_: skipped.append(index),
+    )
+    assert [image for image, _ in found] == images[:2]
+    assert skipped == [1, 3, 4]
+
+
+def test_a_run_whose_data_are_gone(forms, images, tmp_path):
+    """What is needed of a run is its model, not the images it learned."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.yaml", "class_names.txt"):
+        shutil.copy(forms["run"] / name, folder)
+    shutil.copytree(forms["run"] / "checkpoints", folder / "checkpoints")
+    text = (folder / "config.yaml").read_text()
+    photos = str(forms["run"].parent / "nowhere")
+    lines = [
+        f"  ds_name: {photos}" if "ds_name" in line else line
+        for line in text.splitlines()
+    ]
+    (folder / "config.yaml").write_text("\n".join(lines))
+    classifier = predict.load(folder, checkpoint="last")
+    assert predict.predict(classifier, images[0])[0][0].name in images[0]
+
+
+def test_published_weights_by_name(monkeypatch, tmp_path):
+    """A name gives the model's own image size, ImageNet's classes."""
+    asked = {}
+
+    def build(name, weights):
+        asked.update(name=name, weights=weights)
+        inputs = keras.Input((None, None, 3))
+        x = keras.layers.GlobalAveragePooling2D()(inputs)
+        return keras.Model(inputs, keras.layers.Dense(1000)(x))
+
+    monkeypatch.setattr(zoo, "build_model", build)
+    specs = []
+    real = ServingSpec.from_config
+    monkeypatch.setattr(
+        ServingSpec,
+        "from_config",
+        lambda *arguments: specs.append(real(*arguments)) or specs[-1],
+    )
+    image = np.zeros([50, 40, 3], np.uint8)
+    (found,) = predict.predict("efficientnetv2-s", image)
+    assert asked == {"name": "efficientnetv2-s", "weights": "imagenet"}
+    names = registry.load_info("imagenet").class_names
+    assert all(each.name == names[each.label] for each in found)
+    predict.load("efficientnet-b0", weights=str(tmp_path))
+    assert asked["weights"] == str(tmp_path)
+    assert [(s.image_size, s.mode) for s in specs] == [
+        (384, "default"),
+        (224, "v1"),
+    ]
+
+
+def test_the_float_policy_stays(forms):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        predict.load(forms["run"])
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_damaged_models(forms, tmp_path):
+    shutil.copytree(forms["saved_model"], tmp_path / "saved")
+    (tmp_path / "saved/saved_model.pb").write_bytes(b"no")
+    with pytest.raises(UserError, match="no SavedModel"):
+        predict.load(tmp_path / "saved")
+    (tmp_path / "saved/assets/class_names.txt").unlink()
+    with pytest.raises(UserError, match="class_names.txt"):
+        predict.load(tmp_path / "saved")
+    data = forms["keras"].read_bytes()
+    (tmp_path / "cut.keras").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="cut short"):
+        predict.load(tmp_path / "cut.keras")
