@@ -21,6 +21,7 @@ from efficientnetv2.data import faults, pipeline, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture, convolutions, counting
 from efficientnetv2.serving import export
+from efficientnetv2.serving.spec import ServingSpec
 from efficientnetv2.training import loop, runs
 from efficientnetv2.training.trainer import waiting_share
 
@@ -162,13 +163,10 @@ def measure_latency(
         and each 'batch_size': 'p50', 'p90' and 'p99' in milliseconds.
     """
     network = architecture.build(config.model.to_dict())
-    names = [str(number) for number in range(config.model.num_classes)]
-    if config.model.num_classes == config.data.num_classes:
-        names = registry.load_info(config.data.ds_name).class_names
+    names = registry.load_info(config.data.ds_name).class_names
+    spec = ServingSpec.from_config(config, names)
     with tempfile.TemporaryDirectory() as folder:
-        path = export.export_saved_model(
-            network, config, names, f"{folder}/saved_model"
-        )
+        path = export.export_saved_model(network, spec, f"{folder}/model")
         loaded = tf.saved_model.load(str(path))
     serve = loaded.signatures["serving_default"]
     forms = {

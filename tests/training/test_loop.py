@@ -428,7 +428,10 @@ def test_the_waiting_for_batches_is_measured(tiny_config, source, tmp_path):
             labels, [32, 10]
         )
 
-    slow = slow.map(restore_shapes)
+    options = tf.data.Options()
+    # Nothing is read while a step computes, so that all sleep is waiting.
+    options.experimental_optimization.inject_prefetch = False
+    slow = slow.map(restore_shapes).with_options(options)
     weights, seconds, traces = [], [], []
     for dataset in (batches, slow):
         trainer = loop.build_trainer(run)
