@@ -11,7 +11,9 @@ from efficientnetv2.data import preview, registry
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export
 from efficientnetv2.serving.spec import ServingSpec
-from efficientnetv2.training import checkpoints, loop, runs
+from efficientnetv2.training import checkpoints, distribution, loop, runs
+
+WorkerLost = distribution.WorkerLost
 
 
 def execute(
@@ -46,6 +48,12 @@ def execute(
         return
     if mode == "export":
         export_run(run, checkpoint, formats, allow_disagreement)
+        return
+    runs.set_up_runtime(config)
+    run.is_chief = distribution.is_chief(run.strategy)
+    if not run.is_chief:
+        run.log = _silent
+        loop.train(run)
         return
     with runs.claimed(run):
         _train(run, mode)

@@ -53,6 +53,14 @@ _CHOICES = {
     "train.isize_rule": ["code", "paper"],
     "train.stage_order": ["ascending", "random"],
     "train.optimizer": ["rmsprop", "momentum", "sgd", "adam"],
+    "runtime.strategy": [
+        "auto",
+        "cpu",
+        "gpu",
+        "mirrored",
+        "multi_worker",
+        "tpu",
+    ],
     "train.on_nan": ["stop", "rollback"],
     "data.on_corrupt": ["error", "skip"],
     "train.loss_type": ["softmax", "sigmoid", "sigmoid_sum"],
@@ -129,6 +137,7 @@ FREE_OPTIONS = (
     "eval.batch_size",
     "checkpoint.",
     "runtime.threads",
+    "runtime.strategy",
 )
 
 

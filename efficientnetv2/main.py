@@ -7,6 +7,7 @@ The same command goes on with a run that was interrupted.
 """
 
 import os
+import sys
 
 from absl import app, flags
 
@@ -70,6 +71,12 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "data_dir", None, "Folder of the data; default: ~/.cache/efficientnetv2."
 )
+flags.DEFINE_enum(
+    "strategy",
+    None,
+    ["auto", "cpu", "gpu", "mirrored", "multi_worker", "tpu"],
+    "Devices and machines (runtime.strategy); default: what there is.",
+)
 flags.DEFINE_integer("seed", None, "Seed of everything random (train.seed).")
 flags.DEFINE_string(
     "checkpoint",
@@ -103,7 +110,11 @@ def _flag_overrides() -> dict:
             dict.fromkeys(_REGULARIZATION, FLAGS.adaptive_regularization)
         )
     values = {key: FLAGS[name].value for name, (key, _) in _SWITCHES.items()}
-    values |= {"train.seed": FLAGS.seed, "data.data_dir": FLAGS.data_dir}
+    values |= {
+        "train.seed": FLAGS.seed,
+        "data.data_dir": FLAGS.data_dir,
+        "runtime.strategy": FLAGS.strategy,
+    }
     overrides.update((k, v) for k, v in values.items() if v is not None)
     return overrides
 
@@ -143,14 +154,19 @@ def _run() -> None:
     with cli.importing_tensorflow():
         from efficientnetv2 import api
 
-    api.execute(
-        config,
-        FLAGS.model_dir,
-        FLAGS.mode,
-        FLAGS.checkpoint,
-        formats=FLAGS.formats or _DEFAULT_FORMATS,
-        allow_disagreement=FLAGS.allow_disagreement,
-    )
+    try:
+        api.execute(
+            config,
+            FLAGS.model_dir,
+            FLAGS.mode,
+            FLAGS.checkpoint,
+            formats=FLAGS.formats or _DEFAULT_FORMATS,
+            allow_disagreement=FLAGS.allow_disagreement,
+        )
+    except api.WorkerLost as error:
+        # TensorFlow wants a new process to meet the others in.
+        print(f"{error} Starting again from the last checkpoint.", flush=True)
+        os.execv(sys.executable, sys.orig_argv)
 
 
 if __name__ == "__main__":

@@ -84,8 +84,7 @@ def _run(arguments: list[str]) -> int:
     # TensorFlow is imported only now: mistakes above are shown at once.
     with cli.importing_tensorflow():
         from efficientnetv2.serving import predict
-
-        classifier = predict.load(FLAGS.model, FLAGS.checkpoint, FLAGS.weights)
+    classifier = predict.load(FLAGS.model, FLAGS.checkpoint, FLAGS.weights)
 
     skipped = []
 

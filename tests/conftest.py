@@ -38,9 +38,8 @@ def tiny_config():
     return load
 
 
-@pytest.fixture(scope="session")
-def source():
-    """Two hundred small examples whose class can be seen in the picture."""
+def make_source():
+    """Returns 200 small examples whose class can be seen in the picture."""
     import numpy as np
 
     from efficientnetv2.data.sources import ArraySource
@@ -51,6 +50,12 @@ def source():
     for image, label in zip(images, labels, strict=True):
         image[:, label * 2 : label * 2 + 4] += 150
     return ArraySource(images, labels, [f"class {k}" for k in range(10)])
+
+
+@pytest.fixture(scope="session")
+def source():
+    """The examples of `make_source`."""
+    return make_source()
 
 
 @pytest.fixture
@@ -90,10 +95,11 @@ def folder_run(tmp_path_factory, source):
     config = config_lib.load(
         str(root / "photos"),
         recipe="fashion_mnist",
-        hparam_str=f"{TINY},train.epochs=12,train.stages=1,train.lr_base=0.1,"
+        hparam_str=f"{TINY},train.epochs=40,train.stages=1,train.lr_base=0.1,"
+        "train.label_smoothing=0,model.dropout_rate=0,model.survival_prob=1,"
         "data.augname=null,data.mixup_alpha=0,data.cutmix_alpha=0,"
         "train.lr_warmup_epoch=1,train.ema_decay=0.9,"
-        "data.transformations=null,eval.every_epochs=12",
+        "data.transformations=null,eval.every_epochs=40",
     )
     api.execute(config, root / "run", log=lambda _: None)
     return root / "run"

@@ -49,7 +49,7 @@ def partners(batch_size, mixup_alpha, cutmix_alpha) -> tuple:
 
 
 def cutmix_masks(
-    size, seed: tf.Tensor, alpha: tf.Tensor, batch_size
+    size, seed: tf.Tensor, alpha: tf.Tensor, batch_size, rows=None
 ) -> tf.Tensor:
     """Draws one rectangle an image: 1 where the partner shows.
 
@@ -58,15 +58,18 @@ def cutmix_masks(
         seed: int32 [2].
         alpha: scalar above 0.
         batch_size: scalar integer.
+        rows: int64 [rows], of which masks are wanted; None: all.
 
     Returns:
-        float32 [batch, size, size, 1].
+        float32 [batch or rows, size, size, 1].
     """
     seed = tf.convert_to_tensor(seed)
+    rows = tf.range(batch_size) if rows is None else rows
     centre = tf.random.stateless_uniform([2, batch_size], seed + [1, 0])
+    centre = tf.gather(centre, rows, axis=1)
     sizef = tf.cast(size, tf.float32)
     centre = tf.cast(tf.floor(centre * sizef), tf.int32)
-    kept = _beta([batch_size], seed + [2, 0], alpha)
+    kept = tf.gather(_beta([batch_size], seed + [2, 0], alpha), rows)
     side = tf.cast(tf.sqrt(1.0 - kept) * sizef, tf.int32)
     low = tf.clip_by_value(centre - side // 2, 0, size)
     high = tf.clip_by_value(centre + side // 2, 0, size)
@@ -82,8 +85,10 @@ def mix(
     seed: tf.Tensor,
     mixup_alpha,
     cutmix_alpha,
+    rows=None,
+    whole_batch: int | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Applies Mixup and CutMix to a batch.
+    """Applies Mixup and CutMix to a batch, or to some rows of one.
 
     Args:
         images: float32 [batch, size, size, channels].
@@ -91,17 +96,22 @@ def mix(
             before and after.
         seed: int32 [2]; the same seed gives the same batch.
         mixup_alpha, cutmix_alpha: scalars, Python or tensors; 0: off.
+        rows: int64 [batch], which rows of a larger batch these are; each has
+            its partner among them. None: all.
+        whole_batch: size of that batch.
 
     Returns:
         Mixed images and labels of the same shapes.
     """
     batch_size, size = tf.shape(images)[0], tf.shape(images)[1]
+    if rows is None:
+        rows, whole_batch = tf.range(batch_size), batch_size
     partner, in_mixup = partners(batch_size, mixup_alpha, cutmix_alpha)
-    weight = _beta([batch_size], seed, mixup_alpha)
+    weight = tf.gather(_beta([whole_batch], seed, mixup_alpha), rows)
     weight = tf.maximum(weight, 1.0 - weight)
     weight = tf.where(in_mixup, weight, 1.0)[:, None, None, None]
 
-    mask = cutmix_masks(size, seed, cutmix_alpha, batch_size)
+    mask = cutmix_masks(size, seed, cutmix_alpha, whole_batch, rows)
     in_cutmix = ~in_mixup & (tf.cast(cutmix_alpha, tf.float32) > 0)
     mask *= tf.cast(in_cutmix, tf.float32)[:, None, None, None]
 

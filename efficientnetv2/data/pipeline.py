@@ -122,13 +122,42 @@ def _augment(config, images, uniforms, policy, mode, magnitude, noise_seed):
     return preprocessing.normalize(distorted, mode)
 
 
+def rows_of_part(batch: int, part: int, parts: int) -> np.ndarray:
+    """Returns the rows of a batch that one of several workers prepares.
+
+    Mixup and CutMix pair the rows from both ends of the batch, or of each of
+    its halves; a part holds both rows of each pair, and pairs them alike.
+
+    Args:
+        batch: images a step; a multiple of four times `parts`, if there are
+            several.
+        part: from 0.
+        parts: number of parts.
+
+    Returns:
+        int64 [batch / parts], ascending.
+    """
+    if parts == 1:
+        return np.arange(batch)
+    first, last = (batch * number // (4 * parts) for number in (part, part + 1))
+    lower = np.arange(first, last)
+    half = np.concatenate([lower, (batch // 2 - 1 - lower)[::-1]])
+    return np.concatenate([half, half + batch // 2])
+
+
 class _Schedule:
     """What the steps of a run need, looked up by step."""
 
     def __init__(
-        self, config, plan: RunPlan, stages: Sequence[Stage], skipped: int
+        self,
+        config,
+        plan: RunPlan,
+        stages: Sequence[Stage],
+        skipped: int,
+        part: tuple[int, int],
     ):
         self.config, self.plan, self.skipped = config, plan, skipped
+        self.rows = rows_of_part(config.train.batch_size, *part)
         self.mode, self.policy = preprocessing.parse_augname(
             config.data.augname
         )
@@ -140,21 +169,23 @@ class _Schedule:
         )
         self.mix = None
         if not config.data.mix_on_device:
-            self.mix = mixer(config, stages)
+            self.mix = mixer(config, stages, self.rows)
 
     def stage(self, step) -> tf.Tensor:
         return self.stage_of_steps[step]
 
     def examples(self, step) -> tf.Tensor:
-        """Returns the examples of a step: int64 [batch]."""
-        return epoch_indices(self.config, self.plan, step + self.skipped)
+        """Returns the examples of a step: int64 [rows]."""
+        indices = epoch_indices(self.config, self.plan, step + self.skipped)
+        return tf.gather(indices, self.rows)
 
     def uniforms(self, step) -> tf.Tensor:
-        """Returns the draws of a step: float32 [batch, draws]."""
-        return tf.random.stateless_uniform(
+        """Returns the draws of a step: float32 [rows, draws]."""
+        draws = tf.random.stateless_uniform(
             [self.config.train.batch_size, self.draws],
             self.seed(_AUGMENT, step),
         )
+        return tf.gather(draws, self.rows)
 
     def seed(self, stream: int, step) -> tf.Tensor:
         return _seed(self.config, stream, step + self.skipped)
@@ -201,7 +232,7 @@ class _Schedule:
             step: int64 scalar.
         """
         config, stage = self.config, self.stage(step)
-        batch, classes = config.train.batch_size, config.model.num_classes
+        batch, classes = len(self.rows), config.model.num_classes
         images = _augment(
             config,
             preprocessing.to_rgb(images),
@@ -220,12 +251,14 @@ class _Schedule:
 
 
 def mixer(
-    config: ml_collections.ConfigDict, stages: Sequence[Stage]
+    config: ml_collections.ConfigDict,
+    stages: Sequence[Stage],
+    rows: np.ndarray | None = None,
 ) -> Callable | None:
     """Returns Mixup and CutMix as a function of (images, labels, step).
 
-    None if no stage has them. See `mixing.mix` for images and labels; step is
-    an int64 scalar.
+    None if no stage has them. See `mixing.mix` for images, labels and rows;
+    step is an int64 scalar.
     """
     alphas = [[stage.mixup_alpha, stage.cutmix_alpha] for stage in stages]
     if not np.any(alphas):
@@ -236,7 +269,15 @@ def mixer(
     def mix(images, labels, step):
         mixup_alpha, cutmix_alpha = tf.unstack(alphas[order[step]])
         seed = _seed(config, _MIX, step)
-        return mixing.mix(images, labels, seed, mixup_alpha, cutmix_alpha)
+        return mixing.mix(
+            images,
+            labels,
+            seed,
+            mixup_alpha,
+            cutmix_alpha,
+            rows,
+            config.train.batch_size,
+        )
 
     return mix
 
@@ -261,6 +302,7 @@ def training_dataset(
     stages: Sequence[Stage],
     first_step: int = 0,
     skipped: int = 0,
+    part: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Returns the batches of all steps from `first_step` on.
 
@@ -273,12 +315,17 @@ def training_dataset(
         skipped: batches of data that were left out before: a step takes the
             batch that otherwise belongs to so many steps later, but keeps its
             stage.
+        part: (number, parts) of a batch, for one of several workers. The
+            parts of all workers together are the whole batch; where examples
+            come from shards each worker reads shards of its own.
 
     Returns:
-        A dataset of (images, labels): float32 [batch, size, size, 3], with
-        the size of the stage, and float32 [batch, classes].
+        A dataset of (images, labels): float32 [batch / parts, size, size, 3],
+        with the size of the stage, and float32 [batch / parts, classes].
     """
-    schedule = _Schedule(config, plan, stages, skipped)
+    schedule = _Schedule(config, plan, stages, skipped, part)
+    if isinstance(source, StreamSource):
+        source = source.part(*part)
     steps = tf.data.Dataset.range(first_step, plan.total_steps)
     if isinstance(source, ArraySource):
         dataset = _from_arrays(source, schedule, steps)
@@ -308,7 +355,7 @@ def _from_encoded(
     steps,
     first_step: int,
 ):
-    batch = schedule.config.train.batch_size
+    batch = len(schedule.rows)
     draws = in_parallel(
         steps,
         lambda step: (tf.repeat(step, batch), schedule.uniforms(step)),
@@ -362,7 +409,7 @@ def _shuffled_stream(
     records are read and parsed, but not decoded.
     """
     config, plan = schedule.config, schedule.plan
-    batch = config.train.batch_size
+    batch = len(schedule.rows)
     first_epoch, unused = divmod(
         first_step + schedule.skipped, plan.steps_per_epoch
     )
@@ -396,8 +443,9 @@ def _shuffled_stream(
         dataset = source.examples(
             in_parallel(windows, shuffle_window).unbatch()
         )
-        if source.is_good is not None:
-            # Others take the places of what is left out.
+        if source.is_good is not None or batch < config.train.batch_size:
+            # Others take the places of what is left out, or of what other
+            # workers' shards have more.
             dataset = dataset.repeat()
         dataset = dataset.take(length).apply(
             tf.data.experimental.assert_cardinality(length)

@@ -122,6 +122,20 @@ class StreamSource:
     def __len__(self) -> int:
         return self.num_images
 
+    def part(self, number: int, parts: int) -> "StreamSource":
+        """Returns every so many of the shards, for one of several workers.
+
+        Raises:
+            DataError: if there are fewer shards than parts.
+        """
+        if len(self.shards) < parts:
+            raise DataError(
+                f"{len(self.shards)} shards, {self.shards[0].path} the first, "
+                f"are fewer than the {parts} hosts, of which each reads files "
+                "of its own. Write more, smaller shards."
+            )
+        return dataclasses.replace(self, shards=self.shards[number::parts])
+
     def examples(self, serialized: tf.data.Dataset) -> tf.data.Dataset:
         """Parses records, and leaves out those that are not good."""
         dataset = in_parallel(serialized, self.parse)
@@ -212,8 +226,6 @@ def open_shards(
     info: DatasetInfo,
     split: Split,
     folder: pathlib.Path,
-    host: int = 0,
-    num_hosts: int = 1,
 ) -> StreamSource:
     """Finds the shards of a split.
 
@@ -222,11 +234,9 @@ def open_shards(
         split: with `files` and `shards`.
         folder: with the shards, or with a folder of the dataset's name that
             holds them.
-        host, num_hosts: which part of the shards is read: each host reads
-            files of its own.
 
     Raises:
-        DataError: if no file matches, or there are fewer shards than hosts.
+        DataError: if no file matches.
     """
     places = registry.shard_folders(info, folder)
     found = {place: sorted(place.glob(split.files)) for place in places}
@@ -243,18 +253,12 @@ def open_shards(
             f"{info.name}: of the {len(paths)} files {split.files} in "
             f"{place} none is left by shards {list(split.shards)}."
         )
-    if len(chosen) < num_hosts:
-        raise DataError(
-            f"{info.name}: {len(chosen)} shards {split.files} in {place} are "
-            f"fewer than the {num_hosts} hosts, of which each reads files of "
-            "its own. Write more, smaller shards."
-        )
 
     def parse(record):
         return _parse_example(record, info)
 
     return StreamSource(
-        [Shard(str(path)) for path in chosen[host::num_hosts]],
+        [Shard(str(path)) for path in chosen],
         parse,
         split.num_images,
         info.class_names,

@@ -9,6 +9,8 @@ from efficientnetv2.models.convolutions import runs_on_tensorflow_cpu
 class BatchNormalization(keras.layers.BatchNormalization):
     """Batch normalization on TensorFlow's fused kernel.
 
+    On several replicas the statistics are those of the whole batch.
+
     Same weights, same arguments and same numbers as
     `keras.layers.BatchNormalization`, which on the TensorFlow backend computes
     mean, squared difference and a dozen element-wise operations one by one.
@@ -29,7 +31,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
         plain = not training and runs_on_tensorflow_cpu()
         if plain or not self._can_fuse(inputs, mask):
             return super().call(inputs, training=training, mask=mask)
+        if training and _number_of_replicas() > 1:
+            return self._synchronized_call(inputs, mask)
         return self._fused_call(inputs, training)
+
+    def _synchronized_call(self, inputs, mask):
+        self.synchronized = True
+        try:
+            return super().call(inputs, training=True, mask=mask)
+        finally:
+            self.synchronized = False
 
     def _can_fuse(self, inputs, mask) -> bool:
         return (
@@ -73,6 +84,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
                     moving * self.momentum + batch * (1.0 - self.momentum)
                 )
         return outputs
+
+
+def _number_of_replicas() -> int:
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else context.num_replicas_in_sync
 
 
 def normalization(

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from efficientnetv2.errors import UserError
 from efficientnetv2.training import (
     callbacks,
     checkpoints,
+    distribution,
     evaluation,
     progressive,
     runs,
@@ -95,6 +97,12 @@ class Fitting:
                 self._roll_back(error)
             except tf.errors.ResourceExhaustedError as error:
                 self._use_less_memory(error)
+            except tf.errors.OpError as error:
+                if not distribution.is_lost_worker(error):
+                    raise
+                raise distribution.WorkerLost(
+                    "Another worker does not answer."
+                ) from error
 
     def _roll_back(self, error: callbacks.NotFiniteError) -> None:
         """Goes back to a checkpoint and leaves out the data since."""
@@ -156,7 +164,12 @@ class Fitting:
         epoch, first_step = plan.steps_per_epoch, self.step
         drawn = config.train.stage_order == "random"
         self.progress = callbacks.Progress(
-            run.stages, self.stage_of_steps, epoch, first_step, drawn
+            run.stages,
+            self.stage_of_steps,
+            epoch,
+            first_step,
+            drawn,
+            None if run.is_chief else open(os.devnull, "w"),
         )
         stage_setter = callbacks.Stages(
             run.stages,
@@ -166,9 +179,11 @@ class Fitting:
             drawn,
         )
         stage_setter.attach(self.trainer.network)
-        self.writer = tf.summary.create_file_writer(
-            str(run.model_dir / "tensorboard")
-        )
+        self.writer = tf.summary.create_noop_writer()
+        if run.is_chief:
+            self.writer = tf.summary.create_file_writer(
+                str(run.model_dir / "tensorboard")
+            )
         self.validation = None
         if self.validation_source is not None:
             self.validation = pipeline.evaluation_dataset(
@@ -197,14 +212,7 @@ class Fitting:
             for first, last in _chunks(first_step, plan.total_steps, epoch):
                 length = min(epoch, last - first)
                 self.trainer.fit(
-                    pipeline.training_dataset(
-                        self.train_source,
-                        config,
-                        plan,
-                        run.stages,
-                        first,
-                        self.history["skipped"],
-                    ),
+                    self._dataset(first),
                     initial_epoch=first // epoch,
                     epochs=first // epoch + -(-(last - first) // length),
                     steps_per_epoch=length,
@@ -217,6 +225,8 @@ class Fitting:
             self.writer.flush()
         self.step = plan.total_steps
         meta = self._meta(self.step)
+        if not run.is_chief:
+            return
         run.update_metrics(**meta["history"], steps=self.step)
         self.progress.log(
             f"Trained for {self.history['train_seconds'] / 60:.1f} minutes; "
@@ -224,8 +234,27 @@ class Fitting:
             "of their time."
         )
 
+    def _dataset(self, first_step: int):
+        """Returns the batches from a step on, for all replicas."""
+        run = self.run
+
+        def of_worker(number, workers):
+            return pipeline.training_dataset(
+                self.train_source,
+                run.config,
+                run.plan,
+                run.stages,
+                first_step,
+                self.history["skipped"],
+                (number, workers),
+            )
+
+        return distribution.distribute(run.strategy, of_worker)
+
     def _due(self, step: int) -> list[str]:
         """Returns what is to be done after so many steps."""
+        if not self.run.is_chief:
+            return []
         config, plan = self.run.config, self.run.plan
         epoch, every = plan.steps_per_epoch, config.checkpoint.every_steps
         done = step == plan.total_steps
@@ -256,6 +285,8 @@ class Fitting:
         return {"step": step, "history": history}
 
     def _save(self, step: int) -> None:
+        if not self.run.is_chief:
+            return
         checkpoints.save(
             self.run.model_dir,
             self.trainer.state_arrays(),

@@ -11,6 +11,7 @@ from efficientnetv2.data import faults, pipeline, registry
 from efficientnetv2.models import architecture, counting, weights
 from efficientnetv2.training import (
     checkpoints,
+    distribution,
     optimizers,
     progressive,
     runs,
@@ -22,6 +23,11 @@ from efficientnetv2.training.trainer import Trainer
 
 def build_trainer(run: runs.Run) -> Trainer:
     """Builds network, moving average and optimizer."""
+    with run.strategy.scope():
+        return _build_in_scope(run)
+
+
+def _build_in_scope(run: runs.Run) -> Trainer:
     config = run.config
     runs.set_up_runtime(config)
     model_config = config.model.to_dict()
@@ -103,12 +109,15 @@ def train(run: runs.Run) -> Trainer:
             written, or a loss that is not finite.
     """
     config = run.config
+    # Threads and machines are set before TensorFlow does anything.
+    runs.set_up_runtime(config)
+    distribution.check(run.strategy, config)
     left_out = faults.LeftOut(run.log)
     train_source = faults.load_split(
         config, config.train.split, left_out, run.log
     )
     validation_source = None
-    if config.eval.val_split:
+    if config.eval.val_split and run.is_chief:
         validation_source = faults.load_split(
             config, config.eval.val_split, left_out
         )

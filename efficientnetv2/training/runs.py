@@ -20,7 +20,7 @@ from efficientnetv2 import declarative, locks
 from efficientnetv2.config import RunPlan, run_plan
 from efficientnetv2.data import registry
 from efficientnetv2.errors import UserError
-from efficientnetv2.training import checkpoints, progressive
+from efficientnetv2.training import checkpoints, distribution, progressive
 
 METRICS = "metrics.json"
 CONFIG = "config.yaml"
@@ -42,6 +42,8 @@ class Run:
         stages: of progressive learning.
         model_dir: where the run leaves its files.
         log: prints one line.
+        is_chief: whether this process writes the run's files; of several
+            machines one does.
     """
 
     config: ml_collections.ConfigDict
@@ -49,6 +51,12 @@ class Run:
     stages: list[progressive.Stage]
     model_dir: pathlib.Path
     log: Callable[[str], None]
+    is_chief: bool = True
+
+    @property
+    def strategy(self) -> tf.distribute.Strategy:
+        """The devices and machines of the run."""
+        return distribution.make_strategy(self.config.runtime.strategy)
 
     @property
     def metrics_path(self) -> pathlib.Path:
@@ -166,13 +174,13 @@ def set_up_runtime(config: ml_collections.ConfigDict) -> None:
 
 
 def uses_xla(config: ml_collections.ConfigDict) -> bool:
-    """Returns `runtime.jit_compile`, by default on for GPU and TPU only."""
+    """Returns `runtime.jit_compile`, by default on for one GPU and for TPU."""
     if config.runtime.jit_compile is not None:
         return config.runtime.jit_compile
-    return bool(
-        tf.config.list_physical_devices("GPU")
-        or tf.config.list_physical_devices("TPU")
-    )
+    if tf.config.list_logical_devices("TPU"):
+        return True
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return replicas == 1 and bool(tf.config.list_logical_devices("GPU"))
 
 
 def environment() -> dict:

@@ -50,11 +50,17 @@ class Trainer(keras.Model):
         self.plan = plan
         self.micro_batch_size = config.train.micro_batch_size
         self.mix = mix
-        self.step = tf.Variable(0, dtype=tf.int64, name="step")
+        first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        self.step = tf.Variable(
+            0, trainable=False, dtype=tf.int64, name="step", aggregation=first
+        )
         with tf.device("CPU"):
             # Spent in `fit`: waiting for batches, and on them.
             self.seconds = tf.Variable(
-                [0.0, 0.0], trainable=False, dtype=tf.float64
+                [0.0, 0.0],
+                trainable=False,
+                dtype=tf.float64,
+                aggregation=first,
             )
         self.trained = _select(
             network.trainable_variables, config.train.varsexp
@@ -75,6 +81,13 @@ class Trainer(keras.Model):
     @property
     def metrics(self):
         return list(self.trackers.values())
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Does nothing: there is nothing left to build.
+
+        Keras would average a batch over all replicas for it, which it cannot
+        do over several machines.
+        """
 
     def make_train_function(self, force=False):
         """Makes the step of `fit`, which adds to `seconds`.
@@ -129,16 +142,29 @@ class Trainer(keras.Model):
             gradients, variables, coefficient, scale
         )
         gradients = self._clip(gradients, scale)
+        # Keras adds up what the replicas give it.
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas > 1:
+            gradients = [gradient / replicas for gradient in gradients]
         self.optimizer.apply(gradients, self.trained)
         self._update_ema(step)
         self.step.assign_add(1)
         top1, top5 = losses.hits(labels, logits)
-        return self._track(
-            loss=cross_entropy + l2,
-            cross_entropy=cross_entropy,
-            l2=l2,
-            top1=top1,
-            top5=top5,
+        values = {
+            "loss": cross_entropy + l2,
+            "cross_entropy": cross_entropy,
+            "l2": l2,
+            "top1": tf.reduce_mean(top1),
+            "top5": tf.reduce_mean(top5),
+        }
+        return self._track(**self._mean_of_replicas(values))
+
+    def _mean_of_replicas(self, values):
+        """Returns means over all replicas, in whatever structure."""
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return values
+        return tf.distribute.get_replica_context().all_reduce(
+            tf.distribute.ReduceOp.MEAN, values
         )
 
     def _accumulate(self, images, labels, variables, scale):
@@ -238,6 +264,7 @@ class Trainer(keras.Model):
         norm = self.config.train.gclip * scale
         if not self.config.train.gclip:
             return gradients
+        gradients = self._mean_of_replicas(gradients)
         gradients = [tf.clip_by_norm(gradient, norm) for gradient in gradients]
         return tf.clip_by_global_norm(gradients, norm)[0]
 
@@ -257,7 +284,13 @@ class Trainer(keras.Model):
     def _track(self, **values):
         for name, value in values.items():
             self.trackers[name].update_state(value)
-        return {name: metric.result() for name, metric in self.trackers.items()}
+        results = {name: each.result() for name, each in self.trackers.items()}
+        if isinstance(
+            self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy
+        ):
+            # Over which Keras takes the mean of the first axis.
+            results = {name: each[None] for name, each in results.items()}
+        return results
 
     def state(self) -> dict[str, tf.Variable]:
         """Returns all that a resumed run needs, by name."""
