@@ -415,23 +415,17 @@ def test_the_waiting_for_batches_is_measured(tiny_config, source, tmp_path):
     ]
     plan = RunPlan(200, 6, 6)
     batches = pipeline.training_dataset(source, config, plan, stages)
-    slow = batches.map(
-        lambda *batch: tf.py_function(
-            lambda *parts: time.sleep(0.2) or parts,
-            batch,
-            [tf.float32, tf.float32],
-        )
-    )
-
-    def restore_shapes(images, labels):
-        return tf.ensure_shape(images, [32, None, None, 3]), tf.ensure_shape(
-            labels, [32, 10]
-        )
-
     options = tf.data.Options()
     # Nothing is read while a step computes, so that all sleep is waiting.
     options.experimental_optimization.inject_prefetch = False
-    slow = slow.map(restore_shapes).with_options(options)
+    options.experimental_optimization.map_parallelization = False
+
+    def delay(images, labels):
+        slept = tf.numpy_function(lambda: time.sleep(0.2) or 0, [], tf.int64)
+        with tf.control_dependencies([slept]):
+            return tf.identity(images), tf.identity(labels)
+
+    slow = batches.map(delay).with_options(options)
     weights, seconds, traces = [], [], []
     for dataset in (batches, slow):
         trainer = loop.build_trainer(run)
