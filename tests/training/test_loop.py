@@ -269,7 +269,7 @@ def test_stages_drawn_at_random(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks.Stages, "on_train_batch_begin", record)
     interrupts = False
     text = _execute(config, tmp_path / "whole", mode="train")
-    assert text.count("drawn") == 3
+    assert text.count(" drawn  ") == 3
     plan = config_lib.run_plan(config)
     stages = progressive.build_stages(config, plan)
     order = progressive.stage_of_steps(config, stages)
