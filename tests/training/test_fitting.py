@@ -40,9 +40,7 @@ def _poison(monkeypatch, bad_steps):
     whole = pipeline.training_dataset
 
     def poisoned(source, config, plan, stages, first_step, skipped, part):
-        dataset = whole(
-            source, config, plan, stages, first_step, skipped, part
-        )
+        dataset = whole(source, config, plan, stages, first_step, skipped, part)
         numbers = tf.data.Dataset.range(
             first_step + skipped, plan.total_steps + skipped
         )
