@@ -42,7 +42,7 @@ ablation-report: setup
 		--output_dir=$(ABLATION_DIR)
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 fuzz: setup
 	$(BIN)/python -m tests.fuzz_readers --json=results/fuzz.json

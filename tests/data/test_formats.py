@@ -383,14 +383,12 @@ def test_bad_shards_are_named(tmp_path, source, kind, words):
 def test_hosts_read_files_of_their_own(tmp_path, source):
     _write_shards(tmp_path, source)
     info = sources.registry.load_info(_records_yaml(tmp_path / "mine.yaml"))
-    parts = [
-        sources.open_shards(info, info.splits["train"], tmp_path, host, 3)
-        for host in range(3)
-    ]
+    whole = sources.open_shards(info, info.splits["train"], tmp_path)
+    parts = [whole.part(host, 3) for host in range(3)]
     paths = [shard.path for part in parts for shard in part.shards]
     assert len(paths) == len(set(paths)) == 4
-    with pytest.raises(DataError, match=r"4 shards .* fewer than the 5 hosts"):
-        sources.open_shards(info, info.splits["train"], tmp_path, 0, 5)
+    with pytest.raises(DataError, match=r"4 shards, .* fewer than the 5 hosts"):
+        whole.part(0, 5)
 
 
 def test_tensorflow_datasets(tmp_path, source):
