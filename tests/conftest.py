@@ -95,11 +95,11 @@ def folder_run(tmp_path_factory, source):
     config = config_lib.load(
         str(root / "photos"),
         recipe="fashion_mnist",
-        hparam_str=f"{TINY},train.epochs=40,train.stages=1,train.lr_base=0.1,"
+        hparam_str=f"{TINY},train.epochs=24,train.stages=1,train.lr_base=0.1,"
         "train.label_smoothing=0,model.dropout_rate=0,model.survival_prob=1,"
         "data.augname=null,data.mixup_alpha=0,data.cutmix_alpha=0,"
         "train.lr_warmup_epoch=1,train.ema_decay=0.9,"
-        "data.transformations=null,eval.every_epochs=40",
+        "data.transformations=null,eval.every_epochs=24",
     )
     api.execute(config, root / "run", log=lambda _: None)
     return root / "run"

@@ -33,6 +33,8 @@ def _run(*arguments, cwd=None):
         (["train"], ["'train'", "--name=value"]),
         (["--mode=predict"], ["train_and_eval"]),
         (["--modl_name=x"], ["model_name"]),
+        (["--mode=export", "--formats=keras,onx"], ["'onnx'"]),
+        (["--formats=keras"], ["--mode=export"]),
         (["--model_dir={file}", "--hparam_str=" + TINY], ["is a file"]),
         (["--mode=eval", "--model_dir={tmp}/none"], ["no run", "none"]),
         (
@@ -81,6 +83,6 @@ def test_help_lists_the_flags():
         "dataset model_dir mode model_name recipe hparam_str data_dir seed "
         "checkpoint progressive_image_size adaptive_weight_decay "
         "adaptive_randaugment adaptive_mixing adaptive_dropout "
-        "adaptive_regularization"
+        "adaptive_regularization formats allow_disagreement"
     ).split():
         assert name in result.stdout

@@ -103,6 +103,28 @@ def test_mistakes_are_told_without_tensorflow(
         assert word in result.stderr, result.stderr
 
 
+def test_a_reader_that_ends_early():
+    """As `| head` does."""
+    program = """
+import sys
+sys.argv = ["-m"]
+from absl import app
+from efficientnetv2 import cli
+def run(words):
+    for number in range(100000):
+        print(number)
+app.run(cli.command(run, positional=True))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
+
+
 def test_where_models_are_looked_for(folder_run, tmp_path):
     assert locate.find_model(folder_run).kind == "run"
     assert locate.find_model(folder_run / "saved_model").kind == "saved_model"

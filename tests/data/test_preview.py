@@ -53,6 +53,7 @@ def test_captions():
         assert preview.caption(np.array(label, np.float32), names) == lines
 
 
+@pytest.mark.usefixtures("small_data")
 def test_a_sheet_shows_the_images_of_its_stage(tmp_path, source, tiny_config):
     config = tiny_config("train.stages=2,data.ram=10,data.cutmix_alpha=1")
     config = preview.with_batch_size(config, 8)

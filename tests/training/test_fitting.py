@@ -39,8 +39,8 @@ def _poison(monkeypatch, bad_steps):
     """Makes some batches of data, by their numbers, not finite."""
     whole = pipeline.training_dataset
 
-    def poisoned(source, config, plan, stages, first_step=0, skipped=0):
-        dataset = whole(source, config, plan, stages, first_step, skipped)
+    def poisoned(source, config, plan, stages, first_step, skipped, part):
+        dataset = whole(source, config, plan, stages, first_step, skipped, part)
         numbers = tf.data.Dataset.range(
             first_step + skipped, plan.total_steps + skipped
         )
@@ -152,15 +152,20 @@ def test_too_little_memory_is_answered_by_smaller_parts(
     assert "over 16 at a time" in text and "over 8 at a time" in text
     assert latest.meta["history"]["micro_batch_size"] == 8
     for name, array in expected.arrays.items():
-        np.testing.assert_allclose(
-            latest.arrays[name], array, atol=1e-3, err_msg=name
-        )
+        # Each part draws its own dropout, here of nothing.
+        if "seed_generator" not in name:
+            np.testing.assert_allclose(
+                latest.arrays[name], array, atol=1e-3, err_msg=name
+            )
 
 
 def test_too_little_memory_for_one_image(tiny_config, tmp_path, monkeypatch):
     _limit_memory(monkeypatch, 0)
     with pytest.raises(fitting.OutOfMemoryError, match="with 1 images"):
-        _train(tiny_config(f"{SHORT},train.batch_size=4"), tmp_path)
+        _train(
+            tiny_config(f"{SHORT},train.batch_size=4,train.batch_parts=1"),
+            tmp_path,
+        )
 
 
 def test_a_second_process_on_one_model_dir_is_refused(tiny_config, tmp_path):
