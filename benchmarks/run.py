@@ -22,8 +22,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-from efficientnetv2.training import checkpoints
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 PACKAGES = ("tensorflow", "keras", "numpy")
@@ -385,6 +383,7 @@ def main() -> None:
     for name in chosen:
         if name not in names:
             parser.error(f"--only: {name!r} is none of {', '.join(names)}")
+    pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     content = {
         "command": " ".join(["python", *sys.argv]),
         "machine": machine(),
@@ -397,8 +396,9 @@ def main() -> None:
                 run_comparison(comparison, options.repeats)
             )
             # What has been measured is kept, whatever comes.
-            checkpoints.write_json(f"{options.out}.json", content)
-            checkpoints.write_text(f"{options.out}.md", markdown(content))
+            text = json.dumps(content, indent=1) + "\n"
+            pathlib.Path(f"{options.out}.json").write_text(text)
+            pathlib.Path(f"{options.out}.md").write_text(markdown(content))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,9 @@ def _import_timm():
             "torchvision.transforms.functional",
         ):
             sys.modules[name] = _Absent(name)
+            parent, _, child = name.rpartition(".")
+            if parent:
+                setattr(sys.modules[parent], child, sys.modules[name])
     import timm
 
     return timm

@@ -64,9 +64,14 @@ def measure_stage(
         multiply-add; and 'peak_memory' of this process in bytes.
 
     Raises:
-        UserError: for data that cannot be had.
+        UserError: for data that cannot be had, or several replicas.
     """
     run = runs.make_run(config, "", lambda _: None)
+    if run.strategy.num_replicas_in_sync > 1:
+        raise UserError(
+            "The speed is measured on one device; add "
+            "--hparam_str=runtime.strategy=gpu or cpu."
+        )
     source = faults.load_split(
         config, config.train.split, faults.LeftOut(run.log)
     )
