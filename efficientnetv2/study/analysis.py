@@ -146,7 +146,7 @@ class Analysis:
                     "common yet.",
                 ),
             )
-        accuracy = difference.is_above_zero()
+        accuracy = difference.is_above(-(hypothesis.margin or 0.0))
         reasons = [self._accuracy_sentence(hypothesis, difference, accuracy)]
         verdict = accuracy
         if hypothesis.test == "faster":
@@ -160,13 +160,9 @@ class Analysis:
             f"Top-1 of '{self.title(hypothesis.arm)}' minus that of "
             f"'{self.title(hypothesis.against)}': {points(difference)} points "
             f"({pairs(difference.n)}). "
-        ) + {
-            intervals.YES: "It is more accurate.",
-            intervals.NO: "It is less accurate.",
-            intervals.NOISE: "The interval contains 0: these seeds do not show "
-            "which of the two is more accurate.",
-            intervals.UNDECIDED: "An interval needs two seeds.",
-        }[accuracy]
+        ) + _ACCURACY[bool(hypothesis.margin)][accuracy].format(
+            margin=hypothesis.margin
+        )
 
     def _time_sentences(self, hypothesis) -> tuple[str, list[str]]:
         """Returns whether a hypothesis' time holds, and the sentences."""
@@ -192,6 +188,28 @@ class Analysis:
             # It may reach the accuracy before its own end.
             verdict = intervals.interval(reached).is_at_most(limit)
         return verdict, sentences
+
+
+_UNDECIDED = "An interval needs two seeds."
+# Whether a hypothesis has a margin, and what the interval says.
+_ACCURACY = {
+    False: {
+        intervals.YES: "It is more accurate.",
+        intervals.NO: "It is less accurate.",
+        intervals.NOISE: "The interval contains 0: these seeds do not show "
+        "which of the two is more accurate.",
+        intervals.UNDECIDED: _UNDECIDED,
+    },
+    True: {
+        intervals.YES: "It reaches that accuracy, within the margin of "
+        "{margin:g} points that was declared.",
+        intervals.NO: "It is less accurate by more than the margin of "
+        "{margin:g} points that was declared.",
+        intervals.NOISE: "The interval contains -{margin:g}, the margin that "
+        "was declared: these seeds do not show whether it is that close.",
+        intervals.UNDECIDED: _UNDECIDED,
+    },
+}
 
 
 def curve(result: Mapping) -> tuple[list[float], list[float]]:

@@ -57,6 +57,8 @@ class Hypothesis:
             'faster': `arm` reaches it in `max_time_ratio` of the time.
         arm, against: names of arms.
         max_time_ratio: of 'faster', in (0, 1].
+        margin: of 'faster': a top-1 that is lower by less than so many points
+            counts as reached.
     """
 
     claim: str
@@ -64,6 +66,7 @@ class Hypothesis:
     arm: str
     against: str
     max_time_ratio: float | None = None
+    margin: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +244,16 @@ def _parse_hypothesis(content, where: str, names: list[str]) -> Hypothesis:
         raise ConfigError(
             f"{where}: 'max_time_ratio', above 0 and at most 1, belongs to the "
             f"test 'faster'; it is {ratio!r} in the test {values['test']!r}."
+        )
+    margin = values.get("margin")
+    if margin is not None and (
+        values["test"] != "faster"
+        or not isinstance(margin, (int, float))
+        or margin < 0
+    ):
+        raise ConfigError(
+            f"{where}: 'margin', points of top-1 from 0, belongs to the test "
+            f"'faster'; it is {margin!r} in the test {values['test']!r}."
         )
     return Hypothesis(**values)
 

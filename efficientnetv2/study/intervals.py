@@ -30,13 +30,13 @@ class Interval:
     low: float
     high: float
 
-    def is_above_zero(self) -> str:
-        """Returns YES, NO or, if the interval contains 0, NOISE."""
+    def is_above(self, limit: float = 0.0) -> str:
+        """Returns YES, NO or, if the interval contains the limit, NOISE."""
         if self.n < 2:
             return UNDECIDED
-        if self.low > 0:
+        if self.low > limit:
             return YES
-        return NO if self.high < 0 else NOISE
+        return NO if self.high < limit else NOISE
 
     def is_at_most(self, limit: float) -> str:
         """Returns YES, NO or, if the interval contains the limit, NOISE."""

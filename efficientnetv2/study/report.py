@@ -196,7 +196,7 @@ def _main_table(analysis: Analysis) -> Table:
         if arm != base and base in analysis.arms:
             found = analysis.difference(arm, base)
             difference = points(found) if found.n else "-"
-            reading = _READINGS[found.is_above_zero()]
+            reading = _READINGS[found.is_above()]
             ratio = _ratio(analysis.time_ratio(arm, base))
         elif arm != base:
             reading = "-"

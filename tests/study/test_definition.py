@@ -56,6 +56,7 @@ def _changed(path: str, value):
         ("hypotheses/0/test", "beter", ["'better'"]),
         ("hypotheses/0/max_time_ratio", 0.7, ["max_time_ratio", "'faster'"]),
         ("hypotheses/0/test", "faster", ["max_time_ratio"]),
+        ("hypotheses/0/margin", 0.5, ["margin", "'faster'"]),
         ("inference_batch_size", 0, ["inference_batch_size", "at least 1"]),
     ],
 )

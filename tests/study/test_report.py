@@ -43,7 +43,7 @@ def test_pairs_are_by_seed():
 )
 def test_what_an_interval_says(values, above_zero, at_most_one):
     found = intervals.interval(values)
-    assert found.is_above_zero() == above_zero
+    assert found.is_above() == above_zero
     assert found.is_at_most(1.0) == at_most_one
 
 
@@ -142,6 +142,25 @@ def test_faster(small, tops, seconds, validation, verdict, words):
     ]
     much = [_result(b, 100, (0.8, 0.9)) for _, b in tops]
     found = _judge(small, little, much, test="faster", max_time_ratio=0.7)
+    assert found.verdict == verdict
+    assert words in " ".join(found.reasons)
+
+
+@pytest.mark.parametrize(
+    ("margin", "verdict", "words"),
+    [
+        (None, intervals.NO, "less accurate"),
+        (0.1, intervals.NOISE, "contains -0.1, the margin"),
+        (0.01, intervals.NO, "by more than the margin of 0.01 points"),
+        (0.5, intervals.YES, "within the margin of 0.5 points"),
+    ],
+)
+def test_a_margin_of_accuracy(small, margin, verdict, words):
+    little = [_result(top1, 60) for top1 in (90.0, 90.05, 90.1)]
+    much = [_result(top1, 100) for top1 in (90.1, 90.1, 90.2)]
+    found = _judge(
+        small, little, much, test="faster", max_time_ratio=0.7, margin=margin
+    )
     assert found.verdict == verdict
     assert words in " ".join(found.reasons)
 
