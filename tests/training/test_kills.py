@@ -14,7 +14,7 @@ from tests.conftest import TINY
 
 KILLS = 20
 # Of one life of a process, which needs a part of this for its first step.
-MOST_SECONDS = 8.0
+MOST_SECONDS = 6.0
 OVERRIDES = (
     "train.epochs=40,train.stages=4,train.batch_size=20,data.cutmix_alpha=1,"
     "model.survival_prob=0.8,data.aug_prob=1,checkpoint.every_steps=3,"
