@@ -2,26 +2,67 @@
 
 import importlib
 import sys
+from typing import TYPE_CHECKING
+
+import wrapt
+
+if TYPE_CHECKING:
+    from efficientnetv2.api import evaluate, export, train
+    from efficientnetv2.config import load as load_config
+    from efficientnetv2.serving.predict import predict
+    from efficientnetv2.zoo import (
+        build_model,
+        feature_pyramid,
+        load_weights,
+        to_keras_applications,
+        to_reference_checkpoint,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "build_model",
+    "evaluate",
+    "export",
     "feature_pyramid",
+    "load_config",
     "load_weights",
+    "predict",
     "to_keras_applications",
     "to_reference_checkpoint",
+    "train",
 ]
+
+_MODULES = {
+    "load_config": ("config", "load"),
+    "train": ("api", "train"),
+    "evaluate": ("api", "evaluate"),
+    "export": ("api", "export"),
+    "predict": ("serving.predict", "predict"),
+}
+# The first imports the others.
+_WITH_LAYERS = ("blocks", "convolutions", "normalization")
 
 
 def __getattr__(name: str):
-    if name in __all__:
-        return getattr(importlib.import_module("efficientnetv2.zoo"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _MODULES.get(name, ("zoo", name))
+    module = importlib.import_module(f"{__name__}.{module}")
+    return getattr(module, attribute)
 
 
-# Imported by a program, the layers are registered at once, so that
-# `keras.models.load_model` knows them. The commands (`python -m
-# efficientnetv2.main`, during whose search argv[0] is '-m') show a mistake in
-# their flags first, without waiting for TensorFlow.
-if sys.argv[:1] != ["-m"]:
-    from efficientnetv2 import zoo as _zoo  # noqa: F401
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+@wrapt.when_imported("keras")
+def _register_layers(_) -> None:
+    """Lets `keras.models.load_model` know the layers of this package.
+
+    Keras is not imported for it: whoever loads a model imports it, before
+    this package or after. Where one of the modules with layers imports Keras,
+    it is about to register them itself.
+    """
+    modules = [f"{__name__}.models.{name}" for name in _WITH_LAYERS]
+    if not any(name in sys.modules for name in modules):
+        importlib.import_module(modules[0])

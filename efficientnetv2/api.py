@@ -1,4 +1,9 @@
-"""The modes of the command line, as functions."""
+"""The modes of the command line, as functions.
+
+config = efficientnetv2.load_config("fashion_mnist")
+metrics = efficientnetv2.train(config, "runs/fashion_mnist")
+print(metrics["test"]["top1"])
+"""
 
 import os
 import pathlib
@@ -7,13 +12,105 @@ from collections.abc import Callable, Sequence
 import keras
 import ml_collections
 
+from efficientnetv2 import config as config_lib
 from efficientnetv2.data import preview, registry
 from efficientnetv2.models import architecture
-from efficientnetv2.serving import export
+from efficientnetv2.serving import export as export_lib
 from efficientnetv2.serving.spec import ServingSpec
 from efficientnetv2.training import checkpoints, distribution, loop, runs
 
 WorkerLost = distribution.WorkerLost
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    model_dir: str | os.PathLike,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    log: Callable[[str], None] = print,
+) -> dict:
+    """Trains, evaluates and exports a SavedModel, as `--mode=train_and_eval`.
+
+    Goes on with an interrupted run; returns at once if it is finished.
+
+    Args:
+        config: from `efficientnetv2.load_config`.
+        model_dir: folder of the run.
+        callbacks: of Keras, called besides the run's own.
+        log: prints one line.
+
+    Returns:
+        The content of metrics.json: 'test' with 'top1', 'top5' and 'images',
+        'evaluations' (the curve), 'train_seconds' and more.
+
+    Raises:
+        UserError: for data that cannot be had, a model_dir that cannot be
+            written or belongs to another run, or a loss that is not finite.
+    """
+    run = runs.make_run(config, model_dir, log)
+    run.callbacks = callbacks
+    _train(run, "train_and_eval")
+    return run.read_metrics()
+
+
+def evaluate(
+    model_dir: str | os.PathLike,
+    checkpoint: str | None = None,
+    hparam_str: str = "",
+    log: Callable[[str], None] = print,
+) -> dict:
+    """Evaluates the averaged weights of a run on every image of `eval.split`.
+
+    Args:
+        model_dir: folder of the run.
+        checkpoint: 'best' (default), 'last', a step or a file.
+        hparam_str: overrides, such as 'eval.split=minival'.
+        log: prints one line.
+
+    Returns:
+        'top1' and 'top5' in [0, 1], 'cross_entropy', 'images', 'checkpoint',
+        'step' and 'split'.
+
+    Raises:
+        UserError: if there is no such run, checkpoint or data.
+    """
+    run = _run_of(model_dir, hparam_str, log)
+    return loop.evaluate_checkpoint(run, checkpoint)
+
+
+def export(
+    model_dir: str | os.PathLike,
+    formats: Sequence[str] = ("saved_model",),
+    checkpoint: str | None = None,
+    allow_disagreement: bool = False,
+    log: Callable[[str], None] = print,
+) -> dict[str, dict]:
+    """Writes a run's model in formats of `--formats` into its folder.
+
+    Args:
+        model_dir: folder of the run.
+        formats: of 'saved_model', 'keras', 'litert' and 'onnx'.
+        checkpoint: 'best' (default), 'last', a step or a file.
+        allow_disagreement: write also what differs too much from Keras.
+        log: prints one line.
+
+    Returns:
+        Name of what is written, such as 'int8', to its facts: 'file',
+        'bytes', 'agreement' and 'accuracy' on the images compared.
+
+    Raises:
+        UserError: for an unknown format, a package that it needs and that is
+            not installed, or a format that differs too much, after the others
+            are written.
+    """
+    run = _run_of(model_dir, "", log)
+    return export_run(run, checkpoint, formats, allow_disagreement)
+
+
+def _run_of(model_dir, hparam_str, log) -> runs.Run:
+    """Returns the run that a folder holds."""
+    saved = config_lib.read_saved(model_dir)
+    config = config_lib.load(hparam_str=hparam_str, saved=saved)
+    return runs.make_run(config, model_dir, log)
 
 
 def execute(
@@ -33,10 +130,10 @@ def execute(
         mode: 'train_and_eval', 'train', 'eval', 'report' or 'export'.
         checkpoint: for all but training, see `checkpoints.find`.
         log: prints one line.
-        formats, allow_disagreement: for 'export', see `export.export`.
+        formats, allow_disagreement: for 'export', see `serving.export.export`.
 
     Raises:
-        UserError: see `loop` and `export`.
+        UserError: see `train`, `evaluate` and `export`.
     """
     run = runs.make_run(config, model_dir, log)
     if mode == "eval":
@@ -49,17 +146,22 @@ def execute(
     if mode == "export":
         export_run(run, checkpoint, formats, allow_disagreement)
         return
-    runs.set_up_runtime(config)
+    _train(run, mode)
+
+
+def _train(run: runs.Run, mode: str) -> None:
+    # Threads and machines are set before TensorFlow does anything.
+    runs.set_up_runtime(run.config)
     run.is_chief = distribution.is_chief(run.strategy)
     if not run.is_chief:
         run.log = _silent
         loop.train(run)
         return
     with runs.claimed(run):
-        _train(run, mode)
+        _train_as_chief(run, mode)
 
 
-def _train(run: runs.Run, mode: str) -> None:
+def _train_as_chief(run: runs.Run, mode: str) -> None:
     metrics, split = run.read_metrics(), run.config.eval.split
     if metrics.get("finished"):
         run.log(
@@ -116,7 +218,7 @@ def export_saved_model(run: runs.Run) -> pathlib.Path:
     """Exports the best checkpoint to saved_model/, as training ends with."""
     network, found = _network(run, None)
     spec = ServingSpec.from_config(run.config, _class_names(run))
-    folder = export.export_saved_model(
+    folder = export_lib.export_saved_model(
         network, spec, run.model_dir / "saved_model"
     )
     run.log(f"Exported {found.path.name} to {folder}")
@@ -128,20 +230,23 @@ def export_run(
     checkpoint: str | None,
     formats: Sequence[str],
     allow_disagreement: bool,
-) -> None:
+) -> dict[str, dict]:
     """Exports a checkpoint, and keeps in metrics.json how it compares.
 
     Args:
         run: of the checkpoint.
         checkpoint: see `checkpoints.find`.
-        formats, allow_disagreement: see `export.export`.
+        formats, allow_disagreement: see `serving.export.export`.
+
+    Returns:
+        What is written, name to facts.
 
     Raises:
         ExportError: if an export differs too much from Keras, after the
             others are in place.
     """
     network, found = _network(run, checkpoint)
-    written, faults = export.export(
+    written, faults = export_lib.export(
         network,
         run.config,
         _class_names(run),
@@ -156,7 +261,8 @@ def export_run(
     run.update_metrics(exports={**before, **written})
     if faults:
         text = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
-        raise export.ExportError(
+        raise export_lib.ExportError(
             f"{text}. Not written; --allow_disagreement writes it nevertheless."
         )
     run.log(f"Exported {found.path.name} to {run.model_dir}")
+    return written

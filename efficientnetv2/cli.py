@@ -11,6 +11,35 @@ from absl import flags, logging
 from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import UserError
 
+# The flags that are defined here belong to the command that calls.
+flags.disclaim_key_flags()
+
+
+def define_run_flags() -> None:
+    """Defines the flags that say which run is meant."""
+    flags.DEFINE_string(
+        "dataset", None, "Name in datasets/, such as fashion_mnist."
+    )
+    flags.DEFINE_string(
+        "model_name", None, "Name in hparams/models/; default: the recipe's."
+    )
+    flags.DEFINE_string(
+        "recipe",
+        None,
+        "Name in hparams/recipes/, or a YAML file; default: the dataset's.",
+    )
+    flags.DEFINE_string(
+        "hparam_str",
+        "",
+        "Overrides, such as train.batch_size=64,data.ram=10, or a YAML file; "
+        "hparams/base.yaml lists all options.",
+    )
+    flags.DEFINE_string(
+        "data_dir",
+        None,
+        "Folder of the data; default: ~/.cache/efficientnetv2.",
+    )
+
 
 def command(
     run: Callable[..., int | None],

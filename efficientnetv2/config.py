@@ -8,6 +8,8 @@ combination. A configuration is data: nothing here is ever executed.
 import ast
 import dataclasses
 import math
+import os
+import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +27,9 @@ from efficientnetv2.declarative import (
 )
 from efficientnetv2.errors import nearest
 from efficientnetv2.models.block_strings import BlockArgs
+
+# Of a run, in its folder.
+FILE = "config.yaml"
 
 # Options that may be null, and the type of their other values.
 _NULLABLE = {
@@ -396,6 +401,21 @@ def load(
     return config.lock()
 
 
+def read_saved(model_dir: str | os.PathLike) -> dict:
+    """Returns the content of a run's `config.yaml`, for `load`.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    path = pathlib.Path(model_dir) / FILE
+    if not path.exists():
+        raise ConfigError(
+            f"There is no run in {model_dir}: {path} is missing. Train first, "
+            "or name another --model_dir."
+        )
+    return read_yaml(path)
+
+
 def load_model(name: str, options: Mapping[str, Any]) -> dict[str, dict]:
     """Returns the configuration of a model alone, section to options.
 
@@ -536,15 +556,28 @@ def to_yaml(config: ml_collections.ConfigDict) -> str:
     return yaml.safe_dump(config.to_dict(), sort_keys=False)
 
 
-def differences(old: Mapping, new: Mapping) -> list[tuple[str, Any, Any]]:
+def differences(
+    old: Mapping, new: Mapping, free: tuple[str, ...] = ()
+) -> list[tuple[str, Any, Any]]:
     """Returns (option, old value, new value) of what differs.
 
     Args:
         old, new: nested mappings, such as two loaded `config.yaml`.
+        free: beginnings of options that may differ, see `FREE_OPTIONS`.
     """
     old, new = _flatten(old), _flatten(new)
     return [
         (key, old.get(key, "(not set)"), new.get(key, "(not set)"))
         for key in sorted(old.keys() | new.keys())
         if old.get(key, "(not set)") != new.get(key, "(not set)")
+        and not key.startswith(free)
     ]
+
+
+def format_differences(
+    changed: list[tuple[str, Any, Any]], new_is: str = "now"
+) -> str:
+    """Returns a line for each of `differences`, for an error."""
+    return "\n".join(
+        f"  {key}: {old!r} there, {new!r} {new_is}" for key, old, new in changed
+    )

@@ -11,7 +11,7 @@ import sys
 
 from absl import app, flags
 
-from efficientnetv2 import cli, declarative
+from efficientnetv2 import cli
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
 from efficientnetv2.serving import formats
@@ -47,30 +47,11 @@ _REGULARIZATION = [
 ]
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "dataset", None, "Name in datasets/, such as fashion_mnist."
-)
+cli.define_run_flags()
 flags.DEFINE_string(
     "model_dir", None, "Folder of the run: checkpoints, curves, SavedModel."
 )
 flags.DEFINE_enum("mode", "train_and_eval", MODES, "What to do.")
-flags.DEFINE_string(
-    "model_name", None, "Name in hparams/models/; default: the recipe's."
-)
-flags.DEFINE_string(
-    "recipe",
-    None,
-    "Name in hparams/recipes/, or a YAML file; default: the dataset's.",
-)
-flags.DEFINE_string(
-    "hparam_str",
-    "",
-    "Overrides, such as train.batch_size=64,data.ram=10, or a YAML file; "
-    "hparams/base.yaml lists all options.",
-)
-flags.DEFINE_string(
-    "data_dir", None, "Folder of the data; default: ~/.cache/efficientnetv2."
-)
 flags.DEFINE_enum(
     "strategy",
     None,
@@ -123,13 +104,7 @@ def _load_config():
     saved = None
     if not FLAGS.mode.startswith("train"):
         # A run knows its own configuration.
-        path = os.path.join(FLAGS.model_dir, "config.yaml")
-        if not os.path.exists(path):
-            raise UserError(
-                f"There is no run in {FLAGS.model_dir}: {path} is missing. "
-                "Train first, or name another --model_dir."
-            )
-        saved = declarative.read_yaml(path)
+        saved = config_lib.read_saved(FLAGS.model_dir)
     return config_lib.load(
         dataset=FLAGS.dataset,
         model_name=FLAGS.model_name,

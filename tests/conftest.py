@@ -103,3 +103,17 @@ def folder_run(tmp_path_factory, source):
     )
     api.execute(config, root / "run", log=lambda _: None)
     return root / "run"
+
+
+def trainer_and_batch(config, source, folder):
+    """Returns a trainer that has made fifty steps, and a batch for it."""
+    from efficientnetv2.data import pipeline
+    from efficientnetv2.training import loop, runs
+
+    run = runs.make_run(config, folder, print)
+    trainer = loop.build_trainer(run)
+    trainer.step.assign(50)
+    trainer.optimizer.iterations.assign(50)
+    plan = config_lib.RunPlan(200, 6, run.plan.total_steps)
+    dataset = pipeline.training_dataset(source, config, plan, run.stages)
+    return trainer, next(iter(dataset))

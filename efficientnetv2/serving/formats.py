@@ -3,7 +3,8 @@
 import importlib.util
 from collections.abc import Sequence
 
-from efficientnetv2.errors import UserError, nearest
+from efficientnetv2.declarative import suggest
+from efficientnetv2.errors import UserError
 
 # Format to the packages that it needs beyond the project's own: the name by
 # which a package is imported, and by which it is installed.
@@ -26,10 +27,8 @@ def check(formats: Sequence[str]) -> None:
         raise UserError(f"No format is named. Known: {', '.join(FORMATS)}.")
     for name in formats:
         if name not in FORMATS:
-            near = nearest(name, FORMATS)
-            hint = f" Did you mean {near!r}?" if near else ""
             raise UserError(
-                f"Unknown format {name!r}.{hint} Known: {', '.join(FORMATS)}."
+                f"Unknown format {name!r}." + suggest(name, list(FORMATS))
             )
         missing = [
             package

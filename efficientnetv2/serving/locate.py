@@ -6,12 +6,10 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from efficientnetv2 import declarative
+from efficientnetv2 import config, declarative
 from efficientnetv2.data import folders
 from efficientnetv2.errors import DataError, UserError, nearest
 from efficientnetv2.training import checkpoints
-
-CONFIG = "config.yaml"
 
 
 class ModelError(UserError):
@@ -72,7 +70,7 @@ def _find_model(model: str) -> Location:
         return Location("keras", str(path))
     if (path / "saved_model.pb").is_file():
         return Location("saved_model", str(path))
-    if checkpoints.folder(path).is_dir() and (path / CONFIG).is_file():
+    if checkpoints.folder(path).is_dir() and (path / config.FILE).is_file():
         return Location("run", str(path))
     known = declarative.names("models")
     if model in known:
@@ -80,7 +78,7 @@ def _find_model(model: str) -> Location:
     if path.is_dir():
         raise ModelError(
             f"There is no model in {path}: neither saved_model.pb (a "
-            f"SavedModel) nor {CONFIG} and {checkpoints.FOLDER}/ (a run)."
+            f"SavedModel) nor {config.FILE} and {checkpoints.FOLDER}/ (a run)."
         )
     if path.exists():
         raise ModelError(

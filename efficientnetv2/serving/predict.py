@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative, zoo
+from efficientnetv2 import zoo
 from efficientnetv2.data import faults, preprocessing, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture
@@ -76,7 +76,8 @@ def predict(
             a run, name of a model with published weights, or what `load`
             returned.
         images: one or several of: a path; the bytes of a JPEG, PNG, GIF, BMP
-            or WebP; an array uint8 [height, width, 3].
+            or WebP; an array uint8 [height, width, 3]. Or an array uint8
+            [images, height, width, 3].
         top: how many classes to return of each image, the likeliest first.
         batch_size: images at a time.
         checkpoint: of a run: best (default), last, a step or a file.
@@ -90,7 +91,8 @@ def predict(
         DataError: for an image that cannot be read, which is named.
         UserError: for a model that cannot be had.
     """
-    if isinstance(images, (str, os.PathLike, bytes, np.ndarray)):
+    several = isinstance(images, np.ndarray) and images.ndim == 4
+    if isinstance(images, Image) and not several:
         images = [images]
     if not isinstance(model, Classifier):
         model = load(model, checkpoint, weights)
@@ -239,7 +241,7 @@ def _from_keras(found: Location):
 
 
 def _from_run(found: Location, checkpoint: str | None):
-    saved = declarative.read_yaml(found.path / locate.CONFIG)
+    saved = config_lib.read_saved(found.path)
     try:
         # What has no part in predictions, above all the data, may be gone.
         config = config_lib.load_model(
@@ -249,21 +251,15 @@ def _from_run(found: Location, checkpoint: str | None):
             config[section] |= saved[section]
     except (KeyError, TypeError) as error:
         raise ServingError(
-            f"{found.path / locate.CONFIG} is not of a run: no {error}."
+            f"{found.path / config_lib.FILE} is not of a run: no {error}."
         ) from None
-    names = _class_names(config["data"]["ds_name"], found.path)
+    names = runs.read_class_names(found.path)
+    if names is None:
+        names = registry.load_info(config["data"]["ds_name"]).class_names
     network = architecture.build(config["model"])
     best = checkpoints.load(checkpoints.find(found.path, checkpoint))
     loop.load_averaged(network, best)
     return network, ServingSpec.from_config(config, names)
-
-
-def _class_names(dataset: str, model_dir: pathlib.Path) -> Sequence[str]:
-    """Returns what training left, else what the dataset says."""
-    left = model_dir / runs.CLASS_NAMES
-    if left.is_file():
-        return left.read_text(encoding="utf-8").split("\n")[:-1]
-    return registry.load_info(dataset).class_names
 
 
 def _published(name: str, weights: str):

@@ -29,25 +29,7 @@ FLAGS = flags.FLAGS
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string(
-        "dataset", None, "Name in datasets/, such as fashion_mnist."
-    )
-    flags.DEFINE_string(
-        "model_name", None, "Name in hparams/models/; default: the recipe's."
-    )
-    flags.DEFINE_string(
-        "recipe",
-        None,
-        "Name in hparams/recipes/, or a YAML file; default: the dataset's.",
-    )
-    flags.DEFINE_string(
-        "hparam_str", "", "Overrides, or a YAML file, as of the main program."
-    )
-    flags.DEFINE_string(
-        "data_dir",
-        None,
-        "Folder of the data; default: ~/.cache/efficientnetv2.",
-    )
+    cli.define_run_flags()
     flags.DEFINE_integer(
         "steps", 30, "Training steps of each measurement.", lower_bound=1
     )

@@ -26,7 +26,6 @@ import ml_collections
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import declarative
 from efficientnetv2.declarative import ConfigError, suggest
-from efficientnetv2.errors import nearest
 
 TESTS = ("better", "faster")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -185,11 +184,8 @@ def _fields(content, kind, where: str, left_out: Iterable[str] = ()) -> dict:
     values = {}
     for key, value in content.items():
         if key not in valid:
-            near = nearest(str(key), valid)
-            hint = f" Did you mean {near!r}?" if near else ""
             raise ConfigError(
-                f"{where}: unknown option {key!r}.{hint} Known: "
-                f"{', '.join(valid)}."
+                f"{where}: unknown option {key!r}." + suggest(str(key), valid)
             )
         text = fields[key].type in (str, str | None)
         if text and not (

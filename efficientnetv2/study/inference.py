@@ -12,7 +12,7 @@ import time
 
 from absl import app, flags
 
-from efficientnetv2 import cli, declarative
+from efficientnetv2 import cli
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
 
@@ -44,8 +44,7 @@ def measure(model_dir: str | os.PathLike, batch_size: int) -> dict:
     from efficientnetv2.models import architecture
     from efficientnetv2.training import checkpoints, loop, runs
 
-    saved = declarative.read_yaml(pathlib.Path(model_dir) / runs.CONFIG)
-    config = config_lib.load(saved=saved)
+    config = config_lib.load(saved=config_lib.read_saved(model_dir))
     network = architecture.build(config.model.to_dict())
     loop.load_averaged(
         network, checkpoints.load(checkpoints.find(model_dir, None))

@@ -132,21 +132,14 @@ def config_differences(old: Mapping, new: Mapping) -> list[tuple]:
 
     The seed does not, nor do options that change no number.
     """
-    return [
-        difference
-        for difference in config_lib.differences(old, new)
-        if not difference[0].startswith(
-            (*config_lib.FREE_OPTIONS, "train.seed")
-        )
-    ]
+    return config_lib.differences(
+        old, new, (*config_lib.FREE_OPTIONS, "train.seed")
+    )
 
 
 def _refuse_config(what: str, differences: Sequence[tuple]) -> None:
     if differences:
-        lines = "\n".join(
-            f"  {key}: {old!r} there, {new!r} here"
-            for key, old, new in differences
-        )
+        lines = config_lib.format_differences(differences, "here")
         raise StudyError(
             f"{what} was made with another configuration:\n{lines}\n"
             "Results of different configurations are not mixed. Name another "

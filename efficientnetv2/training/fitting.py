@@ -207,6 +207,7 @@ class Fitting:
                 self.writer, self._scalars, max(1, epoch // 50), first_step
             ),
             periodic,
+            *run.callbacks,
         ]
         try:
             for first, last in _chunks(first_step, plan.total_steps, epoch):

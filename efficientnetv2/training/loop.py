@@ -1,7 +1,6 @@
 """A run from configuration to results: train, evaluate, export."""
 
 import math
-import pathlib
 from collections.abc import Callable
 
 import keras
@@ -61,18 +60,11 @@ def _initialize(network, config, log) -> None:
     path = zoo.resolve_source(network, config.train.ft_init_ckpt)
     text = str(weights.load(network, path, skip_classifier=True))
     names = registry.load_info(config.data.ds_name).class_names
-    if _class_names_of_run(path) not in (None, names):
+    # A checkpoint lies in a folder of the run.
+    if runs.read_class_names(path.parent.parent) not in (None, names):
         classifier.set_weights(fresh)
         text += " Its classes have other names: the classifier starts anew."
     log(text)
-
-
-def _class_names_of_run(checkpoint: pathlib.Path) -> list[str] | None:
-    """Returns the names of the classes of a run, None if it left none."""
-    path = checkpoint.parent.parent / runs.CLASS_NAMES
-    if not path.is_file():
-        return None
-    return path.read_text().split("\n")[:-1]
 
 
 def describe_model(run: runs.Run, trainer: Trainer) -> str:
@@ -99,6 +91,7 @@ def _multiply_adds(run: runs.Run, image_size: int) -> int:
 def train(run: runs.Run) -> Trainer:
     """Trains, or goes on with an interrupted run, up to the last step.
 
+    `runs.set_up_runtime` must have been called before TensorFlow did anything.
     Leaves checkpoints, TensorBoard scalars and the curve in metrics.json.
 
     Returns:
@@ -109,8 +102,6 @@ def train(run: runs.Run) -> Trainer:
             written, or a loss that is not finite.
     """
     config = run.config
-    # Threads and machines are set before TensorFlow does anything.
-    runs.set_up_runtime(config)
     distribution.check(run.strategy, config)
     left_out = faults.LeftOut(run.log)
     train_source = faults.load_split(

@@ -7,7 +7,7 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import ml_collections
@@ -23,7 +23,6 @@ from efficientnetv2.errors import UserError
 from efficientnetv2.training import checkpoints, distribution, progressive
 
 METRICS = "metrics.json"
-CONFIG = "config.yaml"
 CLASS_NAMES = "class_names.txt"
 LOCK = ".lock"
 
@@ -44,6 +43,7 @@ class Run:
         log: prints one line.
         is_chief: whether this process writes the run's files; of several
             machines one does.
+        callbacks: of Keras, called besides the run's own.
     """
 
     config: ml_collections.ConfigDict
@@ -52,6 +52,7 @@ class Run:
     model_dir: pathlib.Path
     log: Callable[[str], None]
     is_chief: bool = True
+    callbacks: Sequence[keras.callbacks.Callback] = ()
 
     @property
     def strategy(self) -> tf.distribute.Strategy:
@@ -127,20 +128,15 @@ def claimed(run: Run) -> Iterator[None]:
 def _check_config(run: Run) -> None:
     """Writes config.yaml, which must agree with one that is there."""
     folder = run.model_dir
-    path = folder / CONFIG
+    path = folder / config_lib.FILE
     if path.exists():
-        changed = [
-            difference
-            for difference in config_lib.differences(
-                declarative.read_yaml(path), run.config.to_dict()
-            )
-            if not difference[0].startswith(config_lib.FREE_OPTIONS)
-        ]
+        changed = config_lib.differences(
+            declarative.read_yaml(path),
+            run.config.to_dict(),
+            config_lib.FREE_OPTIONS,
+        )
         if changed:
-            lines = "\n".join(
-                f"  {key}: {old!r} there, {new!r} now"
-                for key, old, new in changed
-            )
+            lines = config_lib.format_differences(changed)
             raise RunError(
                 f"{folder} holds a run of another configuration:\n{lines}\n"
                 "Name another --model_dir, or repeat that run with "
@@ -149,9 +145,17 @@ def _check_config(run: Run) -> None:
     names = registry.load_info(run.config.data.ds_name).class_names
     for name, text in (
         (CLASS_NAMES, "".join(f"{name}\n" for name in names)),
-        (CONFIG, config_lib.to_yaml(run.config)),
+        (config_lib.FILE, config_lib.to_yaml(run.config)),
     ):
         checkpoints.write_text(folder / name, text)
+
+
+def read_class_names(model_dir: pathlib.Path) -> list[str] | None:
+    """Returns the names of the classes of a run, None if it left none."""
+    path = model_dir / CLASS_NAMES
+    if not path.is_file():
+        return None
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 def set_up_runtime(config: ml_collections.ConfigDict) -> None:

@@ -81,14 +81,7 @@ class FakeRuns:
             "evaluations": [entry],
             "train_seconds": 101.0,
             "evaluation_seconds": 10.0,
-            "environment": {
-                "python": "3.11.7",
-                "tensorflow": "2.21.0",
-                "keras": "3.15.1",
-                "numpy": "2.4.6",
-                "devices": ["CPU"],
-                "command": "main",
-            },
+            "environment": made_up.ENVIRONMENT | {"command": "main"},
         }
         folder = pathlib.Path(options["model_dir"])
         (folder / "metrics.json").write_text(json.dumps(metrics))

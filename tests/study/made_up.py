@@ -10,6 +10,13 @@ from efficientnetv2.study import definition
 from efficientnetv2.study.records import Folder
 from efficientnetv2.training import progressive
 
+ENVIRONMENT = {
+    "python": "3.11.7",
+    "tensorflow": "2.21.0",
+    "keras": "3.15.1",
+    "numpy": "2.4.6",
+    "devices": ["CPU"],
+}
 CODE = {
     "efficientnetv2/config.py": "0" * 64,
     "efficientnetv2/main.py": "1" * 64,
@@ -95,13 +102,7 @@ def result(
         },
         "train_images_per_second": plan.total_steps * 128 / seconds,
         "inference": inference,
-        "environment": {
-            "python": "3.11.7",
-            "tensorflow": "2.21.0",
-            "keras": "3.15.1",
-            "numpy": "2.4.6",
-            "devices": ["CPU"],
-        },
+        "environment": dict(ENVIRONMENT),
         "machine": {"cpu": "a CPU", "cores": 2},
         "code": dict(CODE),
     }

@@ -8,16 +8,16 @@ import pytest
 import tensorflow as tf
 
 from efficientnetv2 import api, locks
-from efficientnetv2.config import ConfigError, RunPlan
+from efficientnetv2.config import ConfigError
 from efficientnetv2.data import pipeline
 from efficientnetv2.training import (
     callbacks,
     checkpoints,
     fitting,
-    loop,
     runs,
 )
 from efficientnetv2.training.trainer import Trainer
+from tests.conftest import trainer_and_batch
 
 pytestmark = pytest.mark.usefixtures("small_data")
 
@@ -105,14 +105,9 @@ def test_micro_batches_give_the_gradients_of_the_batch(
             f"{SHORT},{EXACT},train.micro_batch_size={micro},"
             f"train.batch_parts={parts}"
         )
-        run = runs.make_run(config, tmp_path, print)
-        trainer = loop.build_trainer(run)
-        trainer.step.assign(50)
-        trainer.optimizer.iterations.assign(50)
-        plan = RunPlan(200, 6, run.plan.total_steps)
-        dataset = pipeline.training_dataset(source, config, plan, run.stages)
+        trainer, batch = trainer_and_batch(config, source, tmp_path)
         step = tf.function(trainer.train_step, autograph=False)
-        logs = step(next(iter(dataset)))
+        logs = step(batch)
         results.append(
             [v.numpy() for v in trainer.network.weights]
             + [logs[name] for name in ("loss", "top1", "top5")]

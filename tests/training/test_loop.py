@@ -29,6 +29,7 @@ from efficientnetv2.training import (
     runs,
     schedules,
 )
+from tests.conftest import trainer_and_batch
 
 pytestmark = pytest.mark.usefixtures("small_data")
 
@@ -482,13 +483,8 @@ def test_parts_of_a_batch_average_their_gradients(
     for parts in (1, 4):
         # Group normalization, so that parts do not change the statistics.
         config = tiny_config(f"{options}train.batch_parts={parts}")
-        run = runs.make_run(config, tmp_path, print)
-        trainer = loop.build_trainer(run)
-        trainer.step.assign(50)
-        trainer.optimizer.iterations.assign(50)
-        plan = RunPlan(200, 6, run.plan.total_steps)
-        dataset = pipeline.training_dataset(source, config, plan, run.stages)
-        logs = trainer.train_step(next(iter(dataset)))
+        trainer, batch = trainer_and_batch(config, source, tmp_path)
+        logs = trainer.train_step(batch)
         weights.append([v.numpy() for v in trainer.network.weights])
         assert set(logs) == {"loss", "cross_entropy", "l2", "top1", "top5"}
     for one, four in zip(*weights, strict=True):
