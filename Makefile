@@ -4,6 +4,8 @@
 # make ablation-report  makes that report anew from the results there
 # make fuzz    feeds 100,000 damaged images and shards to the readers
 # make soak    kills a run 100 times and compares its weights
+# make notebooks        runs the notebooks of colab/ and keeps their outputs
+# make wheel   tries the wheel in an empty environment and an empty folder
 # make lint    checks format and style
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,8 +14,10 @@ BIN := $(VENV)/bin
 MODEL_DIR ?= runs/fashion_mnist
 ABLATION_DIR ?= results/ablation
 SEEDS ?= 3
+SHARDS ?= 2
 
-.PHONY: setup train best ablation ablation-report test fuzz soak lint
+.PHONY: setup train best ablation ablation-report test fuzz soak \
+	notebooks wheel lint
 
 setup: $(VENV)/.installed
 
@@ -32,10 +36,14 @@ best: setup
 
 ablation: setup
 	for study in regularization fused; do \
-		$(BIN)/python -m efficientnetv2.study.ablation --study=$$study \
-			--dataset=fashion_mnist --seeds=$(SEEDS) \
-			--output_dir=$(ABLATION_DIR) || exit; \
+		for part in $$(seq $(SHARDS)); do \
+			$(BIN)/python -m efficientnetv2.study.ablation \
+				--study=$$study --dataset=fashion_mnist --seeds=$(SEEDS) \
+				--shard=$$part/$(SHARDS) --output_dir=$(ABLATION_DIR) & \
+		done; \
+		wait; \
 	done
+	$(MAKE) ablation-report
 
 ablation-report: setup
 	$(BIN)/python -m efficientnetv2.study.report \
@@ -49,6 +57,16 @@ fuzz: setup
 
 soak: setup
 	$(BIN)/python benchmarks/soak.py --json=results/soak.json
+
+notebooks: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check \
+		--editable '.[export,notebooks]'
+	rm -rf colab/runs
+	$(BIN)/jupyter execute --inplace colab/efficientnetv2.ipynb \
+		colab/fine_tune.ipynb
+
+wheel:
+	sh tests/try_wheel.sh $(PYTHON)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -56,11 +56,12 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem;
 h1, h2, h3 { line-height: 1.25; }
 p, pre { max-width: 48rem; }
 pre { background: #f3f3f3; padding: .6rem; overflow-x: auto; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin: 0 0 1.5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd;
   text-align: right; white-space: nowrap; }
-th.text, td.text { text-align: left; white-space: normal; min-width: 9rem; }
+th.text, td.text { text-align: left; white-space: normal; min-width: 9rem;
+  overflow-wrap: anywhere; }
 .figures { display: grid; gap: 1rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 figure { margin: 0; }

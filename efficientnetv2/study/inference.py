@@ -45,6 +45,7 @@ def measure(model_dir: str | os.PathLike, batch_size: int) -> dict:
     from efficientnetv2.training import checkpoints, loop, runs
 
     config = config_lib.load(saved=config_lib.read_saved(model_dir))
+    runs.set_up_runtime(config)
     network = architecture.build(config.model.to_dict())
     loop.load_averaged(
         network, checkpoints.load(checkpoints.find(model_dir, None))

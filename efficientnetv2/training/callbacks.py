@@ -3,12 +3,14 @@
 Each reads the step from the trainer, so all agree in a resumed run.
 """
 
+import contextlib
 import math
+import pathlib
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -16,7 +18,7 @@ import tensorflow as tf
 
 from efficientnetv2.errors import UserError
 from efficientnetv2.formatting import format_seconds
-from efficientnetv2.training import progressive
+from efficientnetv2.training import checkpoints, progressive
 
 
 class NotFiniteError(UserError):
@@ -213,18 +215,62 @@ class Progress(keras.callbacks.Callback):
             print(text, file=self.stream, flush=True)
 
 
+class Events:
+    """A file of TensorBoard scalars.
+
+    Args:
+        folder: where it is made; None: nothing is written.
+
+    Raises:
+        CheckpointError: here and in the methods, if the disk is full or the
+            folder not writable.
+    """
+
+    def __init__(self, folder: pathlib.Path | None):
+        self.folder = folder
+        with self._errors_of_users():
+            self.writer = (
+                tf.summary.create_noop_writer()
+                if folder is None
+                else tf.summary.create_file_writer(str(folder))
+            )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars by name."""
+        with self._errors_of_users(), self.writer.as_default(step=step):
+            for name, value in values.items():
+                tf.summary.scalar(name, value)
+
+    def flush(self) -> None:
+        """Makes all that was written visible to others."""
+        with self._errors_of_users():
+            self.writer.flush()
+
+    @contextlib.contextmanager
+    def _errors_of_users(self) -> Iterator[None]:
+        # TensorFlow has one error for a full disk and for too little memory,
+        # on which a run would go on with smaller micro-batches.
+        try:
+            yield
+        except tf.errors.OpError as error:
+            # '{{node}} file; reason [Op:name]', and more lines.
+            line = error.message.partition("\n")[0].partition(" [Op:")[0]
+            reason = line.rpartition("}} ")[2].rpartition("; ")[2]
+            raise checkpoints.cannot_write(self.folder, reason) from error
+
+
 class Scalars(keras.callbacks.Callback):
     """Writes TensorBoard scalars: means over the steps since the last."""
 
     def __init__(
         self,
-        writer: tf.summary.SummaryWriter,
+        events: Events,
         values: Callable[[int], dict[str, float]],
         every: int,
         first_step: int,
     ):
         super().__init__()
-        self.writer = writer
+        self.events = events
         self.values = values
         self.every = every
         self.step = first_step
@@ -239,14 +285,16 @@ class Scalars(keras.callbacks.Callback):
         if self.step % self.every:
             return
         count = batch + 1
-        with self.writer.as_default(step=self.step):
-            for name, mean in (logs or {}).items():
-                # Keras gives the mean since the epoch began.
-                before = self.means.get(name, 0.0) * self.count
-                recent = (mean * count - before) / (count - self.count)
-                tf.summary.scalar(f"train/{name}", recent)
-            for name, value in self.values(self.step).items():
-                tf.summary.scalar(f"train/{name}", value)
+        scalars = {}
+        for name, mean in (logs or {}).items():
+            # Keras gives the mean since the epoch began.
+            before = self.means.get(name, 0.0) * self.count
+            scalars[name] = (mean * count - before) / (count - self.count)
+        scalars |= self.values(self.step)
+        self.events.write(
+            self.step,
+            {f"train/{name}": value for name, value in scalars.items()},
+        )
         self.means, self.count = dict(logs or {}), count
 
 

@@ -5,6 +5,7 @@ written beside its final place, flushed and renamed, so a file under a final
 name is complete; the CRC-32 of each array is verified on reading.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -47,6 +48,15 @@ def folder(model_dir: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(model_dir) / FOLDER
 
 
+def cannot_write(path: str | os.PathLike, reason: str) -> CheckpointError:
+    """Returns the error for a file or folder of a run, and what to do."""
+    return CheckpointError(
+        f"Cannot write {path}: {reason}. Earlier files are unharmed; free "
+        "space or make the folder writable, then run the same command to go "
+        "on."
+    )
+
+
 def write_atomically(path: str | os.PathLike, write) -> None:
     """Writes a file so that it is either complete or not there.
 
@@ -68,12 +78,10 @@ def write_atomically(path: str | os.PathLike, write) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"Cannot write {path}: {error.strerror or error}. Earlier files "
-            "are unharmed; free space or make the folder writable, then run "
-            "the same command to go on."
-        ) from error
+        # A folder that became read-only refuses this, too.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error.strerror or str(error)) from error
 
 
 def write_json(path: str | os.PathLike, content) -> None:

@@ -1,5 +1,6 @@
 """Fitting: from the latest checkpoint to the last step, whatever happens."""
 
+import contextlib
 import gc
 import itertools
 import os
@@ -179,11 +180,9 @@ class Fitting:
             drawn,
         )
         stage_setter.attach(self.trainer.network)
-        self.writer = tf.summary.create_noop_writer()
-        if run.is_chief:
-            self.writer = tf.summary.create_file_writer(
-                str(run.model_dir / "tensorboard")
-            )
+        self.events = callbacks.Events(
+            run.model_dir / "tensorboard" if run.is_chief else None
+        )
         self.validation = None
         if self.validation_source is not None:
             self.validation = pipeline.evaluation_dataset(
@@ -204,7 +203,7 @@ class Fitting:
             callbacks.StopOnNonFinite(self._describe, first_step),
             self.progress,
             callbacks.Scalars(
-                self.writer, self._scalars, max(1, epoch // 50), first_step
+                self.events, self._scalars, max(1, epoch // 50), first_step
             ),
             periodic,
             *run.callbacks,
@@ -221,9 +220,14 @@ class Fitting:
                     shuffle=False,  # the pipeline's part
                     verbose=0,
                 )
+        except BaseException:
+            # What ended the training is the error to show.
+            with contextlib.suppress(checkpoints.CheckpointError):
+                self.events.flush()
+            raise
         finally:
             periodic.restore_handlers()
-            self.writer.flush()
+        self.events.flush()
         self.step = plan.total_steps
         meta = self._meta(self.step)
         if not run.is_chief:
@@ -315,9 +319,10 @@ class Fitting:
             f"{result['top1']:.2%} top-5 {result['top5']:.2%} "
             f"({result['images']:,} images)" + (", the best" * is_best)
         )
-        with self.writer.as_default(step=step):
-            for name in ("top1", "top5", "cross_entropy"):
-                tf.summary.scalar(f"validation/{name}", result[name])
+        names = ("top1", "top5", "cross_entropy")
+        self.events.write(
+            step, {f"validation/{name}": result[name] for name in names}
+        )
         if is_best:
             history["best"] = result
         meta = self._meta(step)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -25,6 +26,7 @@ from efficientnetv2.training import checkpoints, distribution, progressive
 METRICS = "metrics.json"
 CLASS_NAMES = "class_names.txt"
 LOCK = ".lock"
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class RunError(UserError):
@@ -103,6 +105,8 @@ def claimed(run: Run) -> Iterator[None]:
         RunError: if model_dir is a file, cannot be written, is in use, or
             holds a run of another configuration; the message shows the
             differences.
+        CheckpointError: if the disk is full, also for what is written while
+            the context is open.
     """
     folder = run.model_dir
     if folder.exists() and not folder.is_dir():
@@ -115,14 +119,21 @@ def claimed(run: Run) -> Iterator[None]:
         ) from None
     if not os.access(folder, os.W_OK):
         raise RunError(f"--model_dir={folder} is not writable.")
-    with locks.locked(folder / LOCK) as lock:
-        if lock.holder:
-            raise RunError(
-                f"{folder} is in use by {lock.holder}. Wait for its end, or "
-                "name another --model_dir."
-            )
-        _check_config(run)
-        yield
+    try:
+        with locks.locked(folder / LOCK) as lock:
+            if lock.holder:
+                raise RunError(
+                    f"{folder} is in use by {lock.holder}. Wait for its end, "
+                    "or name another --model_dir."
+                )
+            _check_config(run)
+            yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        # A write to an open file does not say which.
+        path = error.filename or folder
+        raise checkpoints.cannot_write(path, error.strerror) from error
 
 
 def _check_config(run: Run) -> None:
