@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags, logging
 
+from efficientnetv2.data.registry import DEFAULT_DATA_DIR
 from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import UserError
 
@@ -37,7 +38,7 @@ def define_run_flags() -> None:
     flags.DEFINE_string(
         "data_dir",
         None,
-        "Folder of the data; default: ~/.cache/efficientnetv2.",
+        f"Folder of the data; default: {DEFAULT_DATA_DIR}.",
     )
 
 

@@ -164,8 +164,9 @@ def _parse_value(text: str) -> Any:
 def parse_hparam_str(text: str) -> dict:
     """Parses 'train.batch_size=64,data.ram=10' or reads a YAML path.
 
-    Values: true, false, null, numbers, text, and lists as 'crop|flip'. Of a
-    key that is given twice the last value counts.
+    Values: true, false, null, numbers, text, and lists as 'crop|flip' (where
+    an option is a regular expression, '|' belongs to it). Of a key that is
+    given twice the last value counts.
 
     Returns:
         A nested dict of the overrides.
@@ -203,7 +204,10 @@ def parse_hparam_str(text: str) -> dict:
                     f"--hparam_str: {parent!r} in {key!r} is an option and "
                     "no section."
                 )
-        section[leaf] = _parse_value(value)
+        if key in _REGULAR_EXPRESSIONS and "|" in value:
+            section[leaf] = value.strip()
+        else:
+            section[leaf] = _parse_value(value)
     return nested
 
 

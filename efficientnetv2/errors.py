@@ -13,7 +13,8 @@ class UserError(Exception):
     prints the message without a traceback and ends with `exit_code`.
 
     Attributes:
-        exit_code: the exit status of the process, 2 as for a wrong flag.
+        exit_code: the exit status of the process: 2 for what was asked, 1 in
+            classes for what went wrong while it was done.
     """
 
     exit_code = 2

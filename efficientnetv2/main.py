@@ -1,4 +1,4 @@
-"""Train, evaluate and export EfficientNet models.
+r"""Train, evaluate and export EfficientNet models.
 
     python -m efficientnetv2.main --dataset=fashion_mnist \
         --model_dir=runs/fashion_mnist

@@ -1,11 +1,11 @@
-"""The datasets of the registry, and what of them is on this machine.
+r"""The datasets of the registry, and what of them is on this machine.
 
 python -m efficientnetv2.data
 python -m efficientnetv2.data --dataset=cifar10
 python -m efficientnetv2.data --dataset=path/to/folder
 python -m efficientnetv2.data preview --dataset=fashion_mnist
 
-python -m efficientnetv2.data export --dataset=fashion_mnist \\
+python -m efficientnetv2.data export --dataset=fashion_mnist \
     --format=folder --images_per_class=100 --output_dir=photos
 
 `preview` writes a contact sheet for each stage of a run: what the network
@@ -29,7 +29,9 @@ flags.DEFINE_string(
     "of all names.",
 )
 flags.DEFINE_string(
-    "data_dir", None, "Folder of the data; default: ~/.cache/efficientnetv2."
+    "data_dir",
+    None,
+    f"Folder of the data; default: {registry.DEFAULT_DATA_DIR}.",
 )
 flags.DEFINE_string(
     "recipe", None, "For preview, as in efficientnetv2.main; or a YAML file."

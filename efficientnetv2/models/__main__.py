@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a model, stage by stage.
+r"""Parameters and multiply-adds of a model, stage by stage.
 
     python -m efficientnetv2.models                # all models
     python -m efficientnetv2.models --model_name=efficientnetv2-s

@@ -1,4 +1,4 @@
-"""Runs a study: every arm with every seed, each run in a process of its own.
+r"""Runs a study: every arm with every seed, each run in a process of its own.
 
     python -m efficientnetv2.study.ablation --study=regularization \
         --seeds=3 --output_dir=results/ablation
@@ -23,6 +23,7 @@ from absl import app, flags
 
 from efficientnetv2 import cli, locks
 from efficientnetv2 import config as config_lib
+from efficientnetv2.data import registry
 from efficientnetv2.declarative import ConfigError, suggest
 from efficientnetv2.errors import UserError
 from efficientnetv2.formatting import format_seconds
@@ -476,7 +477,7 @@ def _define_flags() -> None:
     flags.DEFINE_string(
         "data_dir",
         None,
-        "Folder of the data; default: ~/.cache/efficientnetv2.",
+        f"Folder of the data; default: {registry.DEFAULT_DATA_DIR}.",
     )
     flags.DEFINE_boolean(
         "report_only", False, "Train nothing; make the report of --output_dir."

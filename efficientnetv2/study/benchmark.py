@@ -1,4 +1,4 @@
-"""How fast training and inference are, and what training waits for.
+r"""How fast training and inference are, and what training waits for.
 
     python -m efficientnetv2.study.benchmark --dataset=fashion_mnist
     python -m efficientnetv2.study.benchmark --model_name=efficientnetv2-b0 \

@@ -142,8 +142,9 @@ def check(
 
     Raises:
         StrategyError: if the global batch cannot be split over the replicas,
-            with a size that can; or if several should mix what each has only
-            a part of.
+            with a size that can; if the part of one cannot be split into
+            micro-batches; or if several should mix what each has only a part
+            of.
     """
     batch_size = config.train.batch_size
     replicas = strategy.num_replicas_in_sync
@@ -156,6 +157,12 @@ def check(
         raise StrategyError(
             f"train.batch_size={batch_size} cannot be split over {replicas} "
             f"replicas: it must be a multiple of {unit}, such as {near}."
+        )
+    part, micro = batch_size // replicas, config.train.micro_batch_size
+    if micro and part % min(micro, part):
+        raise StrategyError(
+            f"train.micro_batch_size={micro} does not divide the {part} images "
+            f"that each of {replicas} replicas has of a batch."
         )
     if config.data.mix_on_device:
         raise StrategyError(

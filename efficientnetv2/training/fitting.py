@@ -128,11 +128,13 @@ class Fitting:
     def _use_less_memory(self, error: tf.errors.ResourceExhaustedError) -> None:
         """Goes back to a checkpoint with smaller micro-batches."""
         train = self.run.config.train
-        current = self.history["micro_batch_size"] or train.batch_size
+        replicas = self.run.strategy.num_replicas_in_sync
+        part = train.batch_size // replicas
+        current = min(self.history["micro_batch_size"] or part, part)
         smaller = [
             size
             for size in range(train.batch_parts, current // 2 + 1)
-            if train.batch_size % size == 0 and size % train.batch_parts == 0
+            if part % size == 0 and size % train.batch_parts == 0
         ]
         if not smaller:
             raise OutOfMemoryError(
@@ -148,8 +150,8 @@ class Fitting:
         self.trainer.micro_batch_size = smaller[-1]
         self.run.log(
             f"Out of memory: from step {self.step:,} on, the gradients of "
-            f"{train.batch_size} images are accumulated over {smaller[-1]} at "
-            "a time."
+            f"{part} images are accumulated over {smaller[-1]} at a time"
+            + (f" on each of {replicas} replicas." if replicas > 1 else ".")
         )
 
     def _describe(self, step: int) -> str:

@@ -30,8 +30,8 @@ class Trainer(keras.Model):
             pipeline does, or nothing is mixed.
 
     Attributes:
-        micro_batch_size: images whose gradients are computed at once; 0: all
-            of a batch. Must be set before the first step.
+        micro_batch_size: images whose gradients a replica computes at once;
+            0: all that it has of a batch. Must be set before the first step.
         seconds: spent in `fit` waiting for batches, and on them.
     """
 
@@ -170,7 +170,7 @@ class Trainer(keras.Model):
     def _accumulate(self, images, labels, variables, scale):
         """Returns what `_side_by_side` does, of one micro-batch at a time."""
         batch = images.shape[0]
-        size = self.micro_batch_size or batch
+        size = min(self.micro_batch_size or batch, batch)
         count = batch // size
         if count == 1:
             return self._side_by_side(images, labels, variables, scale)

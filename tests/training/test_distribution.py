@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -62,6 +63,17 @@ def test_a_wrong_tf_config(monkeypatch, text, words):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(distribution.StrategyError, match=words):
         distribution.make_strategy("multi_worker")
+
+
+def test_micro_batches_that_do_not_divide_a_part(tiny_config):
+    strategy = types.SimpleNamespace(
+        num_replicas_in_sync=2, cluster_resolver=None
+    )
+    config = tiny_config("train.batch_size=24,train.micro_batch_size=8")
+    with pytest.raises(distribution.StrategyError, match="12 images"):
+        distribution.check(strategy, config)
+    config = tiny_config("train.batch_size=24,train.micro_batch_size=6")
+    distribution.check(strategy, config)
 
 
 def test_a_gpu_that_is_not_there():
@@ -125,7 +137,9 @@ def _assert_same(logs, expected):
 
 
 def test_two_devices(photos, on_one, tmp_path):
-    process = _start(photos, str(tmp_path), "mirrored")
+    # More than the eight images that each device has of a batch.
+    micro = "train.micro_batch_size=16"
+    process = _start(photos, str(tmp_path), "mirrored", micro)
     output, _ = process.communicate()
     assert process.returncode == 0, output
     _assert_same(_logs(tmp_path), _logs(on_one))

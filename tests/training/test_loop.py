@@ -562,6 +562,10 @@ def test_only_chosen_variables_train(tiny_config, tmp_path):
         "logits/kernel",
         "logits/bias",
     ]
+    config = tiny_config("train.varsexp=(head|logits)/.*")
+    run = runs.make_run(config, tmp_path)
+    paths = [v.path for v in loop.build_trainer(run).trained]
+    assert {path.split("/")[0] for path in paths} == {"head", "logits"}
     config = tiny_config("train.varsexp=nothing")
     with pytest.raises(UserError, match="nothing"):
         loop.build_trainer(runs.make_run(config, tmp_path))
