@@ -127,7 +127,9 @@ def execute(
     Args:
         config: from `config.load`.
         model_dir: folder of the run.
-        mode: 'train_and_eval', 'train', 'eval', 'report' or 'export'.
+        mode: 'train_and_eval' (train, evaluate, report, export),
+            'train_and_test' (train, evaluate), 'train', 'eval', 'report' or
+            'export'.
         checkpoint: for all but training, see `checkpoints.find`.
         log: prints one line.
         formats, allow_disagreement: for 'export', see `serving.export.export`.
@@ -175,13 +177,16 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
     if mode == "train":
         run.log(f"Trained: {run.model_dir}")
         return
-    result = evaluate_and_report(run, None)
-    folder = export_saved_model(run)
+    model = ""
+    if mode == "train_and_test":
+        result = loop.evaluate_checkpoint(run, None)
+    else:
+        result = evaluate_and_report(run, None)
+        model = f" Model: {export_saved_model(run)}"
     metrics = run.update_metrics(test=result, finished=True)
     run.log(
         f"Done: {split} top-1 {result['top1']:.2%} after "
-        f"{metrics['train_seconds'] / 60:.1f} minutes of training. Model: "
-        f"{folder}"
+        f"{metrics['train_seconds'] / 60:.1f} minutes of training.{model}"
     )
 
 

@@ -16,7 +16,14 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
 from efficientnetv2.serving import formats
 
-MODES = ("train_and_eval", "train", "eval", "report", "export")
+MODES = (
+    "train_and_eval",
+    "train_and_test",
+    "train",
+    "eval",
+    "report",
+    "export",
+)
 _DEFAULT_FORMATS = ("saved_model",)
 # Flag to the option that it sets.
 _SWITCHES = {

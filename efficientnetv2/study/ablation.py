@@ -186,7 +186,8 @@ def train_command(
     study: Study, task: Task, model_dir: pathlib.Path, data_dir: str | None
 ) -> list[str]:
     """Returns the arguments of Python that train a run."""
-    command = ["-m", "efficientnetv2.main", f"--dataset={study.dataset}"]
+    command = ["-m", "efficientnetv2.main", "--mode=train_and_test"]
+    command.append(f"--dataset={study.dataset}")
     if study.recipe:
         command.append(f"--recipe={study.recipe}")
     overrides = study.hparam_str(study.arm(task.arm))
