@@ -62,6 +62,7 @@ def test_a_study_runs_once(small, tmp_path, runs, code):
     assert runs.commands[1][1:] == [
         "-m",
         "efficientnetv2.main",
+        "--mode=train_and_test",
         "--dataset=fashion_mnist",
         "--recipe=fashion_mnist",
         "--hparam_str=train.epochs=2,train.isize=24,data.ibase=16,"

@@ -283,7 +283,11 @@ def test_stages_drawn_at_random(tiny_config, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         _execute(config, tmp_path / "parts", mode="train")
     interrupts = False
-    assert "Resuming at" in _execute(config, tmp_path / "parts", mode="train")
+    text = _execute(config, tmp_path / "parts", mode="train_and_test")
+    assert "Resuming at" in text and "Done: eval top-1" in text
+    left = {path.name for path in (tmp_path / "parts").iterdir()}
+    assert "metrics.json" in left
+    assert not left & {"report.html", "saved_model", "preview", "plots"}
     parts = _weights(tmp_path / "parts")
     for name, value in _weights(tmp_path / "whole").items():
         np.testing.assert_array_equal(value, parts[name], err_msg=name)
