@@ -1,7 +1,9 @@
 """Layers of the configuration, its types, and its error messages."""
 
 import copy
+import json
 
+import ml_collections
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -139,6 +141,14 @@ def test_any_text_parses_or_is_a_clear_error(text):
 _MERGER = config_lib._Merger()
 
 
+def _apply(nested):
+    """Returns the options after a layer, without reading the files again."""
+    merger = copy.copy(_MERGER)
+    merger.flat = dict(_MERGER.flat)
+    merger.apply(nested, "test")
+    return merger.flat
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     key=st.sampled_from(sorted(_MERGER.flat)),
@@ -147,14 +157,102 @@ _MERGER = config_lib._Merger()
     ),
 )
 def test_any_value_has_the_right_type_or_is_a_clear_error(key, value):
-    merger = copy.copy(_MERGER)
-    merger.flat = dict(_MERGER.flat)
     section, option = key.split(".")
     try:
-        merger.apply({section: {option: value}}, "test")
+        flat = _apply({section: {option: value}})
     except ConfigError as error:
         assert key in str(error)
     else:
-        assert merger.flat[key] is None or isinstance(
-            merger.flat[key], merger.kinds[key]
+        assert flat[key] is None or isinstance(flat[key], _MERGER.kinds[key])
+
+
+_NAMES = st.from_regex(r"[a-z][a-z_]{0,9}", fullmatch=True).filter(
+    lambda text: text not in ("true", "false", "null", "none")
+)
+_PLAIN = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    _NAMES,
+)
+
+
+def _as_text(value):
+    """Returns a value as --hparam_str has it."""
+    if isinstance(value, list):
+        return "|".join(map(_as_text, value))
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _typed(value):
+    """Returns what is equal only for equal values of equal types."""
+    if isinstance(value, dict):
+        return {key: _typed(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_typed(each) for each in value]
+    return type(value), value
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    nested=st.dictionaries(
+        _NAMES,
+        st.dictionaries(
+            _NAMES,
+            _PLAIN | st.lists(_PLAIN, min_size=2, max_size=4),
+            min_size=1,
+            max_size=3,
+        ),
+        max_size=3,
+    ),
+    blank=st.sampled_from(["", " "]),
+)
+def test_any_pairs_parse_to_their_values(nested, blank):
+    text = ",".join(
+        f"{blank}{key}{blank}={blank}{_as_text(value)}{blank}"
+        for key, value in config_lib._flatten(nested).items()
+    )
+    assert _typed(config_lib.parse_hparam_str(text)) == _typed(nested)
+
+
+def _valid(key):
+    """Returns a strategy for the valid values of an option."""
+    kind = _MERGER.kinds[key]
+    low, high = config_lib._RANGES.get(key, (0, None))
+    if key in config_lib._CHOICES:
+        values = st.sampled_from(config_lib._CHOICES[key])
+    elif key == "model.blocks":
+        block = "r{}_k{}_s{}_e{}_i8_o{}_se0.25_c{}".format
+        numbers = [st.integers(1, 9)] * 5
+        values = st.lists(
+            st.builds(block, *numbers, st.integers(0, 1)), max_size=3
         )
+    elif kind is list:
+        values = st.lists(st.just("crop"), min_size=1, max_size=3)
+    elif kind is bool:
+        values = st.booleans()
+    elif kind is int:
+        values = st.integers(low, 10**6 if high is None else high)
+    elif kind is float:
+        values = st.floats(low, high, allow_nan=False, allow_infinity=False)
+    else:
+        values = _NAMES
+    return values | st.none() if key in config_lib._NULLABLE else values
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {}, optional={key: _valid(key) for key in sorted(_MERGER.flat)}
+    )
+)
+def test_valid_options_are_taken_and_come_back_from_yaml(options):
+    text = ",".join(f"{key}={_as_text(v)}" for key, v in options.items())
+    flat = _apply(config_lib.parse_hparam_str(text))
+    config = ml_collections.ConfigDict(config_lib._nest(flat))
+    again = _apply(yaml.safe_load(config_lib.to_yaml(config)))
+    for taken in (flat, again):
+        assert taken == {**_MERGER.flat, **options}
+        given_options = {key: taken[key] for key in options}
+        assert _typed(given_options) == _typed(options)

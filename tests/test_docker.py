@@ -480,7 +480,7 @@ def test_everything_fits():
         ("3.11.15-slim-bookworm", "3.11-slim-bookworm", "not pinned"),
         ("3.11.15-slim-bookworm", "3.11.15", "not pinned"),
         (":3.11.15-slim-bookworm", "", "not pinned"),
-        ("python:3.11.15", "python:3.12.1", "Python 3.12.1"),
+        ("python:3.11.15", "python:3.14.1", "Python 3.14.1"),
         ("COPY hparams hparams\n", "", "hparams is not copied"),
         ("COPY datasets datasets\n", "COPY datasets .\n", "datasets is not"),
         ("COPY datasets", "COPY data", "data does not exist"),

@@ -42,6 +42,65 @@ def test_labels_say_what_is_in_the_image(mixup, cutmix, seed, size):
         np.testing.assert_array_equal(mixed, images)
 
 
+_ALPHAS = st.just(0.0) | st.floats(0, 100, width=32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    mixup=_ALPHAS,
+    cutmix=_ALPHAS,
+    seed=st.integers(0, 2**31 - 1),
+    size=st.integers(1, 9),
+    pixels=st.integers(1, 12),
+    multi_label=st.booleans(),
+)
+def test_any_batch_mixes_pairs_in_the_parts_that_labels_say(
+    mixup, cutmix, seed, size, pixels, multi_label
+):
+    random = np.random.default_rng(seed)
+    images = random.normal(size=(size, pixels, pixels, 3)).astype(np.float32)
+    labels = np.eye(5, dtype=np.float32)[random.integers(0, 5, size)]
+    if multi_label:
+        labels = random.integers(0, 2, (size, 5)).astype(np.float32)
+    mixed, mixed_labels = (
+        values.numpy()
+        for values in mixing.mix(images, labels, [seed, 1], mixup, cutmix)
+    )
+    assert mixed.dtype == mixed_labels.dtype == np.float32
+    partner, in_mixup = (
+        values.numpy() for values in mixing.partners(size, mixup, cutmix)
+    )
+    assert (partner[partner] == np.arange(size)).all()
+    if mixup == cutmix == 0:
+        np.testing.assert_array_equal(mixed, images)
+        np.testing.assert_array_equal(mixed_labels, labels)
+        return
+    for result, values in ((mixed, images), (mixed_labels, labels)):
+        low = np.minimum(values, values[partner])
+        high = np.maximum(values, values[partner])
+        assert (result >= low - 1e-6).all() and (result <= high + 1e-6).all()
+    if not multi_label:
+        np.testing.assert_allclose(mixed_labels.sum(axis=1), 1, atol=1e-6)
+    for row, own in enumerate(images):
+        other, is_mixup = images[partner[row]], in_mixup[row]
+        difference = other - own
+        if is_mixup:
+            # One part for all pixels, by least squares.
+            squares = np.sum(difference**2)
+            part = np.sum(difference * (mixed[row] - own)) / max(squares, 1e-9)
+            assert -1e-5 <= part <= 0.5 + 1e-5
+            pasted = part
+        else:
+            # A pixel is that of one or of the other.
+            pasted = (mixed[row] != own).any(axis=-1, keepdims=True)
+            part = pasted.mean()
+        np.testing.assert_allclose(
+            mixed[row], own + pasted * difference, atol=1e-5
+        )
+        expected = labels[row] + part * (labels[partner[row]] - labels[row])
+        np.testing.assert_allclose(mixed_labels[row], expected, atol=1e-5)
+
+
 def test_both_share_the_batch_and_pair_within_their_half():
     partner, in_mixup = mixing.partners(7, 0.2, 0.2)
     assert in_mixup.numpy().tolist() == [True] * 3 + [False] * 4

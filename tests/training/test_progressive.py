@@ -1,12 +1,15 @@
 """Stages and ramps."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2.config import RunPlan
+from efficientnetv2.config import ConfigError, RunPlan
+from efficientnetv2.data import registry
 from efficientnetv2.training import progressive, schedules
 
 
@@ -116,6 +119,116 @@ def test_stages_cover_all_steps_without_a_gap(
     assert order.dtype == np.int32 and order.shape == (plan.total_steps,)
     for index, stage in enumerate(built):
         assert (order[stage.first_step : stage.last_step] == index).all()
+
+
+_CONFIG = config_lib.load("fashion_mnist").to_dict()
+_SWITCHES = {
+    "progressive_image_size": ["image_size"],
+    "adaptive_randaugment": ["randaugment_magnitude"],
+    "adaptive_mixing": ["mixup_alpha", "cutmix_alpha"],
+    "adaptive_dropout": ["dropout_rate"],
+}
+_MAGNITUDES = st.floats(0, 100)
+_RATES = st.floats(0, 0.999)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    images=st.integers(1, 2000),
+    batch_size=st.integers(1, 64),
+    epochs=st.floats(1e-6, 5),
+    min_steps=st.integers(0, 20),
+    train=st.fixed_dictionaries(
+        {
+            "stages": st.integers(1, 9),
+            "isize": st.integers(8, 512).map(float),
+            "isize_rule": st.sampled_from(["code", "paper"]),
+            **{switch: st.booleans() for switch in _SWITCHES},
+        }
+    ),
+    data=st.fixed_dictionaries(
+        {
+            "ibase": st.integers(8, 512),
+            "ram_base": _MAGNITUDES,
+            "ram": _MAGNITUDES,
+            "mixup_alpha_base": _MAGNITUDES,
+            "mixup_alpha": _MAGNITUDES,
+            "cutmix_alpha_base": _MAGNITUDES,
+            "cutmix_alpha": _MAGNITUDES,
+        }
+    ),
+    dropout_base=st.none() | _RATES,
+    dropout=_RATES,
+)
+def test_every_valid_run_has_stages_without_gaps_and_monotone_ramps(
+    images, batch_size, epochs, min_steps, train, data, dropout_base, dropout
+):
+    config = config_lib.ml_collections.ConfigDict(_CONFIG)
+    config.train.update(
+        train,
+        batch_size=batch_size,
+        batch_parts=1,
+        epochs=epochs,
+        min_steps=min_steps,
+    )
+    config.data.update(data)
+    config.model.dropout_base = dropout_base
+    config.model.dropout_rate = dropout
+    info = registry.load_info("fashion_mnist")
+    splits = {name: registry.Split(images) for name in info.splits}
+    with pytest.MonkeyPatch.context() as patch:
+        info = dataclasses.replace(info, splits=splits)
+        patch.setattr(registry, "load_info", lambda _: info)
+        plan = config_lib.run_plan(config)
+        is_valid = batch_size <= images and train["stages"] <= plan.total_steps
+        if not is_valid:
+            with pytest.raises(ConfigError, match="is more than the"):
+                config_lib.check(config)
+            return
+        config_lib.check(config)
+
+    assert 0 <= images - plan.steps_per_epoch * batch_size < batch_size
+    steps = epochs * plan.steps_per_epoch
+    assert abs(plan.total_steps - steps) <= 0.5 or (
+        plan.total_steps == max(min_steps, 1) > steps - 0.5
+    )
+    stages = progressive.build_stages(config, plan)
+    assert len(stages) == train["stages"]
+    ends = [stage.last_step for stage in stages]
+    assert [stage.first_step for stage in stages] == [0, *ends[:-1]]
+    assert ends[-1] == plan.total_steps
+    lengths = [stage.last_step - stage.first_step for stage in stages]
+    assert 1 <= min(lengths) and max(lengths) - min(lengths) <= 1
+    assert {stage.batch_size for stage in stages} == {batch_size}
+
+    ramps = {
+        "image_size": (data["ibase"], int(train["isize"])),
+        "randaugment_magnitude": (data["ram_base"], data["ram"]),
+        "mixup_alpha": (data["mixup_alpha_base"], data["mixup_alpha"]),
+        "cutmix_alpha": (data["cutmix_alpha_base"], data["cutmix_alpha"]),
+        "dropout_rate": (
+            dropout if dropout_base is None else dropout_base,
+            dropout,
+        ),
+    }
+    switches = {
+        column: train[switch]
+        for switch, columns in _SWITCHES.items()
+        for column in columns
+    }
+    for column, (first, last) in ramps.items():
+        values = [getattr(stage, column) for stage in stages]
+        assert values[-1] == last, column
+        if not switches[column] or len(values) == 1:
+            assert set(values) == {last}, column
+            continue
+        sign = 1 if first <= last else -1
+        # A ramp of floats may miss by the last bits.
+        rising = np.diff(np.multiply(values, sign))
+        assert rising.min() >= -1e-12 * max(first, last), column
+        assert sign * first <= sign * values[0], column
+        if column != "image_size" or train["isize_rule"] == "paper":
+            assert values[0] == first, column
 
 
 @settings(max_examples=30, deadline=None)

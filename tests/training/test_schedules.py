@@ -2,8 +2,11 @@
 
 import json
 
+import ml_collections
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import RunPlan
@@ -65,3 +68,124 @@ def test_ema_decay_rises_to_its_limit():
     assert float(schedules.ema_decay(config, np.float32(90))) == pytest.approx(
         0.91
     )
+
+
+_CONFIG = config_lib.load("fashion_mnist").to_dict()
+
+
+def _expected_rates(plan, train, peak, floor, steps):
+    """Returns the released code's learning rates, in float64."""
+    if train["lr_sched"] == "exponential":
+        # In float32, as there: at the edge of a stair it decides.
+        width = np.float32(plan.steps_per_epoch * train["lr_decay_epoch"])
+        stairs = np.floor(steps.astype(np.float32) / width)
+        rates = peak * train["lr_decay_factor"] ** stairs.astype(np.float64)
+    elif train["lr_sched"] == "cosine":
+        rates = peak * (1 + np.cos(np.pi * steps / plan.total_steps)) / 2
+    elif train["lr_sched"] == "linear":
+        rates = peak * (1 - steps / plan.total_steps)
+    else:
+        rates = np.full(len(steps), peak)
+    return np.maximum(rates, floor)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    train=st.fixed_dictionaries(
+        {
+            "lr_sched": st.sampled_from(
+                ["exponential", "cosine", "linear", "constant"]
+            ),
+            "lr_base": st.just(0.0) | st.floats(1e-12, 100),
+            "lr_min": st.just(0.0) | st.floats(1e-12, 1),
+            "lr_decay_epoch": st.floats(1e-9, 100),
+            "lr_decay_factor": st.floats(0, 1),
+            "lr_warmup_epoch": st.just(0.0) | st.floats(0, 20),
+            "batch_size": st.integers(1, 10_000),
+        }
+    ),
+    steps_per_epoch=st.integers(1, 3000),
+    total_steps=st.integers(1, 300_000),
+)
+def test_any_schedule_follows_its_formula(train, steps_per_epoch, total_steps):
+    config = ml_collections.ConfigDict(_CONFIG)
+    config.train.update(train)
+    plan = RunPlan(10**6, steps_per_epoch, total_steps)
+    steps = np.unique(np.linspace(0, total_steps - 1, 200).astype(np.int64))
+    warmup = int(train["lr_warmup_epoch"] * steps_per_epoch)
+    steps = np.union1d(steps, [s for s in (warmup - 1, warmup) if s >= 0])
+    steps = steps[steps < total_steps]
+
+    # A schedule is elementwise, so one call does for all steps.
+    rates = np.array(schedules.learning_rate(config, plan)(steps))
+    rates = np.broadcast_to(rates, steps.shape)
+    peak, floor = (
+        train[key] * train["batch_size"] / 256 for key in ("lr_base", "lr_min")
+    )
+    assert rates.dtype == np.float32
+    assert np.isfinite(rates).all() and (rates >= 0).all()
+    assert (rates <= max(peak, floor) * (1 + 1e-6)).all()
+
+    rising = rates[steps < warmup]
+    assert (np.diff(rising) >= 0).all()
+    if len(rising):
+        # From zero, on a line to the peak at the end of the warm-up.
+        assert rising[0] == 0
+        np.testing.assert_allclose(
+            rising, peak * steps[: len(rising)] / warmup, rtol=1e-5
+        )
+    falling = rates[steps >= warmup]
+    assert (np.diff(falling) <= max(peak, floor) * 1e-6).all()
+    expected = _expected_rates(plan, train, peak, floor, steps)
+    np.testing.assert_allclose(
+        falling,
+        expected[steps >= warmup],
+        rtol=1e-4,
+        atol=max(peak, floor) * 1e-6 + 1e-37,
+    )
+    assert (falling >= floor * (1 - 1e-6)).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    base=st.floats(0, 1),
+    increase=st.floats(-1, 100),
+    total_steps=st.integers(1, 10**6),
+    adaptive=st.booleans(),
+)
+def test_any_weight_decay_stays_between_its_ends(
+    base, increase, total_steps, adaptive
+):
+    config = ml_collections.ConfigDict(_CONFIG)
+    config.train.update(
+        weight_decay=base,
+        weight_decay_inc=increase,
+        adaptive_weight_decay=adaptive,
+    )
+    plan = RunPlan(10**6, 100, total_steps)
+    steps = np.linspace(0, total_steps, 50)
+    values = schedules.weight_decay(config, plan, steps)
+    if not adaptive:
+        assert (values == base).all()
+        return
+    last = base * (1 + increase)
+    assert values[0] == base
+    assert values[-1] == pytest.approx(last, rel=1e-9)
+    low, high = min(base, last), max(base, last)
+    slack = 1e-12 * high
+    assert low - slack <= values.min() and values.max() <= high + slack
+    assert (np.diff(values) * np.sign(increase) >= -slack).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(limit=st.floats(0, 0.9999999), step=st.integers(0, 10**6))
+def test_any_ema_decay_rises_to_its_limit(limit, step):
+    config = ml_collections.ConfigDict(_CONFIG)
+    config.train.ema_decay = limit
+    value, following = (
+        schedules.ema_decay(config, s) for s in (step, step + 1)
+    )
+    assert 0 <= value <= following <= limit
+    assert value == limit or value == (1 + step) / (10 + step)
+    in_float32 = float(schedules.ema_decay(config, np.float32(step)))
+    assert in_float32 == pytest.approx(value, abs=1e-6)
