@@ -96,7 +96,7 @@ _RANGES = {
     "model.bn_momentum": (0, 1),
     "model.bn_epsilon": (0, None),
     "model.num_classes": (1, None),
-    "train.epochs": (1e-6, None),
+    "train.epochs": (1e-6, 1e9),
     "train.min_steps": (0, None),
     "train.batch_size": (1, None),
     "train.micro_batch_size": (0, None),
@@ -109,6 +109,7 @@ _RANGES = {
     "train.lr_warmup_epoch": (0, None),
     "train.ema_decay": (0, 0.9999999),
     "train.weight_decay": (0, None),
+    "train.weight_decay_inc": (-1, None),
     "train.label_smoothing": (0, 0.999),
     "train.gclip": (0, None),
     "train.momentum": (0, 0.999999),
@@ -134,6 +135,8 @@ _RANGES = {
     "checkpoint.every_steps": (0, None),
     "runtime.threads": (0, None),
 }
+# Of whole numbers without a limit of their own.
+_LARGEST = 2**31 - 1
 MIN_IMAGE_SIZE = 8
 # Options that may change between the parts of one run: they change neither
 # the data nor the numbers. A name that ends with a dot is a section.
@@ -157,7 +160,7 @@ def _parse_value(text: str) -> Any:
         return None
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
@@ -224,13 +227,11 @@ def _flatten(nested: Mapping, prefix: str = "") -> dict[str, Any]:
 
 def _convert(key: str, value: Any, kind: type, source: str) -> Any:
     """Returns value as `kind`, or raises a ConfigError that names the key."""
-    if kind is float and type(value) is int:
-        value = float(value)
-    if kind is float and isinstance(value, str):
+    if kind is float and type(value) in (int, str):
         # YAML 1.1 reads 1e-5 as text.
         try:
             value = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if kind is int and type(value) is float and value.is_integer():
         value = int(value)
@@ -300,7 +301,7 @@ class _Merger:
         if key in _REGULAR_EXPRESSIONS:
             try:
                 re.compile(value)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ConfigError(
                     f"{source}: {key}={value!r} is no regular expression "
                     f"({error})."
@@ -312,6 +313,8 @@ class _Merger:
                 except ValueError as error:
                     raise ConfigError(f"{source}: {key}: {error}") from None
         low, high = _RANGES.get(key, (None, None))
+        if high is None and type(value) is int:
+            high = _LARGEST
         if low is not None and value < low:
             raise ConfigError(
                 f"{source}: {key}={value} is too small; at least {low:g}."
@@ -368,10 +371,11 @@ def load(
         or flat_overrides.get("data.ds_name")
         or merger.flat["data.ds_name"]
     )
+    dataset = _convert("data.ds_name", dataset, str, "--hparam_str")
     info = registry.load_info(dataset)
     recipe = recipe or info.recipe
     recipe_content = named_or_path("recipes", recipe)
-    recipe_model = (recipe_content.get("model") or {}).get("model_name")
+    recipe_model = _flatten(recipe_content).get("model.model_name")
     model_name = (
         model_name
         or flat_overrides.get("model.model_name")

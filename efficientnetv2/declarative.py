@@ -5,6 +5,7 @@ YAML is parsed by the safe loader: it is data, and nothing in it is executed.
 
 import os
 import pathlib
+from typing import Any
 
 import yaml
 
@@ -13,6 +14,10 @@ from efficientnetv2.errors import UserError, nearest
 # The safe loader, in C where PyYAML was built with it.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SINGULAR = {"studies": "study"}
+# Nested deeper, a text overflows the stack of the parser in C. Aliases may
+# make a small text as large as this when they are followed.
+_DEEPEST = 100
+_MOST_VALUES = 1_000_000
 
 
 class ConfigError(UserError, ValueError):
@@ -58,18 +63,53 @@ def read_yaml(path: str | os.PathLike) -> dict:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, Loader=_LOADER)
+            text = file.read()
+        _check_depth(text)
+        content = yaml.load(text, Loader=_LOADER)
+        _check_aliases(content)
     except OSError as error:
         raise ConfigError(
             f"Cannot read the configuration {str(path)!r}: {error.strerror}."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        # What the constructors of tags such as !!bool let through.
+        AttributeError,
+        LookupError,
+    ) as error:
         raise ConfigError(f"{str(path)!r} is not valid YAML: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{str(path)!r} must hold sections such as 'train:'.")
     return content
+
+
+def _check_depth(text: str) -> None:
+    if len(text) <= _DEEPEST:
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} levels")
+
+
+def _check_aliases(content: Any) -> None:
+    found = [content]
+    count = 1
+    while found:
+        each = found.pop()
+        values = each.values() if isinstance(each, dict) else each
+        if isinstance(each, (dict, list)):
+            count += len(values)
+            if count > _MOST_VALUES:
+                raise ValueError("its aliases repeat themselves")
+            found.extend(values)
 
 
 def named(kind: str, name: str) -> dict:

@@ -1,17 +1,19 @@
 """Layers of the configuration, its types, and its error messages."""
 
 import copy
+import functools
 import json
 
 import ml_collections
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import declarative
 from efficientnetv2.config import ConfigError, load
+from efficientnetv2.errors import UserError
 
 
 def test_later_layers_win():
@@ -256,3 +258,107 @@ def test_valid_options_are_taken_and_come_back_from_yaml(options):
         assert taken == {**_MERGER.flat, **options}
         given_options = {key: taken[key] for key in options}
         assert _typed(given_options) == _typed(options)
+
+
+@pytest.fixture(scope="module")
+def quick_files():
+    """Reads each file of hparams/ and datasets/ once."""
+    read = declarative.read_yaml
+    once = functools.cache(read)
+    root = str(declarative.declarative_dir("hparams").parent)
+
+    def read_yaml(path):
+        return once(path) if str(path).startswith(root) else read(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(declarative, "read_yaml", read_yaml)
+        patch.setattr(config_lib, "read_yaml", read_yaml)
+        yield
+
+
+def _is_a_config_or_a_clear_error(**arguments):
+    try:
+        config = load("fashion_mnist", **arguments)
+    except UserError as error:
+        assert str(error)
+        return
+    assert config.is_locked
+    assert config_lib.run_plan(config).total_steps >= 1
+    again = load(saved=yaml.safe_load(config_lib.to_yaml(config)))
+    assert _typed(again.to_dict()) == _typed(config.to_dict())
+
+
+# A dataset may also be a folder, of which there are others on each machine.
+_KEYS = sorted(_MERGER.flat.keys() - {"data.ds_name"})
+_PIECES = st.text(max_size=3) | st.sampled_from(
+    "true null nan 1e308 1 0 - . | = , ( { [ ~ 9 crop randaug silu".split()
+)
+_VALUES = st.lists(_PIECES, max_size=3).map("".join)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    text=_VALUES
+    | st.lists(
+        st.tuples(st.sampled_from(_KEYS), _VALUES).map("=".join), max_size=3
+    ).map(",".join)
+)
+@example(text="train.epochs=1e308")
+@example(text="train.epochs=" + "9" * 400)
+@example(text="train.min_steps=" + "9" * 20)
+@example(text="train.isize=2,eval.isize=" + "9" * 400)
+@example(text="train.lr_base={[1]}")
+@example(text="train.varsexp=" + "(" * 2000)
+@example(text="train.varsexp=a{99999999999}")
+@example(text="train.weight_decay_inc=-2")
+def test_any_text_gives_a_config_or_a_clear_error(quick_files, text):
+    _is_a_config_or_a_clear_error(hparam_str=text)
+
+
+@pytest.mark.parametrize("name", ["5", "a|b", "true", "~nobody_of_this_name/x"])
+def test_any_text_as_a_dataset_is_a_clear_error(quick_files, name):
+    with pytest.raises(UserError, match="dataset|data.ds_name|folder"):
+        load(hparam_str=f"data.ds_name={name}")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    content=st.text()
+    | st.recursive(
+        _PLAIN | st.dates() | st.text(max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["train", "model", "data", "seed", *_KEYS])
+                | _PLAIN,
+                inner,
+                max_size=3,
+            )
+        ),
+        max_leaves=6,
+    ).map(yaml.safe_dump),
+    argument=st.sampled_from(["hparam_str", "recipe", "model_name"]),
+)
+@example(content="train: &x {seed: *x}", argument="hparam_str")
+@example(content="{a: " * 30_000, argument="hparam_str")
+@example(content="- " * 30_000 + "a", argument="hparam_str")
+@example(content="model: [1]", argument="recipe")
+@example(content="a: !!bool b", argument="recipe")
+@example(content="a: !!timestamp b", argument="recipe")
+@example(content="a: !!int ''", argument="recipe")
+def test_any_yaml_gives_a_config_or_a_clear_error(
+    quick_files, tmp_path_factory, content, argument
+):
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(content, encoding="utf-8")
+    _is_a_config_or_a_clear_error(**{argument: str(path)})
+
+
+def test_aliases_that_multiply_are_refused(tmp_path):
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    for k in range(9):
+        lines.append(f"a{k + 1}: &a{k + 1} [{', '.join([f'*a{k}'] * 10)}]")
+    path = tmp_path / "aliases.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="aliases"):
+        load("fashion_mnist", hparam_str=str(path))

@@ -56,7 +56,15 @@ def scan(path: str | os.PathLike) -> FolderIndex:
             is empty, two classes differ only in upper and lower case, or a
             split has no images. The message names the folder.
     """
-    return _scan(pathlib.Path(path).expanduser().absolute())
+    return _scan(expand(path).absolute())
+
+
+def expand(path: str | os.PathLike) -> pathlib.Path:
+    """Returns a path with the user's home for '~'.
+
+    That of a user who does not exist stays as it is, and is then not found.
+    """
+    return pathlib.Path(os.path.expanduser(path))
 
 
 @functools.lru_cache(maxsize=8)

@@ -98,7 +98,7 @@ def data_dir(folder: str | None = None) -> pathlib.Path:
             default below the user's cache.
     """
     folder = folder or os.environ.get("EFFICIENTNETV2_DATA_DIR")
-    return pathlib.Path(folder or DEFAULT_DATA_DIR).expanduser()
+    return folders.expand(folder or DEFAULT_DATA_DIR)
 
 
 def shard_folders(
@@ -131,7 +131,7 @@ def load_info(name: str) -> DatasetInfo:
     """
     if name in names("datasets") or name.endswith(_YAML):
         return parse_info(name, named_or_path("datasets", name))
-    path = pathlib.Path(name).expanduser()
+    path = folders.expand(name)
     if path.is_dir() or "/" in name:
         return _folder_info(name, path)
     raise ConfigError(
@@ -164,7 +164,7 @@ def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
         if not isinstance(values.get("folder"), str):
             fail("source folder needs 'folder: path'.")
         base = pathlib.Path(name).parent if name.endswith(_YAML) else "."
-        path = pathlib.Path(base, values["folder"]).expanduser()
+        path = folders.expand(pathlib.Path(base, values["folder"]))
         found = _folder_info(name, path)
         return dataclasses.replace(found, **values | {"folder": str(path)})
     if source == "tfds" and not isinstance(values.get("tfds_name"), str):

@@ -78,7 +78,7 @@ def test_any_batch_mixes_pairs_in_the_parts_that_labels_say(
     for result, values in ((mixed, images), (mixed_labels, labels)):
         low = np.minimum(values, values[partner])
         high = np.maximum(values, values[partner])
-        assert (result >= low - 1e-6).all() and (result <= high + 1e-6).all()
+        assert (result >= low - 1e-5).all() and (result <= high + 1e-5).all()
     if not multi_label:
         np.testing.assert_allclose(mixed_labels.sum(axis=1), 1, atol=1e-6)
     for row, own in enumerate(images):
@@ -88,7 +88,7 @@ def test_any_batch_mixes_pairs_in_the_parts_that_labels_say(
             # One part for all pixels, by least squares.
             squares = np.sum(difference**2)
             part = np.sum(difference * (mixed[row] - own)) / max(squares, 1e-9)
-            assert -1e-5 <= part <= 0.5 + 1e-5
+            assert -1e-4 <= part <= 0.5 + 1e-4
             pasted = part
         else:
             # A pixel is that of one or of the other.
@@ -98,7 +98,7 @@ def test_any_batch_mixes_pairs_in_the_parts_that_labels_say(
             mixed[row], own + pasted * difference, atol=1e-5
         )
         expected = labels[row] + part * (labels[partner[row]] - labels[row])
-        np.testing.assert_allclose(mixed_labels[row], expected, atol=1e-5)
+        np.testing.assert_allclose(mixed_labels[row], expected, atol=1e-4)
 
 
 def test_both_share_the_batch_and_pair_within_their_half():

@@ -76,10 +76,12 @@ _CONFIG = config_lib.load("fashion_mnist").to_dict()
 def _expected_rates(plan, train, peak, floor, steps):
     """Returns the released code's learning rates, in float64."""
     if train["lr_sched"] == "exponential":
-        # In float32, as there: at the edge of a stair it decides.
+        # In float32, as there: it decides at the edge of a stair, and a
+        # power of many stairs shows it.
         width = np.float32(plan.steps_per_epoch * train["lr_decay_epoch"])
         stairs = np.floor(steps.astype(np.float32) / width)
-        rates = peak * train["lr_decay_factor"] ** stairs.astype(np.float64)
+        factor = np.float64(np.float32(train["lr_decay_factor"]))
+        rates = peak * factor ** stairs.astype(np.float64)
     elif train["lr_sched"] == "cosine":
         rates = peak * (1 + np.cos(np.pi * steps / plan.total_steps)) / 2
     elif train["lr_sched"] == "linear":
