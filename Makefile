@@ -1,7 +1,8 @@
 # make train   sets up and trains on Fashion-MNIST
 # make test    sets up and runs all tests
-# make ablation         runs the studies of results/ablation, and their report
-# make ablation-report  makes that report anew from the results there
+# make ablation         runs the studies of results/ablation in runs/ablation
+# make ablation-report  makes their report anew from the results there, or in
+#                       another ABLATION_DIR
 # make fuzz    feeds 100,000 damaged images and shards to the readers
 # make soak    kills a run 100 times and compares its weights
 # make notebooks        runs the notebooks of colab/ and keeps their outputs
@@ -12,7 +13,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL_DIR ?= runs/fashion_mnist
-ABLATION_DIR ?= results/ablation
+ABLATION_DIR ?= runs/ablation
 SEEDS ?= 3
 SHARDS ?= 2
 
@@ -36,12 +37,14 @@ best: setup
 
 ablation: setup
 	for study in regularization fused; do \
+		parts=; \
 		for part in $$(seq $(SHARDS)); do \
 			$(BIN)/python -m efficientnetv2.study.ablation \
 				--study=$$study --dataset=fashion_mnist --seeds=$(SEEDS) \
 				--shard=$$part/$(SHARDS) --output_dir=$(ABLATION_DIR) & \
+			parts="$$parts $$!"; \
 		done; \
-		wait; \
+		for part in $$parts; do wait $$part || exit; done; \
 	done
 	$(MAKE) ablation-report
 
