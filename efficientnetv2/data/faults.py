@@ -25,6 +25,10 @@ from efficientnetv2.data.sources import (
 from efficientnetv2.errors import DataError
 
 _SHOWN = 5
+# TensorFlow quotes a record that it cannot parse in its message; where the
+# record is no UTF-8, raising the error fails itself.
+_NO_EXAMPLE = "Could not parse example input"
+READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 
 
 @contextlib.contextmanager
@@ -40,7 +44,7 @@ def named(*read_from: Source):
     """
     try:
         yield
-    except tf.errors.OpError as error:
+    except READ_ERRORS as error:
         for source in read_from:
             fault = find(source)
             if fault:
@@ -146,7 +150,7 @@ def _fault_of_item(source: EncodedSource, item) -> str | None:
     try:
         data = tf.io.read_file(item) if source.in_files else item
         return fault_of_image(tf.constant(data))
-    except tf.errors.OpError as error:
+    except READ_ERRORS as error:
         return _reason(error)
 
 
@@ -192,7 +196,7 @@ def _in_shards(source: StreamSource) -> str | None:
                 f"{shard.path} is corrupt or cut short at record {number:,}. "
                 "Write or copy it anew."
             )
-        except tf.errors.OpError as error:
+        except READ_ERRORS as error:
             return f"{place}: {_reason(error)}."
         total += number - shard.skip
     if total < source.num_images:
@@ -210,13 +214,15 @@ def fault_of_image(data: tf.Tensor) -> str | None:
         return "it is empty"
     try:
         preprocessing.decode(data)
-    except tf.errors.OpError as error:
+    except READ_ERRORS as error:
         return _reason(error)
     return None
 
 
-def _reason(error: tf.errors.OpError) -> str:
-    text = error.message
+def _reason(error: Exception) -> str:
+    text = getattr(error, "message", "")
+    if isinstance(error, UnicodeDecodeError) or _NO_EXAMPLE in text:
+        return "it is no tf.train.Example"
     if "label out of range" in text:
         # The assertion shows the label and the number of classes.
         values = text.partition("label out of range")[2]

@@ -349,6 +349,8 @@ def test_a_bad_image_in_a_folder_is_named(tmp_path, source, kind, mode):
         ("image", ["train-00002-of-00004, record 3", "cannot be read"]),
         ("missing", ["hold 150 examples", "200"]),
         ("foreign", ["train-00002-of-00004, record 0", "image/encoded"]),
+        ("text", ["train-00002-of-00004, record 0", "no tf.train.Example"]),
+        ("noise", ["train-00002-of-00004, record 0", "no tf.train.Example"]),
     ],
 )
 def test_bad_shards_are_named(tmp_path, source, kind, words):
@@ -363,6 +365,9 @@ def test_bad_shards_are_named(tmp_path, source, kind, words):
         _flip(third)
     elif kind == "missing":
         third.unlink()
+    elif kind in ("text", "noise"):
+        with tf.io.TFRecordWriter(str(third)) as writer:
+            writer.write({"text": b"no record", "noise": b"\n\xa4\xff"}[kind])
     elif kind in ("image", "foreign"):
         key = {"image": "image/encoded", "foreign": "picture"}[kind]
         with tf.io.TFRecordWriter(str(third)) as writer:
