@@ -214,20 +214,70 @@ class Trainer(keras.Model):
 
         On a CPU the parts of a batch are computed at the same time.
         """
-        parts = self.config.train.batch_parts
-        results = [
-            self._part_step(*part, variables, scale)
-            for part in zip(
-                tf.split(images, parts), tf.split(labels, parts), strict=True
-            )
-        ]
-        cross_entropy = tf.add_n([r[0] for r in results]) / parts
+        count = self.config.train.batch_parts
+        parts = list(
+            zip(tf.split(images, count), tf.split(labels, count), strict=True)
+        )
+        one_replica = self.distribute_strategy.num_replicas_in_sync == 1
+        if count > 1 and one_replica and tf.inside_function():
+            results = self._call_on_parts(parts, variables, scale)
+        else:
+            results = [
+                self._part_step(*part, variables, scale) for part in parts
+            ]
+        cross_entropy = tf.add_n([r[0] for r in results]) / count
         logits = tf.concat([r[1] for r in results], 0)
         gradients = [
-            tf.add_n(of_parts) / parts if parts > 1 else of_parts[0]
+            tf.add_n(of_parts) / count if count > 1 else of_parts[0]
             for of_parts in zip(*[r[2] for r in results], strict=True)
         ]
         return cross_entropy, logits, gradients
+
+    def _call_on_parts(self, parts, variables, scale):
+        """Returns `_part_step` of each part, of which the graph has one copy.
+
+        Copies would double the time to the first step. What the layers write,
+        which would make one call wait for the other, is written afterwards,
+        as if the parts had come in turn.
+        """
+        state = self.network.non_trainable_variables
+
+        @tf.function(
+            autograph=False, experimental_attributes={"_noinline": True}
+        )
+        def step(images, labels, scale, *values):
+            mapping = list(zip(state, values, strict=True))
+            with keras.StatelessScope(mapping) as scope:
+                results = self._part_step(images, labels, variables, scale)
+            written = [scope.get_current_value(each) for each in state]
+            return results, written
+
+        before = [tf.convert_to_tensor(each.value) for each in state]
+        seeds = [value.dtype.is_integer for value in before]
+        answers = [
+            step(
+                *part,
+                scale,
+                *(
+                    # Each layer draws once: a seed is [key, counter].
+                    value + tf.constant([0, index], value.dtype)
+                    if is_seed
+                    else value
+                    for value, is_seed in zip(before, seeds, strict=True)
+                ),
+            )
+            for index, part in enumerate(parts)
+        ]
+        momentum = self.config.model.bn_momentum
+        for variable, old, is_seed, *new in zip(
+            state, before, seeds, *(a[1] for a in answers), strict=True
+        ):
+            value = new[0]
+            for other in new[1:]:
+                # new = momentum * old + (1 - momentum) * statistics.
+                value = other if is_seed else other + momentum * (value - old)
+            variable.assign(value)
+        return [results for results, _ in answers]
 
     def _part_step(self, images, labels, variables, scale):
         """Returns cross-entropy, logits and gradients of a part of a batch."""

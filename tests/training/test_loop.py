@@ -495,6 +495,31 @@ def test_parts_of_a_batch_average_their_gradients(
         np.testing.assert_allclose(one, four, atol=1e-5)
 
 
+def test_parts_at_once_give_what_parts_in_turn_give(
+    tiny_config, source, tmp_path
+):
+    # With batch normalization, dropout and stochastic depth, which write.
+    config = tiny_config("train.stages=1,train.batch_parts=4")
+    states = []
+    for wrap in (lambda step: step, tf.function):
+        trainer, batch = trainer_and_batch(config, source, tmp_path)
+        if states:
+            trainer.restore(first, "the first")
+        first = trainer.state_arrays()
+        wrap(trainer.train_step)(batch)
+        states.append(trainer.state_arrays())
+    in_turn, at_once = states
+    assert in_turn.keys() == at_once.keys()
+    for name, value in in_turn.items():
+        np.testing.assert_allclose(
+            value, at_once[name], rtol=1e-5, atol=1e-6, err_msg=name
+        )
+        if "seed_generator" in name:
+            assert value[1] == first[name][1] + 4
+    name = next(n for n in first if n.endswith("moving_variance"))
+    assert not np.allclose(first[name], at_once[name])
+
+
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains(tiny_config, tmp_path, precision):
     config = tiny_config(
