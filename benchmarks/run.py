@@ -210,6 +210,20 @@ def comparisons(options: argparse.Namespace) -> list[Comparison]:
             bar=0.05,
         )
     )
+    for flags, what, unit, bar in (
+        ((), "Seconds to", "s", 30.0),
+        (("--memory",), "Peak memory of", "GiB", 4.0),
+    ):
+        results.append(
+            Comparison(
+                "folder",
+                f"{what} the first step on a folder of 100,000 images, B0",
+                unit,
+                [script("ours", "folder", *flags)],
+                lower_is_better=True,
+                bar=bar,
+            )
+        )
     return results
 
 

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 
-from absl import flags, logging
+from absl import app, flags, logging
 
 from efficientnetv2.data.registry import DEFAULT_DATA_DIR
 from efficientnetv2.declarative import suggest
@@ -47,7 +47,7 @@ def command(
     actions: Sequence[str] = (),
     positional: bool = False,
 ) -> Callable[[list[str]], int]:
-    """Returns a main function for `absl.app.run`.
+    """Returns a main function for `start`.
 
     Args:
         run: does the work after the flags are parsed; returns the exit
@@ -58,8 +58,7 @@ def command(
 
     Returns:
         A function of argv that returns 0, the `exit_code` of a `UserError`,
-        whose message it prints, 130 after Ctrl-C, or 1 if what reads the
-        output has ended.
+        whose message it prints, or 130 after Ctrl-C.
     """
 
     def main(argv: list[str]) -> int:
@@ -82,12 +81,24 @@ def command(
         except KeyboardInterrupt:
             print("Interrupted.", file=sys.stderr)
             return 130
-        except BrokenPipeError:
-            # Python would try once more to write what is left.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
 
     return main
+
+
+def start(main: Callable[[list[str]], int]) -> None:
+    """Parses the flags, calls a main function and exits with its status.
+
+    If what reads the output has ended, as in `--help | head`, the status is 1.
+    """
+    try:
+        try:
+            app.run(main)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would try once more to write what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _check_words(words: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ The same command goes on with a run that was interrupted.
 import os
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from efficientnetv2 import cli
 from efficientnetv2 import config as config_lib
@@ -152,4 +152,4 @@ def _run() -> None:
 
 
 if __name__ == "__main__":
-    app.run(cli.command(_run))
+    cli.start(cli.command(_run))

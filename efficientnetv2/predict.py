@@ -12,7 +12,7 @@ import csv
 import json
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from efficientnetv2 import cli
 from efficientnetv2.errors import UserError
@@ -116,4 +116,4 @@ def _run(arguments: list[str]) -> int:
 if __name__ == "__main__":
     # Options may stand behind files.
     FLAGS.set_gnu_getopt(True)
-    app.run(cli.command(_run, positional=True))
+    cli.start(cli.command(_run, positional=True))

@@ -103,20 +103,18 @@ def test_mistakes_are_told_without_tensorflow(
         assert word in result.stderr, result.stderr
 
 
-def test_a_reader_that_ends_early():
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_a_reader_that_ends_early(arguments):
     """As `| head` does."""
     program = """
-import sys
-sys.argv = ["-m"]
-from absl import app
 from efficientnetv2 import cli
 def run(words):
     for number in range(100000):
         print(number)
-app.run(cli.command(run, positional=True))
+cli.start(cli.command(run, positional=True))
 """
     with subprocess.Popen(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:

@@ -71,6 +71,7 @@ def test_it_holds_one_package_and_all_yaml(site):
         for root in (ROOT / "efficientnetv2", site / "efficientnetv2")
     )
     assert installed == modules
+    assert (site / "efficientnetv2" / "py.typed").exists()
 
 
 def test_it_finds_its_yaml_in_an_empty_folder(site, tmp_path):

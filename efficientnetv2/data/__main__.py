@@ -15,7 +15,7 @@ dataset as a folder of images, or as TFRecord shards with their YAML file.
 
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
 from efficientnetv2 import cli, config, declarative, tables
 from efficientnetv2.data import registry
@@ -166,4 +166,4 @@ def _run(action: str | None) -> None:
 
 
 if __name__ == "__main__":
-    app.run(cli.command(_run, ["preview", "export"]))
+    cli.start(cli.command(_run, ["preview", "export"]))

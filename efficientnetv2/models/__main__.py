@@ -6,7 +6,7 @@ r"""Parameters and multiply-adds of a model, stage by stage.
         --hparam_str=model.fused_stages=3
 """
 
-from absl import app, flags
+from absl import flags
 
 from efficientnetv2 import cli, declarative, tables
 from efficientnetv2 import config as config_lib
@@ -90,4 +90,4 @@ def _run() -> None:
 
 
 if __name__ == "__main__":
-    app.run(cli.command(_run))
+    cli.start(cli.command(_run))

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_collections
-from absl import app, flags
+from absl import flags
 
 from efficientnetv2 import cli, locks
 from efficientnetv2 import config as config_lib
@@ -487,4 +487,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(cli.command(_run))
+    cli.start(cli.command(_run))

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import ml_collections
-from absl import app, flags
+from absl import flags
 
 from efficientnetv2 import cli, tables
 from efficientnetv2 import config as config_lib
@@ -243,4 +243,4 @@ def _run() -> None:
 if __name__ == "__main__":
     # Not above: the scripts in benchmarks/ import this file, too.
     _define_flags()
-    app.run(cli.command(_run))
+    cli.start(cli.command(_run))

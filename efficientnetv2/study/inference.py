@@ -10,7 +10,7 @@ import pathlib
 import statistics
 import time
 
-from absl import app, flags
+from absl import flags
 
 from efficientnetv2 import cli
 from efficientnetv2 import config as config_lib
@@ -95,4 +95,4 @@ def _run() -> None:
 
 
 if __name__ == "__main__":
-    app.run(cli.command(_run))
+    cli.start(cli.command(_run))

@@ -11,7 +11,7 @@ import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-from absl import app, flags
+from absl import flags
 
 from efficientnetv2 import cli
 from efficientnetv2.study import intervals, plots, records
@@ -391,4 +391,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(cli.command(_run))
+    cli.start(cli.command(_run))

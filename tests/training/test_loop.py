@@ -500,10 +500,10 @@ def test_parts_at_once_give_what_parts_in_turn_give(
 ):
     # With batch normalization, dropout and stochastic depth, which write.
     config = tiny_config("train.stages=1,train.batch_parts=4")
-    states = []
+    first, states = None, []
     for wrap in (lambda step: step, tf.function):
         trainer, batch = trainer_and_batch(config, source, tmp_path)
-        if states:
+        if first is not None:
             trainer.restore(first, "the first")
         first = trainer.state_arrays()
         wrap(trainer.train_step)(batch)
