@@ -68,7 +68,7 @@ def evaluate(
 
     Returns:
         'top1' and 'top5' in [0, 1], 'cross_entropy', 'images', 'checkpoint',
-        'step' and 'split'.
+        'step', 'dataset' and 'split'.
 
     Raises:
         UserError: if there is no such run, checkpoint or data.

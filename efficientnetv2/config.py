@@ -348,7 +348,8 @@ def load(
     """Merges all layers into one locked configuration and checks it.
 
     Args:
-        dataset: a name of `datasets/`; None: the base configuration's.
+        dataset: a name of `datasets/`; None: that of `saved`, else the base
+            configuration's.
         model_name: a name of `hparams/models/` or the path of a YAML file;
             None: the recipe's.
         recipe: a name of `hparams/recipes/` or the path of a YAML file; None:
@@ -384,6 +385,8 @@ def load(
     )
     model_content = named_or_path("models", str(model_name))
     merger.apply(model_content, f"model {model_name}")
+    merger.apply(recipe_content, f"recipe {recipe}")
+    merger.apply(saved or {}, "config.yaml of the run")
     merger.apply(
         {
             "data": {
@@ -394,10 +397,11 @@ def load(
         },
         f"dataset {dataset}",
     )
-    merger.apply(recipe_content, f"recipe {recipe}")
-    merger.apply(saved or {}, "config.yaml of the run")
     merger.apply(overrides, "--hparam_str")
-    merger.apply({"model": {"model_name": model_name}}, "--model_name")
+    merger.apply(
+        {"model": {"model_name": model_name}, "data": {"ds_name": dataset}},
+        "flags",
+    )
     for key, value in (flags or {}).items():
         section, option = key.split(".")
         merger.apply({section: {option: value}}, f"flag for {key}")

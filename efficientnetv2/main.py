@@ -112,6 +112,12 @@ def _load_config():
     if not FLAGS.mode.startswith("train"):
         # A run knows its own configuration.
         saved = config_lib.read_saved(FLAGS.model_dir)
+        of_run = saved.get("data", {}).get("ds_name")
+        if FLAGS.dataset not in (None, of_run) and FLAGS.mode != "eval":
+            raise UserError(
+                f"--dataset={FLAGS.dataset}: {FLAGS.model_dir} is a run on "
+                f"{of_run}, and only --mode=eval takes other images."
+            )
     return config_lib.load(
         dataset=FLAGS.dataset,
         model_name=FLAGS.model_name,

@@ -68,7 +68,9 @@ def small_data(monkeypatch, source):
         for name in ("train", "minival", "trainval", "eval")
     }
     info = dataclasses.replace(
-        registry.load_info("fashion_mnist"), splits=splits
+        registry.load_info("fashion_mnist"),
+        splits=splits,
+        class_names=source.class_names,
     )
     monkeypatch.setattr(registry, "load_info", lambda _: info)
     monkeypatch.setattr(sources, "load_split", lambda *_, **__: source)

@@ -20,6 +20,16 @@ def _run(*arguments, cwd=None):
     )
 
 
+def test_other_images_are_for_evaluation_alone(tmp_path):
+    (tmp_path / "config.yaml").write_text("data: {ds_name: fashion_mnist}\n")
+    result = _run(
+        "--mode=report", "--dataset=cifar10", f"--model_dir={tmp_path}"
+    )
+    assert result.returncode == 2
+    assert "a run on fashion_mnist" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import yaml
 
-from efficientnetv2.data import pipeline
+from efficientnetv2.data import folders, pipeline
 from efficientnetv2.data.registry import DatasetInfo
 from efficientnetv2.data.sources import ArraySource, Source
 from efficientnetv2.errors import DataError
@@ -76,6 +76,10 @@ def write(
             else:
                 counts[split] = _write_shards(examples, folder, split)
         if form == "folder":
+            (folder / folders.CLASS_NAMES).write_text(
+                "".join(f"{name}\n" for name in info.class_names),
+                encoding="utf-8",
+            )
             return folder
         (folder / YAML).write_text(_describe(info, counts), encoding="utf-8")
     except OSError as error:
@@ -113,15 +117,10 @@ def encoded(source: Source, images_per_class: int | None = None) -> Examples:
             yield image.numpy(), label
 
 
-def folder_name(class_name: str) -> str:
-    """Returns a class's name as that of a folder: 'T-shirt-top'."""
-    return class_name.replace("/", "-").lstrip(".")
-
-
 def _write_folder(
     examples: Examples, class_names: Sequence[str], folder: pathlib.Path
 ) -> None:
-    places = [folder / folder_name(name) for name in class_names]
+    places = [folder / folders.folder_name(name) for name in class_names]
     for place in places:
         place.mkdir(parents=True)
     for number, (image, label) in enumerate(examples):

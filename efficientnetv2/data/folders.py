@@ -9,6 +9,9 @@ or they lie in train/ and validation/ (or val/), and perhaps test/:
 
     photos/train/cat/1.jpg  photos/validation/cat/2.jpg
 
+The classes are numbered in the order of their folders' names, or as the lines
+of a file class_names.txt in the folder name them.
+
 The splits are `train`, `minival` (chooses the best checkpoint), `trainval`
 (both) and `eval`. What the folders do not give is taken from the training
 images: a tenth for `minival`, a tenth for `eval`, of each class.
@@ -31,6 +34,7 @@ _NAMES = {
     "eval": ("test", "testing"),
 }
 _HELD_OUT = 0.1
+CLASS_NAMES = "class_names.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +42,7 @@ class FolderIndex:
     """The images of a folder.
 
     Attributes:
-        class_names: sorted names of the class folders.
+        class_names: of the class folders, in the order of the labels.
         splits: name to (paths, labels), equally long lists.
     """
 
@@ -53,8 +57,9 @@ def scan(path: str | os.PathLike) -> FolderIndex:
 
     Raises:
         DataError: if the folder is missing, holds no class folders, a class
-            is empty, two classes differ only in upper and lower case, or a
-            split has no images. The message names the folder.
+            is empty, two classes differ only in upper and lower case, a
+            split has no images, or class_names.txt names other classes. The
+            message names the folder.
     """
     return _scan(expand(path).absolute())
 
@@ -86,26 +91,30 @@ def _scan(root: pathlib.Path) -> FolderIndex:
         listed = {split: _classes(path) for split, path in parts.items()}
     else:
         listed = {"train": _classes(root)}
-    class_names = sorted(listed["train"])
+    folder_names = sorted(listed["train"])
     for split, classes in listed.items():
-        unknown = sorted(classes.keys() - set(class_names))
+        unknown = sorted(classes.keys() - set(folder_names))
         if unknown:
             raise DataError(
                 f"{parts[split]} has the class {unknown[0]!r}, which "
                 f"{parts['train']} has not."
             )
-    if len(class_names) < 2:
-        raise DataError(f"{root} has one class only: {class_names[0]!r}.")
+    if len(folder_names) < 2:
+        raise DataError(f"{root} has one class only: {folder_names[0]!r}.")
+    class_names = folder_names
+    if (root / CLASS_NAMES).exists():
+        class_names = _read_class_names(root / CLASS_NAMES, folder_names)
+        folder_names = [folder_name(name) for name in class_names]
     if listed.keys() == {"train", "minival"}:
         # What is called validation is what people report.
         listed["eval"] = listed.pop("minival")
     _hold_out(listed)
     listed["trainval"] = {
         name: listed["train"].get(name, []) + listed["minival"].get(name, [])
-        for name in class_names
+        for name in folder_names
     }
     splits = {
-        split: _flatten(classes, class_names)
+        split: _flatten(classes, folder_names)
         for split, classes in listed.items()
     }
     for split, (files, _) in splits.items():
@@ -115,6 +124,30 @@ def _scan(root: pathlib.Path) -> FolderIndex:
                 "needs at least three where it is split here."
             )
     return FolderIndex(class_names, splits)
+
+
+def folder_name(class_name: str) -> str:
+    """Returns a class's name as that of a folder: 'T-shirt-top'."""
+    return class_name.replace("/", "-").lstrip(".")
+
+
+def _read_class_names(path: pathlib.Path, found: list[str]) -> list[str]:
+    """Returns the lines of a file, of which each names one folder found."""
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read {path}: {error}.") from None
+    named = sorted(map(folder_name, names))
+    if named != found:
+        wrong = sorted(set(named) ^ set(found)) or [
+            name for name in found if named.count(name) > 1
+        ]
+        raise DataError(
+            f"{path} must name each class folder once, a line each: see "
+            f"{wrong[0]!r}. Correct it, or remove it to number the classes "
+            "in the order of the folders' names."
+        )
+    return names
 
 
 def _folders(path: pathlib.Path) -> list[str]:
@@ -193,9 +226,9 @@ def _order(path: str) -> bytes:
     return hashlib.sha256(os.path.basename(path).encode()).digest()
 
 
-def _flatten(classes, class_names) -> tuple[list[str], list[int]]:
+def _flatten(classes, folder_names) -> tuple[list[str], list[int]]:
     files, labels = [], []
-    for label, name in enumerate(class_names):
+    for label, name in enumerate(folder_names):
         of_class = classes.get(name, [])
         files += of_class
         labels += [label] * len(of_class)

@@ -27,6 +27,7 @@ from efficientnetv2.data import (
     registry,
 )
 from efficientnetv2.data.registry import DatasetInfo, Split
+from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import DataError
 
 # A TFDS split of images of several sizes is kept in memory, encoded, up to
@@ -153,6 +154,45 @@ class StreamSource:
 
 
 Source = ArraySource | EncodedSource | StreamSource
+
+
+def in_order_of(source: Source, class_names: Sequence[str]) -> Source:
+    """Returns a split whose labels are places in a list of names.
+
+    Args:
+        source: of one class an image, of any number and order of classes.
+        class_names: of which each class of the source is one, as a class or
+            as the name of its folder.
+
+    Raises:
+        DataError: names a class that is not in the list.
+    """
+    if list(source.class_names) == list(class_names):
+        return source
+    places = {folders.folder_name(n): k for k, n in enumerate(class_names)}
+    order = []
+    for name in source.class_names:
+        if folders.folder_name(name) not in places:
+            raise DataError(
+                f"The model does not know the class {name!r}."
+                f"{suggest(name, list(class_names))}"
+            )
+        order.append(places[folders.folder_name(name)])
+    if isinstance(source, StreamSource):
+        table = tf.constant(order, tf.int64)
+
+        def parse(record):
+            image, label = source.parse(record)
+            return image, table[label]
+
+        return dataclasses.replace(
+            source, parse=parse, class_names=list(class_names)
+        )
+    return dataclasses.replace(
+        source,
+        labels=np.array(order, np.int64)[source.labels],
+        class_names=list(class_names),
+    )
 
 
 def parse_slice(text: str) -> tuple[str, slice]:

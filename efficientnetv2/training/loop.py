@@ -6,7 +6,7 @@ from collections.abc import Callable
 import keras
 
 from efficientnetv2 import tables, zoo
-from efficientnetv2.data import faults, pipeline, registry
+from efficientnetv2.data import faults, pipeline, registry, sources
 from efficientnetv2.models import architecture, counting, weights
 from efficientnetv2.training import (
     checkpoints,
@@ -153,13 +153,16 @@ def evaluate_checkpoint(
         observe: called with each batch, see `evaluation.make_evaluator`.
 
     Returns:
-        The metrics of `evaluation.make_evaluator`, with 'checkpoint', 'step'
-        and 'split'.
+        The metrics of `evaluation.make_evaluator`, with 'checkpoint', 'step',
+        'dataset' and 'split'.
     """
     config = run.config
     checkpoint = checkpoints.load(checkpoints.find(run.model_dir, name))
     left_out = faults.LeftOut(run.log)
     source = faults.load_split(config, config.eval.split, left_out, run.log)
+    names = runs.read_class_names(run.model_dir)
+    if names is not None and not config.data.multi_label:
+        source = sources.in_order_of(source, names)
     runs.set_up_runtime(config)
     network = architecture.build(config.model.to_dict())
     load_averaged(network, checkpoint)
@@ -170,6 +173,7 @@ def evaluate_checkpoint(
     result |= {
         "checkpoint": checkpoint.path.name,
         "step": checkpoint.meta["step"],
+        "dataset": config.data.ds_name,
         "split": config.eval.split,
     }
     run.log(

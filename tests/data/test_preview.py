@@ -9,9 +9,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from efficientnetv2 import api
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import (
     export,
+    folders,
     pipeline,
     preprocessing,
     preview,
@@ -19,7 +21,7 @@ from efficientnetv2.data import (
     sources,
 )
 from efficientnetv2.errors import DataError
-from efficientnetv2.training import progressive
+from efficientnetv2.training import progressive, runs
 from tests.conftest import TINY
 
 SPLITS = ("train", "minival", "eval")
@@ -104,6 +106,66 @@ def test_a_folder_written_from_a_dataset(tmp_path, source):
                 )
 
 
+def test_a_list_of_classes_orders_a_folder(tmp_path, source):
+    # Which are not sorted, and of which one is no folder's name.
+    names = ["T-shirt/top", *(f"{9 - k} things" for k in range(9))]
+    info = dataclasses.replace(_info(source), class_names=names)
+    path = export.write(
+        info, lambda split: source, tmp_path / "out", "folder", 1
+    )
+    assert registry.load_info(str(path)).class_names == names
+    read = sources.load_from(registry.load_info(str(path)), "train", tmp_path)
+    for file, label in zip(read.items, read.labels, strict=True):
+        assert folders.folder_name(names[label]) in file
+    other = tmp_path / "other"
+    path.rename(other)
+    (other / folders.CLASS_NAMES).unlink()
+    sorted_info = registry.load_info(str(other))
+    assert sorted_info.class_names[-1] == "T-shirt-top"
+    # A model of the first order is evaluated all the same.
+    read = sources.load_from(sorted_info, "train", tmp_path)
+    again = sources.in_order_of(read, names)
+    assert again.class_names == names and again.describe(0)
+    for file, label in zip(again.items, again.labels, strict=True):
+        assert folders.folder_name(names[label]) in file
+    with pytest.raises(DataError, match="does not know the class '1 things'"):
+        sources.in_order_of(read, ["3 thing", *names[:6]])
+
+
+def test_evaluation_on_classes_in_another_order(folder_run, source, tmp_path):
+    names = runs.read_class_names(folder_run)
+    backwards = dataclasses.replace(
+        source,
+        labels=9 - source.labels,
+        class_names=source.class_names[::-1],
+    )
+    expected = api.evaluate(folder_run, log=print)
+    assert names == source.class_names and expected["top1"] > 0.5
+    for form in ("folder", "tfrecord"):
+        path = export.write(
+            _info(backwards), lambda split: backwards, tmp_path / form, form
+        )
+        assert registry.load_info(str(path)).class_names == names[::-1]
+        result = api.evaluate(folder_run, hparam_str=f"data.ds_name={path}")
+        assert result["dataset"] == str(path)
+        assert result["images"] == expected["images"] == 200
+        assert result["top1"] == expected["top1"]
+        assert result["cross_entropy"] == pytest.approx(
+            expected["cross_entropy"]
+        )
+
+
+@pytest.mark.parametrize("wrong", ["cat\n", "cat\ncat\n", "cat\ndogs\n"])
+def test_a_wrong_list_of_classes_is_named(tmp_path, wrong):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            (tmp_path / name / f"{number}.png").write_bytes(b"")
+    (tmp_path / folders.CLASS_NAMES).write_text(wrong)
+    with pytest.raises(DataError, match=r"class_names.txt must .*'dog"):
+        folders.scan(tmp_path)
+
+
 def test_shards_written_from_a_dataset(tmp_path, source, monkeypatch):
     monkeypatch.setattr(export, "_SHARD", 64)
     path = export.write(
@@ -145,8 +207,8 @@ def test_nothing_is_written_over(tmp_path, source):
 
 
 def test_class_names_that_no_folder_can_have():
-    assert export.folder_name("T-shirt/top") == "T-shirt-top"
-    assert export.folder_name("../up") == "-up"
+    assert folders.folder_name("T-shirt/top") == "T-shirt-top"
+    assert folders.folder_name("../up") == "-up"
 
 
 def test_the_command(tmp_path, source):
