@@ -103,7 +103,8 @@ def export(
             are written.
     """
     run = _run_of(model_dir, "", log)
-    return export_run(run, checkpoint, formats, allow_disagreement)
+    with runs.writing(run.model_dir):
+        return export_run(run, checkpoint, formats, allow_disagreement)
 
 
 def _run_of(model_dir, hparam_str, log) -> runs.Run:
@@ -138,17 +139,17 @@ def execute(
         UserError: see `train`, `evaluate` and `export`.
     """
     run = runs.make_run(config, model_dir, log)
-    if mode == "eval":
-        result = loop.evaluate_checkpoint(run, checkpoint)
-        run.update_metrics(eval=result)
+    if mode.startswith("train"):
+        _train(run, mode)
         return
-    if mode == "report":
-        evaluate_and_report(run, checkpoint)
-        return
-    if mode == "export":
-        export_run(run, checkpoint, formats, allow_disagreement)
-        return
-    _train(run, mode)
+    with runs.writing(run.model_dir):
+        if mode == "eval":
+            result = loop.evaluate_checkpoint(run, checkpoint)
+            run.update_metrics(eval=result)
+        elif mode == "report":
+            evaluate_and_report(run, checkpoint)
+        else:
+            export_run(run, checkpoint, formats, allow_disagreement)
 
 
 def _train(run: runs.Run, mode: str) -> None:

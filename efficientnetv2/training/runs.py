@@ -119,21 +119,39 @@ def claimed(run: Run) -> Iterator[None]:
         ) from None
     if not os.access(folder, os.W_OK):
         raise RunError(f"--model_dir={folder} is not writable.")
+    with writing(folder), locks.locked(folder / LOCK) as lock:
+        if lock.holder:
+            raise RunError(
+                f"{folder} is in use by {lock.holder}. Wait for its end, "
+                "or name another --model_dir."
+            )
+        _check_config(run)
+        yield
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+    """Tells what it means that a disk is full, or can only be read.
+
+    Args:
+        folder: that is written.
+
+    Raises:
+        CheckpointError: instead of the error of the system, or of TensorFlow.
+    """
     try:
-        with locks.locked(folder / LOCK) as lock:
-            if lock.holder:
-                raise RunError(
-                    f"{folder} is in use by {lock.holder}. Wait for its end, "
-                    "or name another --model_dir."
-                )
-            _check_config(run)
-            yield
+        yield
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
         # A write to an open file does not say which.
         path = error.filename or folder
         raise checkpoints.cannot_write(path, error.strerror) from error
+    except tf.errors.OpError as error:
+        for reason in map(os.strerror, _UNWRITABLE):
+            if reason in error.message:
+                raise checkpoints.cannot_write(folder, reason) from error
+        raise
 
 
 def _check_config(run: Run) -> None:

@@ -5,6 +5,7 @@ import pathlib
 import re
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ import keras
 import numpy as np
 import pytest
 
+from efficientnetv2 import api
+from efficientnetv2 import config as config_lib
 from efficientnetv2.data import export, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.training import callbacks, checkpoints, loop, runs
@@ -254,6 +257,19 @@ def _fails(write, *arguments, reason):
     with pytest.raises(UserError, match=f"Cannot write .*: {reason}") as error:
         write(*arguments)
     assert str(arguments[0].model_dir) in str(error.value)
+
+
+@pytest.mark.parametrize("mode", ["eval", "report", "export"])
+def test_a_finished_run_on_a_full_disk(disk, folder_run, mode):
+    model_dir = disk.folder / "run"
+    shutil.copytree(folder_run, model_dir)
+    config = config_lib.load(saved=config_lib.read_saved(model_dir))
+    disk.fill()
+    with pytest.raises(UserError) as error:
+        api.execute(config, model_dir, mode, formats=["saved_model", "keras"])
+    what = "export to" if mode == "export" else "write"
+    assert f"Cannot {what} {model_dir}" in str(error.value)
+    assert disk.reason in str(error.value)
 
 
 def test_all_that_a_run_writes_to_a_full_disk(disk, run, tiny_config):
