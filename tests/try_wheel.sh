@@ -28,5 +28,5 @@ cd "$folder/empty"
     --dataset=fashion_mnist --images_per_class=1 --output_dir=images
 "$folder/venv/bin/python" -m efficientnetv2.predict --model=run --top=1 images
 "$folder/venv/bin/python" -m efficientnetv2.predict --model=run/saved_model \
-    --top=1 images/Sneaker
+    --top=1 images/test/Sneaker
 echo "The wheel works: $(basename "$wheel")"
