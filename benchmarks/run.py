@@ -22,6 +22,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
+from efficientnetv2.study import records
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 PACKAGES = ("tensorflow", "keras", "numpy")
@@ -316,15 +318,8 @@ def _judge(comparison: Comparison, script: Script, median, ours: dict) -> dict:
 
 def machine() -> dict:
     """Returns what the figures depend on besides the commands."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
     return {
-        "processor": model,
+        "processor": records.machine()["cpu"],
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),

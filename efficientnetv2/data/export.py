@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import yaml
 
-from efficientnetv2.data import folders, pipeline
+from efficientnetv2.data import class_list, folders, pipeline
 from efficientnetv2.data.registry import DatasetInfo
 from efficientnetv2.data.sources import ArraySource, Source
 from efficientnetv2.errors import DataError
@@ -76,9 +76,8 @@ def write(
             else:
                 counts[split] = _write_shards(examples, folder, split)
         if form == "folder":
-            (folder / folders.CLASS_NAMES).write_text(
-                "".join(f"{name}\n" for name in info.class_names),
-                encoding="utf-8",
+            (folder / class_list.FILE).write_text(
+                class_list.to_text(info.class_names), encoding="utf-8"
             )
             return folder
         (folder / YAML).write_text(_describe(info, counts), encoding="utf-8")

@@ -25,6 +25,7 @@ import os
 import pathlib
 from collections.abc import Mapping
 
+from efficientnetv2.data import class_list
 from efficientnetv2.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
@@ -34,7 +35,6 @@ _NAMES = {
     "eval": ("test", "testing"),
 }
 _HELD_OUT = 0.1
-CLASS_NAMES = "class_names.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +102,9 @@ def _scan(root: pathlib.Path) -> FolderIndex:
     if len(folder_names) < 2:
         raise DataError(f"{root} has one class only: {folder_names[0]!r}.")
     class_names = folder_names
-    if (root / CLASS_NAMES).exists():
-        class_names = _read_class_names(root / CLASS_NAMES, folder_names)
+    names_file = root / class_list.FILE
+    if names_file.exists():
+        class_names = _read_class_names(names_file, folder_names)
         folder_names = [folder_name(name) for name in class_names]
     if listed.keys() == {"train", "minival"}:
         # What is called validation is what people report.
@@ -134,7 +135,7 @@ def folder_name(class_name: str) -> str:
 def _read_class_names(path: pathlib.Path, found: list[str]) -> list[str]:
     """Returns the lines of a file, of which each names one folder found."""
     try:
-        names = path.read_text(encoding="utf-8").splitlines()
+        names = class_list.read(path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}.") from None
     named = sorted(map(folder_name, names))

@@ -9,10 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2.data import preprocessing
+from efficientnetv2.data import class_list, preprocessing
 from efficientnetv2.serving.spec import ServingError, ServingSpec
-
-_NAMES = "class_names.txt"
 
 
 class ServingModel(tf.Module):
@@ -98,8 +96,8 @@ def write(
     """
     module = ServingModel(network, spec)
     with tempfile.TemporaryDirectory() as temporary:
-        names = pathlib.Path(temporary) / _NAMES
-        text = "".join(f"{name}\n" for name in spec.class_names)
+        names = pathlib.Path(temporary) / class_list.FILE
+        text = class_list.to_text(spec.class_names)
         names.write_text(text, encoding="utf-8")
         module.class_names_file = tf.saved_model.Asset(str(names))
         tf.saved_model.save(
@@ -118,9 +116,9 @@ def read_class_names(folder: str | os.PathLike) -> list[str]:
     Raises:
         ServingError: if it has none.
     """
-    path = pathlib.Path(folder) / "assets" / _NAMES
+    path = pathlib.Path(folder) / "assets" / class_list.FILE
     try:
-        return path.read_text(encoding="utf-8").split("\n")[:-1]
+        return class_list.read(path)
     except OSError as error:
         raise ServingError(
             f"{path} with the names of the classes cannot be read "

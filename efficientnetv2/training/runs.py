@@ -19,12 +19,11 @@ import efficientnetv2
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import declarative, locks
 from efficientnetv2.config import RunPlan, run_plan
-from efficientnetv2.data import registry
+from efficientnetv2.data import class_list, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.training import checkpoints, distribution, progressive
 
 METRICS = "metrics.json"
-CLASS_NAMES = "class_names.txt"
 LOCK = ".lock"
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -173,7 +172,7 @@ def _check_config(run: Run) -> None:
             )
     names = registry.load_info(run.config.data.ds_name).class_names
     for name, text in (
-        (CLASS_NAMES, "".join(f"{name}\n" for name in names)),
+        (class_list.FILE, class_list.to_text(names)),
         (config_lib.FILE, config_lib.to_yaml(run.config)),
     ):
         checkpoints.write_text(folder / name, text)
@@ -181,10 +180,8 @@ def _check_config(run: Run) -> None:
 
 def read_class_names(model_dir: pathlib.Path) -> list[str] | None:
     """Returns the names of the classes of a run, None if it left none."""
-    path = model_dir / CLASS_NAMES
-    if not path.is_file():
-        return None
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    path = model_dir / class_list.FILE
+    return class_list.read(path) if path.is_file() else None
 
 
 def set_up_runtime(config: ml_collections.ConfigDict) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from efficientnetv2 import api
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import (
+    class_list,
     export,
     folders,
     pipeline,
@@ -119,7 +120,7 @@ def test_a_list_of_classes_orders_a_folder(tmp_path, source):
         assert folders.folder_name(names[label]) in file
     other = tmp_path / "other"
     path.rename(other)
-    (other / folders.CLASS_NAMES).unlink()
+    (other / class_list.FILE).unlink()
     sorted_info = registry.load_info(str(other))
     assert sorted_info.class_names[-1] == "T-shirt-top"
     # A model of the first order is evaluated all the same.
@@ -161,7 +162,7 @@ def test_a_wrong_list_of_classes_is_named(tmp_path, wrong):
         (tmp_path / name).mkdir()
         for number in range(5):
             (tmp_path / name / f"{number}.png").write_bytes(b"")
-    (tmp_path / folders.CLASS_NAMES).write_text(wrong)
+    (tmp_path / class_list.FILE).write_text(wrong)
     with pytest.raises(DataError, match=r"class_names.txt must .*'dog"):
         folders.scan(tmp_path)
 
