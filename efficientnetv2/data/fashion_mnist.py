@@ -23,6 +23,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import hashlib
 import http.client
 import io
@@ -148,6 +149,9 @@ def load_arrays(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads a whole split into memory, in the order on disk.
 
+    A process reads a split once: 'train' and 'minival' of a run are slices
+    of the same arrays, which must not be written.
+
     Args:
         prepared: what `prepare` returned.
         split: 'train' or 'test'.
@@ -166,11 +170,39 @@ def load_arrays(
             + (f" Did you mean {hint!r}?" if hint else "")
         )
 
-    import numpy as np
     import tensorflow as tf
 
     info = prepared.builder.info.splits[split]
     count = info.num_examples
+    files = []
+    try:
+        for path in map(os.fspath, info.filepaths):
+            found = os.stat(path)
+            files.append((path, found.st_size, found.st_mtime_ns))
+        images, labels = _read_shards(tuple(files), count)
+    except (OSError, tf.errors.OpError, ValueError) as error:
+        raise DataError(_damaged(prepared, str(error))) from error
+    if len(labels) != count:
+        raise DataError(
+            _damaged(prepared, f"{len(labels)} of {count} examples")
+        )
+    return images, labels
+
+
+@functools.lru_cache(maxsize=2)
+def _read_shards(
+    files: tuple[tuple[str, int, int], ...], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images and labels of shards: `count`, or fewer if some lack.
+
+    Args:
+        files: path, bytes and time of change of each, by which what was read
+            before is known again.
+        count: of examples.
+    """
+    import numpy as np
+    import tensorflow as tf
+
     images = np.empty((count, 28, 28, 1), np.uint8)
     labels = np.empty((count,), np.int64)
 
@@ -190,25 +222,21 @@ def load_arrays(
         )
         return decoded, parsed["label"]
 
-    files = [os.fspath(path) for path in info.filepaths]
     batches = (
-        tf.data.TFRecordDataset(files)
+        tf.data.TFRecordDataset([path for path, *_ in files])
         .batch(500)
         .map(decode, num_parallel_calls=tf.data.AUTOTUNE)
         .prefetch(tf.data.AUTOTUNE)
     )
     filled = 0
-    try:
-        for batch_images, batch_labels in batches.as_numpy_iterator():
-            end = filled + len(batch_labels)
-            images[filled:end] = batch_images
-            labels[filled:end] = batch_labels
-            filled = end
-    except (tf.errors.OpError, ValueError) as error:
-        raise DataError(_damaged(prepared, str(error))) from error
-    if filled != count:
-        raise DataError(_damaged(prepared, f"{filled} of {count} examples"))
-    return images, labels
+    for batch_images, batch_labels in batches.as_numpy_iterator():
+        end = filled + len(batch_labels)
+        images[filled:end] = batch_images
+        labels[filled:end] = batch_labels
+        filled = end
+    for array in (images, labels):
+        array.flags.writeable = False
+    return images[:filled], labels[:filled]
 
 
 def restore_archive(archive: bytes, name: str) -> bytes:

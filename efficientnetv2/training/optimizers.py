@@ -56,8 +56,9 @@ class RMSProp(keras.optimizers.Optimizer):
         mean_square = self._mean_squares[index]
         momentum = self._momentums[index]
         ops = keras.ops
+        if gradient.dtype != variable.dtype:
+            gradient = ops.cast(gradient, variable.dtype)
         learning_rate = ops.cast(learning_rate, variable.dtype)
-        gradient = ops.cast(gradient, variable.dtype)
         if self._fused_apply(
             variable, mean_square, momentum, gradient, learning_rate
         ):

@@ -220,15 +220,16 @@ class Trainer(keras.Model):
         )
         one_replica = self.distribute_strategy.num_replicas_in_sync == 1
         if count > 1 and one_replica and tf.inside_function():
-            results = self._call_on_parts(parts, variables, scale)
+            results = self._call_on_parts(parts, variables, scale / count)
         else:
             results = [
-                self._part_step(*part, variables, scale) for part in parts
+                self._part_step(*part, variables, scale / count)
+                for part in parts
             ]
         cross_entropy = tf.add_n([r[0] for r in results]) / count
         logits = tf.concat([r[1] for r in results], 0)
         gradients = [
-            tf.add_n(of_parts) / count if count > 1 else of_parts[0]
+            tf.add_n(of_parts) if count > 1 else of_parts[0]
             for of_parts in zip(*[r[2] for r in results], strict=True)
         ]
         return cross_entropy, logits, gradients
@@ -280,7 +281,10 @@ class Trainer(keras.Model):
         return [results for results, _ in answers]
 
     def _part_step(self, images, labels, variables, scale):
-        """Returns cross-entropy, logits and gradients of a part of a batch."""
+        """Returns cross-entropy, logits and gradients of a part of a batch.
+
+        The gradients are those of `scale` times the cross-entropy.
+        """
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             logits = self.network(images, training=True)
@@ -304,8 +308,9 @@ class Trainer(keras.Model):
             gradients, variables, self.decayed, strict=True
         ):
             if decayed:
-                gradient += (coefficient * scale) * variable
-                squares.append(tf.nn.l2_loss(variable))
+                value = tf.convert_to_tensor(variable)
+                gradient += (coefficient * scale) * value
+                squares.append(tf.nn.l2_loss(value))
             added.append(gradient)
         return added, coefficient * tf.add_n(squares) if squares else 0.0
 
