@@ -63,7 +63,7 @@ def small_data(monkeypatch, source):
     from efficientnetv2.data import registry, sources
 
     splits = {
-        name: registry.Split(200, tfds_split="train")
+        name: registry.Split(200, part="train")
         for name in ("train", "minival", "trainval", "eval")
     }
     info = dataclasses.replace(
