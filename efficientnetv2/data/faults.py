@@ -15,7 +15,7 @@ from collections.abc import Callable
 import ml_collections
 import tensorflow as tf
 
-from efficientnetv2.data import preprocessing, sources
+from efficientnetv2.data import decoding, sources
 from efficientnetv2.data.sources import (
     ArraySource,
     EncodedSource,
@@ -213,7 +213,7 @@ def fault_of_image(data: tf.Tensor) -> str | None:
     if not tf.strings.length(data):
         return "it is empty"
     try:
-        preprocessing.decode(data)
+        decoding.decode(data)
     except READ_ERRORS as error:
         return _reason(error)
     return None

@@ -21,9 +21,9 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2.data import (
+    decoding,
     fashion_mnist,
     folders,
-    preprocessing,
     registry,
 )
 from efficientnetv2.data.registry import DatasetInfo, Split
@@ -144,7 +144,7 @@ class StreamSource:
             return dataset
 
         def check(data):
-            return np.bool_(self.is_good(preprocessing.as_bytes(data)))
+            return np.bool_(self.is_good(decoding.as_bytes(data)))
 
         def is_good(encoded, _):
             good = tf.numpy_function(check, [encoded], tf.bool)
