@@ -105,7 +105,8 @@ def central_window(height, width, size, rounding: int = 0) -> tf.Tensor:
     return tf.stack([top, left, side, side])
 
 
-def _crops(size, mode: str, transformations: list[str] | None) -> bool:
+def crops(size, mode: str, transformations: list[str] | None) -> bool:
+    """Returns whether evaluation takes the central part of an image."""
     if transformations is not None:
         return "crop" in transformations
     return mode == "v1" or (mode == "default" and size < 320)
@@ -173,7 +174,7 @@ def preprocess_for_eval(
     if mode == "ft":
         # The released code normalizes before it resizes.
         images = normalize(images, mode)
-    if _crops(size, mode, transformations):
+    if crops(size, mode, transformations):
         shape = tf.shape(images)
         top, left, height, width = tf.unstack(
             central_window(shape[-3], shape[-2], size, int(mode == "v1"))
@@ -221,7 +222,7 @@ def decode_for_eval(
         image = decoding.decode_window(data, window, turned)
         return preprocess_for_eval(image, size, mode, [], antialias)
 
-    if mode == "v1" and _crops(size, mode, transformations):
+    if mode == "v1" and crops(size, mode, transformations):
         return tf.cond(tf.io.is_jpeg(data), decode_crop, decode_all)
     return decode_all()
 

@@ -123,6 +123,10 @@ class StreamSource:
     def __len__(self) -> int:
         return self.num_images
 
+    def describe(self, index: int) -> str:
+        """Returns what an error calls a shard."""
+        return self.shards[index].path
+
     def part(self, number: int, parts: int) -> "StreamSource":
         """Returns every so many of the shards, for one of several workers.
 
