@@ -24,8 +24,8 @@ from absl import logging
 
 from efficientnetv2.data import (
     class_list,
+    decoding,
     fashion_mnist,
-    preprocessing,
     registry,
 )
 from efficientnetv2.data.registry import DatasetInfo, Split
@@ -126,6 +126,10 @@ class StreamSource:
     def __len__(self) -> int:
         return self.num_images
 
+    def describe(self, index: int) -> str:
+        """Returns what an error calls a shard."""
+        return self.shards[index].path
+
     def part(self, number: int, parts: int) -> "StreamSource":
         """Returns every so many of the shards, for one of several workers.
 
@@ -147,7 +151,7 @@ class StreamSource:
             return dataset
 
         def check(data):
-            return np.bool_(self.is_good(preprocessing.as_bytes(data)))
+            return np.bool_(self.is_good(decoding.as_bytes(data)))
 
         def is_good(encoded, _):
             good = tf.numpy_function(check, [encoded], tf.bool)

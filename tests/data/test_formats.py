@@ -17,10 +17,10 @@ from efficientnetv2 import api, declarative, progressive
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import run_plan
 from efficientnetv2.data import (
+    decoding,
     faults,
     folders,
     pipeline,
-    preprocessing,
     registry,
     sources,
 )
@@ -510,7 +510,7 @@ def _encoded():
     [pytest.param(*case, id=case[0]) for case in _encoded()],
 )
 def test_every_kind_of_image_becomes_right_rgb(name, data, right, tolerance):
-    decoded = preprocessing.decode(tf.constant(data)).numpy()
+    decoded = decoding.decode(tf.constant(data)).numpy()
     assert decoded.shape == (32, 40, 3) and decoded.dtype == np.uint8
     with Image.open(io.BytesIO(data)) as image:
         right = image.convert("RGB") if right is None else right.convert("RGB")

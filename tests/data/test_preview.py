@@ -13,6 +13,7 @@ from efficientnetv2 import api, progressive, runs
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import (
     class_list,
+    decoding,
     export,
     folders,
     pipeline,
@@ -101,7 +102,7 @@ def test_a_folder_written_from_a_dataset(tmp_path, source):
             files = np.array(read.items)[read.labels == label]
             for file, index in zip(files, chosen, strict=True):
                 np.testing.assert_array_equal(
-                    preprocessing.decode(tf.io.read_file(file)),
+                    decoding.decode(tf.io.read_file(file)),
                     source.images[index].repeat(3, axis=-1),
                 )
 
