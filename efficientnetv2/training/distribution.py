@@ -14,11 +14,7 @@ from collections.abc import Callable
 import ml_collections
 import tensorflow as tf
 
-from efficientnetv2.errors import UserError
-
-
-class StrategyError(UserError):
-    """Devices or machines that are not there."""
+from efficientnetv2.errors import StrategyError, UserError
 
 
 class WorkerLost(UserError):
