@@ -11,7 +11,7 @@ makes.
 """
 
 import functools
-import re
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
@@ -21,103 +21,144 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from efficientnetv2 import backend, progressive
 from efficientnetv2.config import RunPlan
-from efficientnetv2.engines import variables
+from efficientnetv2.engines import losses, optimizers, schedules
+from efficientnetv2.engines import state as names_of
 from efficientnetv2.errors import StrategyError
 from efficientnetv2.models import architecture
-from efficientnetv2.training import losses, optimizers, schedules
 
 _BATCH = "batch"
+
+
+def set_up(
+    config: ml_collections.ConfigDict, training: bool = True
+) -> list[jax.Device]:
+    """Sets precision and seeds, and keeps TensorFlow off the devices.
+
+    Returns:
+        The devices of the run, or without training the first.
+    """
+    if importlib.util.find_spec("tensorflow"):
+        backend.hide_devices_from_tensorflow()
+    devices = _choose_devices(config.runtime.strategy)
+    keras.config.set_dtype_policy(_resolve_precision(config, devices[0]))
+    keras.utils.set_random_seed(config.train.seed)
+    return devices if training else devices[:1]
+
+
+def is_chief(config: ml_collections.ConfigDict) -> bool:
+    """Whether this process writes the run's files: there is no other."""
+    return True
+
+
+def _resolve_precision(
+    config: ml_collections.ConfigDict, device: jax.Device
+) -> str:
+    """Returns the dtype policy: `runtime.mixed_precision`, or the device's."""
+    if config.runtime.mixed_precision:
+        return config.runtime.mixed_precision
+    if device.platform == "tpu":
+        return "mixed_bfloat16"
+    # Of GPUs; see `strategies.resolve_precision`.
+    capability = float(getattr(device, "compute_capability", 0))
+    if capability >= 8.0:
+        return "mixed_bfloat16"
+    return "mixed_float16" if capability >= 7.0 else "float32"
 
 
 class Engine:
     """Network, optimizer and moving average of a run, and its steps.
 
-    The state on the devices is what counts; the variables of Keras only give
-    it names, shapes and initial values.
+    The state on the devices is what counts; the variables of Keras give it
+    names, shapes and initial values.
 
     Args:
         config: of the run.
         plan: of the run.
         log: prints one line.
+        training: see `engines.create`.
 
     Attributes:
+        trained: the variables that the optimizer changes.
         replicas: devices that share a global batch.
-        device: what they are, such as '1 x TPU v5 lite' or 'CPU'.
+        device: what computes and how, for people.
+        parts: of a batch that are computed side by side: 1.
+        is_chief: whether this process writes the run's files: it does.
 
     Raises:
-        StrategyError: if there is no such device, or the batch cannot be
-            split over all of them.
+        StrategyError: if there is no such device, the batch cannot be split
+            over all of them, or an option is for TensorFlow only.
         CheckpointError: if `train.varsexp` matches nothing.
     """
+
+    parts = 1
+    is_chief = True
 
     def __init__(
         self,
         config: ml_collections.ConfigDict,
         plan: RunPlan,
         log: Callable[[str], None] = print,
+        training: bool = True,
     ):
-        self._config, self._plan = config, plan
-        self._devices = _choose_devices(config.runtime.strategy)
+        self.config, self.plan = config, plan
+        self._devices = set_up(config, training)
         self.replicas = len(self._devices)
         _check(config, self.replicas)
-        if config.train.batch_parts > 1:
-            log(
-                f"train.batch_parts={config.train.batch_parts} is for "
-                "TensorFlow on a CPU; JAX computes the whole batch at once."
+        self.device = _describe(self._devices)
+        self._everywhere, self._split = _shardings(self._mesh())
+        self._micro_batch_size = config.train.micro_batch_size
+        self._state = self._step = self._infer = self._running = None
+        self._rows: dict[tuple[int, ...], int] = {}
+        self._network = architecture.build(config.model.to_dict())
+        self.trained = names_of.select(self._network, config.train.varsexp)
+        self._variables = {"network": names_of.named(self._network.variables)}
+        if training:
+            self._optimizer = optimizers.build_optimizer(
+                config, schedules.learning_rate(config, plan)
             )
-        kind = self._devices[0].device_kind
-        kind = kind.upper() if kind == "cpu" else kind
-        one_cpu = kind == "CPU" and self.replicas == 1
-        self.device = kind if one_cpu else f"{self.replicas} x {kind}"
+            self._optimizer.build(self.trained)
+            self._variables["optimizer"] = names_of.named(
+                self._optimizer.variables
+            )
+        self._names = self._find_names(training)
+        if training:
+            self.reset_average()
 
-        keras.mixed_precision.set_dtype_policy(
-            config.runtime.mixed_precision or "float32"
-        )
-        keras.utils.set_random_seed(config.train.seed)
-        self._model = architecture.build(config.model.to_dict())
-        trained = variables.matching(
-            self._model.trainable_variables, config.train.varsexp
-        )
-        self._optimizer = optimizers.build_optimizer(
-            config, schedules.learning_rate(config, plan)
-        )
-        self._optimizer.build(trained)
-
-        self._variables = {
-            "network": variables.named(self._model.variables),
-            "optimizer": variables.named(self._optimizer.variables),
+    def _find_names(self, training: bool) -> dict[str, list[str]]:
+        """Returns the names of variables by what they are for."""
+        network, config = self._network, self.config.train
+        roles = {
+            "trained": self.trained,
+            "others": network.non_trainable_variables,
         }
+        if training:
+            scale = getattr(self._optimizer, "dynamic_scale", None)
+            decayed = names_of.decayed(
+                self.trained, config.weight_decay_exclude
+            )
+            roles |= {
+                "decayed": [
+                    variable
+                    for variable, is_decayed in zip(
+                        self.trained, decayed, strict=True
+                    )
+                    if is_decayed
+                ],
+                "averaged": network.weights if config.ema_decay else [],
+                "optimizer": self._optimizer.variables,
+                "scale": [] if scale is None else [scale],
+            }
         name_of = {
             id(variable): name
             for group in self._variables.values()
             for name, variable in group.items()
         }
-        self._names = {
-            role: [name_of[id(variable)] for variable in members]
-            for role, members in {
-                "trainable": self._model.trainable_variables,
-                "other": self._model.non_trainable_variables,
-                "trained": trained,
-                "averaged": self._model.weights if config.train.ema_decay else [],
-                "optimizer": self._optimizer.variables,
-            }.items()
+        return {
+            role: [name_of[id(variable)] for variable in variables]
+            for role, variables in roles.items()
         }
-        excluded = re.compile(config.train.weight_decay_exclude)
-        self._decayed = [v.path for v in trained if not excluded.match(v.path)]
-        scale = getattr(self._optimizer, "dynamic_scale", None)
-        self._scale_name = None if scale is None else name_of[id(scale)]
-
-        self._everywhere, self._split = _shardings(self._mesh())
-        self._rows: dict[tuple[int, ...], int] = {}
-        self._running = None
-        self._logits = jax.jit(
-            self._infer,
-            in_shardings=(self._everywhere, self._split),
-            out_shardings=self._split,
-        )
-        self.micro_batch_size = config.train.micro_batch_size
-        self.reset_average()
 
     # ---- The state -------------------------------------------------------
 
@@ -125,32 +166,33 @@ class Engine:
     def network(self) -> keras.Model:
         """From images to logits, with the raw weights of this moment.
 
-        A step takes their memory: ask again after it. For weights that are
-        set here to be trained from, call `reset_average`.
+        A step takes their memory: ask again after it. To train from weights
+        that are set here, call `reset_average`.
         """
-        if self._moved_on:
-            for group in ("network", "optimizer"):
-                for name, variable in self._variables[group].items():
+        if self._state is not None and self._has_moved:
+            self._has_moved = False
+            for group, variables in self._variables.items():
+                for name, variable in variables.items():
                     variable.assign(self._state[group][name])
-            self._moved_on = False
-        return self._model
+        return self._network
 
     def reset_average(self) -> None:
-        """Begins at step 0 with the weights that `network` has."""
+        """Begins at step 0, with the weights of `network`."""
         groups = {
-            group: {name: np.array(v.value) for name, v in members.items()}
-            for group, members in self._variables.items()
+            group: {name: np.array(v.value) for name, v in variables.items()}
+            for group, variables in self._variables.items()
+        }
+        groups["ema"] = {
+            name: groups["network"][name] for name in self._names["averaged"]
         }
         self._set_state(0, groups)
 
     def _set_state(self, step: int, groups: dict) -> None:
-        network = groups["network"]
-        groups.setdefault("ema", {n: network[n] for n in self._names["averaged"]})
         state = {"step": np.int32(step), "first_bad": np.int32(-1), **groups}
         self._running = None
         self._state = jax.device_put(state, self._everywhere)
         # So that Keras holds no second copy.
-        self._moved_on = True
+        self._has_moved = True
         _ = self.network
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -169,7 +211,7 @@ class Engine:
             CheckpointError: if a variable is missing or of another shape; the
                 state is then left as it was.
         """
-        variables.check(self._shapes(), arrays, source)
+        names_of.check(self._shapes(), arrays, source)
         groups = {
             group: {
                 name: np.array(arrays[f"{group}/{name}"], variable.dtype)
@@ -178,9 +220,7 @@ class Engine:
             for group, members in self._variables.items()
         }
         groups["ema"] = {
-            name: np.array(
-                arrays[f"ema/{name}"], groups["network"][name].dtype
-            )
+            name: np.array(arrays[f"ema/{name}"], groups["network"][name].dtype)
             for name in self._names["averaged"]
         }
         self._set_state(int(arrays["step"]), groups)
@@ -206,12 +246,14 @@ class Engine:
         step = int(self._state["first_bad"])
         return None if step < 0 else step
 
-    def close(self) -> None:
-        """Gives the memory of the devices back."""
-        self._state = self._running = self._step = None
-        for group in self._variables.values():
-            for variable in group.values():
-                variable.assign(np.zeros(variable.shape, variable.dtype))
+    def end_training(self) -> None:
+        """Frees what only training needs; `logits` are the network's now."""
+        network = self.network
+        self._state = self._step = self._running = None
+        del self._variables["optimizer"], self._optimizer
+        for variable in network.variables:
+            # Its own memory, for as long as it lives.
+            variable.assign(np.array(variable.value))
 
     # ---- A step ----------------------------------------------------------
 
@@ -222,8 +264,7 @@ class Engine:
 
     @micro_batch_size.setter
     def micro_batch_size(self, size: int) -> None:
-        self._micro_batch_size = size
-        self._step = self.step_function()
+        self._micro_batch_size, self._step = size, None
 
     def dataset(self, make_dataset: Callable) -> Iterator[tuple]:
         """Yields batches on the devices.
@@ -250,8 +291,10 @@ class Engine:
             'loss', 'cross_entropy', 'l2', 'top1' and 'top5' as scalars on the
             device.
         """
+        if self._step is None:
+            self._step = self.step_function()
         images, labels = batch
-        self._moved_on = True
+        self._has_moved = True
         self._state, metrics = self._step(
             self._state, images, labels, np.float32(dropout_rate)
         )
@@ -284,9 +327,9 @@ class Engine:
 
     def step_arguments(self, image_size: int) -> tuple:
         """Returns shapes and types of the arguments of `step_function`."""
-        batch = self._config.train.batch_size
+        batch = self.config.train.batch_size
         images = (batch, image_size, image_size, 3)
-        labels = (batch, self._config.model.num_classes)
+        labels = (batch, self.config.model.num_classes)
         return (
             jax.tree.map(
                 lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype),
@@ -302,17 +345,23 @@ class Engine:
 
     def _next(self, mesh, micro_batch_size, state, images, labels, rate):
         """Returns the state after a step, and its metrics."""
-        config, names = self._config, self._names
+        config, names = self.config, self._names
         step = state["step"].astype(jnp.float32)
         scale = 1.0
-        if self._scale_name is not None:
-            scale = state["optimizer"][self._scale_name].astype(jnp.float32)
+        for name in names["scale"]:
+            scale = state["optimizer"][name].astype(jnp.float32)
         cross_entropy, hits, gradients, network = self._accumulate(
-            mesh, micro_batch_size, state["network"], images, labels, rate, scale
+            mesh,
+            micro_batch_size,
+            state["network"],
+            images,
+            labels,
+            rate,
+            scale,
         )
-        coefficient = schedules.weight_decay(config, self._plan, step)
+        coefficient = progressive.weight_decay(config, self.plan, step)
         squares = 0.0
-        for name in self._decayed:
+        for name in names["decayed"]:
             value = network[name]
             gradients[name] += (coefficient * scale) * value
             squares += 0.5 * jnp.sum(jnp.square(value))
@@ -395,7 +444,7 @@ class Engine:
 
         The gradients are those of `scale` times the cross-entropy.
         """
-        train = self._config.train
+        train = self.config.train
 
         def loss(trained):
             logits, changed = self._call(
@@ -415,19 +464,19 @@ class Engine:
 
     def _call(self, values, images, training, rate=None):
         """Returns logits, and what the layers changed."""
-        dropout = self._model.get_layer("head").dropout
+        dropout = self._network.get_layer("head").dropout
         # Of this trace: a stage has its own rate.
         dropout.rate_variable = rate
         try:
-            logits, others = self._model.stateless_call(
-                [values[name] for name in self._names["trainable"]],
-                [values[name] for name in self._names["other"]],
+            logits, others = self._network.stateless_call(
+                [values[name] for name in self._names["trained"]],
+                [values[name] for name in self._names["others"]],
                 images,
                 training=training,
             )
         finally:
             dropout.rate_variable = None
-        return logits, dict(zip(self._names["other"], others, strict=True))
+        return logits, dict(zip(self._names["others"], others, strict=True))
 
     # ---- Evaluation ------------------------------------------------------
 
@@ -447,12 +496,23 @@ class Engine:
         most = max(rows, self._rows.get(shape, 0))
         most = self._rows[shape] = -(-most // self.replicas) * self.replicas
         padding = [(0, most - rows)] + [(0, 0)] * len(shape)
-        values = {**self._state["network"], **self._state["ema"]}
-        return np.array(self._logits(values, np.pad(images, padding)))[:rows]
+        if self._state is None:
+            values = {
+                name: variable.value
+                for name, variable in self._variables["network"].items()
+            }
+        else:
+            values = {**self._state["network"], **self._state["ema"]}
+        if self._infer is None:
+            self._infer = jax.jit(
+                lambda *arguments: self._call(*arguments, training=False)[0],
+                in_shardings=(self._everywhere, self._split),
+                out_shardings=self._split,
+            )
+        logits = self._infer(values, np.pad(images, padding))
+        return np.array(logits, np.float32)[:rows]
 
-    def _infer(self, values, images):
-        logits, _ = self._call(values, images, training=False)
-        return logits.astype(jnp.float32)
+    # ---- Errors ----------------------------------------------------------
 
     @staticmethod
     def is_out_of_memory(error: BaseException) -> bool:
@@ -460,6 +520,19 @@ class Engine:
         return isinstance(
             error, jax.errors.JaxRuntimeError
         ) and "RESOURCE_EXHAUSTED" in str(error)
+
+    @staticmethod
+    def is_lost_worker(error: BaseException) -> bool:
+        """Whether an error says that another machine is gone: there is none."""
+        return False
+
+
+def _describe(devices: Sequence[jax.Device]) -> str:
+    """Returns what computes and how, such as '1 x TPU v5 lite, ...'."""
+    name = f"{len(devices)} x {devices[0].device_kind}"
+    if devices[0].platform == "cpu":
+        name = "CPU" if len(devices) == 1 else f"{len(devices)} x CPU"
+    return f"{name}, {keras.config.dtype_policy().name}, JAX"
 
 
 def _shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:

@@ -15,7 +15,7 @@ import keras
 import ml_collections
 import tensorflow as tf
 
-from efficientnetv2.errors import StrategyError, UserError
+from efficientnetv2.errors import StrategyError
 
 
 def on_cpu() -> bool:
