@@ -8,7 +8,12 @@ memory of the devices.
 import glob
 import importlib.util
 import os
+import pathlib
+import shlex
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 
 from efficientnetv2.errors import UserError, nearest
 
@@ -21,6 +26,12 @@ _INSTALL_JAX = (
 
 class BackendError(UserError):
     """A backend that is unknown, not installed, or comes too late."""
+
+
+class ChildError(UserError):
+    """A child process failed; what it wrote says why."""
+
+    exit_code = 1
 
 
 def choose(name: str | None = None) -> str:
@@ -112,3 +123,55 @@ def hide_devices_from_tensorflow() -> None:
                 f"TensorFlow already uses a {kind} that JAX needs. Call "
                 "nothing of TensorFlow before training on JAX."
             ) from error
+
+
+def run_on_tensorflow(
+    module: str, *arguments: str, log: Callable[[str], None] = print
+) -> None:
+    """Runs a module of this package on TensorFlow, on the CPU.
+
+    It runs in a child process, as Keras has one backend per process and JAX
+    holds the devices of this one.
+
+    Args:
+        module: as of `python -m`.
+        *arguments: of its command line.
+        log: gets each line that the child writes.
+
+    Raises:
+        ChildError: if it fails.
+    """
+    folder = str(pathlib.Path(__file__).parent.parent)
+    paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": "tensorflow",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+    # TensorFlow's remarks are shown only if something failed.
+    with tempfile.TemporaryFile("w+", errors="replace") as remarks:
+        child = subprocess.Popen(
+            [sys.executable, "-u", "-m", module, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=remarks,
+            text=True,
+            env=environment,
+        )
+        try:
+            for line in child.stdout:
+                log(line.rstrip("\n"))
+            status = child.wait()
+        finally:
+            child.kill()
+            child.wait()
+        if status:
+            remarks.seek(0)
+            log(remarks.read().rstrip())
+            raise ChildError(
+                f"Exit status {status} of this, whose output is above: "
+                "KERAS_BACKEND=tensorflow "
+                + shlex.join(["python", "-m", module, *arguments])
+            )
