@@ -14,18 +14,18 @@ same on every backend:
 
 from collections.abc import Callable
 
-import keras
 import ml_collections
 
+from efficientnetv2 import backend
 from efficientnetv2.config import RunPlan
 
 
 def _backend():
-    if keras.config.backend() == "jax":
-        from efficientnetv2.engines import jax as backend
+    if backend.active() == "jax":
+        from efficientnetv2.engines import jax as engine
     else:
-        from efficientnetv2.engines import tensorflow as backend
-    return backend
+        from efficientnetv2.engines import tensorflow as engine
+    return engine
 
 
 def set_up(config: ml_collections.ConfigDict, training: bool = True) -> None:

@@ -15,11 +15,7 @@ import keras
 import ml_collections
 import tensorflow as tf
 
-from efficientnetv2.errors import UserError
-
-
-class StrategyError(UserError):
-    """Devices or machines that are not there."""
+from efficientnetv2.errors import StrategyError
 
 
 def on_cpu() -> bool:
