@@ -1,9 +1,9 @@
-"""What setup.cfg cannot say: which TensorFlow a machine needs.
+"""What setup.cfg cannot say: which TensorFlow this machine needs.
 
-A machine with a TPU trains by JAX, and TensorFlow there only reads data and
-exports: that is `tensorflow-cpu`, which leaves JAX, NumPy and h5py as they are.
-Names of packages are all that a requirement can choose by, so the choice is
-made here, by what is installed already.
+A machine with a TPU trains by JAX. TensorFlow only reads data and exports
+there, so it is `tensorflow-cpu`, in the version that leaves Colab's other
+packages as they are. A requirement knows no alternatives; so the name is chosen
+here, by what is installed when the package is built.
 """
 
 import configparser
@@ -16,23 +16,28 @@ import setuptools
 TENSORFLOW_CPU = "tensorflow-cpu>=2.20,<2.21"
 
 
-def requirements() -> list[str]:
+def requirements(installed: set[str]) -> list[str]:
+    """Returns those of setup.cfg, given the names of installed packages."""
     config = configparser.ConfigParser()
     config.read("setup.cfg")
-    lines = config["options"]["install_requires"].split("\n")
-    requires = list(filter(None, lines))
-    # pip builds in an environment of its own; these are of the one it fills.
+    lines = config["options"]["install_requires"].strip().split("\n")
+    for_tpu = {"libtpu", "tensorflow-cpu"} & installed
+    if "tensorflow" in installed or not for_tpu:
+        return lines
+    return [
+        TENSORFLOW_CPU if line.startswith("tensorflow>") else line
+        for line in lines
+    ]
+
+
+def installed() -> set[str]:
+    # pip builds in an environment of its own; this is the one that it fills.
     folders = [sysconfig.get_path("purelib"), *site.getsitepackages()]
-    installed = {
+    return {
         each.metadata["Name"].lower().replace("_", "-")
         for each in metadata.distributions(path=folders)
     }
-    if "tensorflow" not in installed and installed & {"libtpu", "tensorflow-cpu"}:
-        requires = [
-            TENSORFLOW_CPU if each.startswith("tensorflow>") else each
-            for each in requires
-        ]
-    return requires
 
 
-setuptools.setup(install_requires=requirements())
+if __name__ == "__main__":
+    setuptools.setup(install_requires=requirements(installed()))
