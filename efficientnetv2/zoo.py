@@ -9,6 +9,7 @@ import keras
 from absl import logging
 
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import normalizations
 from efficientnetv2.errors import nearest
 from efficientnetv2.models import architecture, weights
 from efficientnetv2.models.block_strings import expand_blocks
@@ -17,6 +18,7 @@ from efficientnetv2.models.weights import published
 from efficientnetv2.training import checkpoints
 
 _V1_ROUND_LIMIT = 0.9
+_PREPROCESSING = {"v2": "default", "v1": "v1", "lite": "lite", "ft": "ft"}
 
 to_keras_applications = weights.to_keras_applications
 to_reference_checkpoint = weights.to_reference_checkpoint
@@ -56,9 +58,9 @@ def build_model(
         pooling: without the top: 'avg' or 'max' for features [batch,
             channels], None for a map [batch, height, width, channels].
         include_preprocessing: if True the model takes images in [0, 255] and
-            normalizes them as the released code does for its family. 'v2'
-            ((x - 128) / 128) and 'v1' (ImageNet's mean and deviation) choose
-            by hand; `keras.applications` wants 'v1' for B0 to B3 as well.
+            normalizes them as in its training: see `normalizations`. 'v2'
+            ((x - 128) / 128), 'v1' (ImageNet's mean and deviation), 'lite'
+            and 'ft' choose by hand.
         ema, skip_classifier: see `load_weights`.
         **options: of the section `model` in hparams/base.yaml: act_fn,
             bn_type, survival_prob, dropout_rate, conv_dropout, headbias,
@@ -83,10 +85,18 @@ def build_model(
         is_21k = weights == "imagenet21k"
         num_classes = published.CLASSES_21K if is_21k else 1000
     options = {**options, "num_classes": num_classes}
-    model_config = config_lib.load_model(name, options)["model"]
-    preprocessing = include_preprocessing or None
-    if preprocessing is True:
-        preprocessing = family(model_config["model_name"])
+    config = config_lib.load_model(name, options)
+    model_config = config["model"]
+    preprocessing = None
+    if include_preprocessing is True:
+        preprocessing = normalizations.mode_of(config)
+    elif include_preprocessing:
+        preprocessing = _PREPROCESSING.get(include_preprocessing)
+        if preprocessing is None:
+            raise ValueError(
+                f"Unknown include_preprocessing {include_preprocessing!r}: use "
+                f"True, False or one of {', '.join(_PREPROCESSING)}."
+            )
 
     def build(model_config):
         return architecture.build(
@@ -117,11 +127,6 @@ def build_model(
         except WeightsError:
             pass
         raise
-
-
-def family(model_name: str) -> str:
-    """Returns 'v1' for EfficientNet, 'v2' for EfficientNetV2 and others."""
-    return "v1" if model_name.startswith("efficientnet-") else "v2"
 
 
 def load_weights(

@@ -200,7 +200,7 @@ def test_an_optimizer_is_no_surprise(reference, slim, tmp_path):
 @pytest.mark.parametrize(
     ("theirs", "ours", "preprocessing"),
     [
-        ("EfficientNetV2B0", "efficientnetv2-b0", "v1"),
+        ("EfficientNetV2B0", "efficientnetv2-b0", True),
         ("EfficientNetB0", "efficientnet-b0", None),
     ],
 )
