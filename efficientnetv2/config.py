@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -67,7 +67,6 @@ _CHOICES = {
         "gpu",
         "mirrored",
         "multi_worker",
-        "tpu",
     ],
     "train.on_nan": ["stop", "rollback"],
     "data.on_corrupt": ["error", "skip"],
@@ -114,6 +113,7 @@ _RANGES = {
     "train.rmsprop_decay": (0, 0.999999),
     "train.seed": (0, 2**31 - 1),
     "eval.batch_size": (1, None),
+    "eval.patience": (0, None),
     "eval.every_epochs": (1e-3, None),
     "data.shuffle_buffer": (1, None),
     "data.aug_prob": (0, 1),
@@ -424,6 +424,38 @@ def read_saved(model_dir: str | os.PathLike) -> dict:
             "or name another --model_dir."
         )
     return read_yaml(path)
+
+
+def as_begun(
+    config: ml_collections.ConfigDict,
+    model_dir: str | os.PathLike,
+    log: Callable[[str], None],
+) -> ml_collections.ConfigDict:
+    """Returns the configuration for going on with a run of an older version.
+
+    Options that its `config.yaml` does not know keep the values of
+    hparams/base.yaml, which are those of the time before.
+
+    Args:
+        config: as it would be now.
+        model_dir: of the run; if there is none, the result is `config`.
+        log: prints one line, for options that are asked for and not taken.
+    """
+    path = pathlib.Path(model_dir) / FILE
+    if not path.exists():
+        return config
+    saved = _flatten(read_yaml(path))
+    config = config.copy_and_resolve_references().unlock()
+    for key, value in _Merger().flat.items():
+        section, option = key.split(".")
+        if key in saved or config[section][option] == value:
+            continue
+        log(
+            f"{path} is older than {key}: the run keeps {value!r}, not "
+            f"{config[section][option]!r}."
+        )
+        config[section][option] = value
+    return config.lock()
 
 
 def load_model(name: str, options: Mapping[str, Any]) -> dict[str, dict]:

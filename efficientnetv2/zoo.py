@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from absl import logging
 
+from efficientnetv2 import checkpoints
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import normalizations
 from efficientnetv2.errors import nearest
@@ -15,7 +16,6 @@ from efficientnetv2.models import architecture, weights
 from efficientnetv2.models.block_strings import expand_blocks
 from efficientnetv2.models.naming import WeightsError
 from efficientnetv2.models.weights import published
-from efficientnetv2.training import checkpoints
 
 _V1_ROUND_LIMIT = 0.9
 _PREPROCESSING = {"v2": "default", "v1": "v1", "lite": "lite", "ft": "ft"}

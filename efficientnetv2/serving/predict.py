@@ -11,16 +11,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from efficientnetv2 import checkpoints, evaluation, runs, zoo
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import zoo
-from efficientnetv2.data import faults, preprocessing, registry
+from efficientnetv2.data import decoding, faults, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import locate, saved_model
 from efficientnetv2.serving import spec as spec_lib
 from efficientnetv2.serving.locate import Location
 from efficientnetv2.serving.spec import ServingError, ServingSpec
-from efficientnetv2.training import checkpoints, loop, runs
 
 Image = str | os.PathLike | bytes | np.ndarray
 
@@ -180,7 +179,7 @@ def _encode(image: Image) -> bytes:
                 "not uint8 [height, width, 3]."
             )
         return tf.io.encode_png(image).numpy()
-    return preprocessing.to_portable(_read(image))
+    return decoding.to_portable(_read(image))
 
 
 def _best(row: np.ndarray, names: Sequence[str], top: int) -> list[Prediction]:
@@ -258,7 +257,7 @@ def _from_run(found: Location, checkpoint: str | None):
         names = registry.load_info(config["data"]["ds_name"]).class_names
     network = architecture.build(config["model"])
     best = checkpoints.load(checkpoints.find(found.path, checkpoint))
-    loop.load_averaged(network, best)
+    evaluation.load_averaged(network, best)
     return network, ServingSpec.from_config(config, names)
 
 

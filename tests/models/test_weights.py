@@ -14,10 +14,10 @@ import pytest
 import tensorflow as tf
 
 import efficientnetv2
+from efficientnetv2 import checkpoints
 from efficientnetv2.models import weights
 from efficientnetv2.models.naming import WeightsError
 from efficientnetv2.models.weights import published
-from efficientnetv2.training import checkpoints
 
 TIMM = pathlib.Path(__file__).parents[1] / "testdata" / "timm"
 SLIM = {"num_classes": 10, "width_coefficient": 0.25, "feature_size": 320}

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import runs
 from efficientnetv2.errors import UserError
-from efficientnetv2.training import runs
 
 
 def test_a_folder_of_an_earlier_version_lacks_options(tiny_config, tmp_path):
