@@ -8,9 +8,8 @@ from typing import Any
 import keras
 from absl import logging
 
-from efficientnetv2 import checkpoints
+from efficientnetv2 import checkpoints, normalizations
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import normalizations
 from efficientnetv2.errors import nearest
 from efficientnetv2.models import architecture, weights
 from efficientnetv2.models.block_strings import expand_blocks
@@ -48,8 +47,8 @@ def build_model(
         name: 'efficientnetv2-b0' to '-b3', '-s', '-m', '-l', '-xl', '-pico',
             'efficientnet-b0' to '-b8', '-l2', or the path of a YAML file with
             a section `model`.
-        num_classes: number of logits; by default 1000, and 21,843 with
-            weights='imagenet21k'.
+        num_classes: number of logits; by default the YAML file's, else 1000,
+            and 21,843 with weights='imagenet21k'.
         include_top: if False, the model ends with the features of the head.
         weights: None for random ones; 'imagenet', 'imagenet21k',
             'imagenet21k-ft1k', for V1 'imagenet' and 'jft', which are fetched
@@ -81,12 +80,13 @@ def build_model(
             one is named.
         WeightsError: see `load_weights`. It is a ValueError, too.
     """
-    if num_classes is None:
-        is_21k = weights == "imagenet21k"
-        num_classes = published.CLASSES_21K if is_21k else 1000
-    options = {**options, "num_classes": num_classes}
+    if num_classes is not None:
+        options = {**options, "num_classes": num_classes}
     config = config_lib.load_model(name, options)
     model_config = config["model"]
+    if model_config["num_classes"] is None:
+        is_21k = weights == "imagenet21k"
+        model_config["num_classes"] = published.CLASSES_21K if is_21k else 1000
     preprocessing = None
     if include_preprocessing is True:
         preprocessing = normalizations.mode_of(config)

@@ -8,6 +8,9 @@ from efficientnetv2.models import blocks
 from efficientnetv2.models.block_strings import expand_blocks, head_filters
 from efficientnetv2.normalizations import NORMALIZATIONS
 
+# The layer of a model that takes pixel values.
+NORMALIZE = "normalize"
+
 
 def _classifier_initializer(num_classes: int):
     """Uniform in +-1 / sqrt(classes), the reference's, down to 1000 classes.
@@ -32,7 +35,7 @@ def _normalize(images, preprocessing: str | None):
     return keras.layers.Rescaling(
         [1 / deviation for _, deviation in pairs],
         [-mean / deviation for mean, deviation in pairs],
-        name="normalize",
+        name=NORMALIZE,
     )(images)
 
 

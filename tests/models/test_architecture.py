@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import normalizations
 from efficientnetv2.models import architecture, blocks, counting
 from efficientnetv2.models.block_strings import BlockArgs
 
@@ -265,13 +266,12 @@ def test_too_many_fused_stages():
         architecture.build(_tiny(fused_stages=4))
 
 
-@pytest.mark.parametrize("preprocessing", ["v1", "v2"])
-def test_preprocessing_is_that_of_the_pipeline(preprocessing):
+@pytest.mark.parametrize("mode", normalizations.MODES)
+def test_preprocessing_is_that_of_the_pipeline(mode):
     from efficientnetv2.data import preprocessing as pipeline
 
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3))
-    mode = {"v1": "v1", "v2": "default"}[preprocessing]
-    inside = architecture.build(_tiny(), preprocessing=preprocessing)
+    inside = architecture.build(_tiny(), preprocessing=mode)
     outside = architecture.build(_tiny())
     outside.set_weights(inside.get_weights())
     np.testing.assert_allclose(
