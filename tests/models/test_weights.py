@@ -408,7 +408,7 @@ def _damage(path, reference, kind):
         ("empty folder", "has no checkpoint"),
         ("nothing", "no weights at"),
         ("text", "no known format"),
-        ("pickle", "safetensors"),
+        ("pickle", "cut short"),
         ("short .h5", "cut short"),
         ("short .keras", "cut short"),
         ("short .safetensors", "cut short"),
