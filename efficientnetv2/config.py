@@ -27,6 +27,7 @@ from efficientnetv2.declarative import (
 )
 from efficientnetv2.errors import nearest
 from efficientnetv2.models.block_strings import BlockArgs
+from efficientnetv2.normalizations import AUGNAMES
 
 # Of a run, in its folder.
 FILE = "config.yaml"
@@ -74,13 +75,7 @@ _CHOICES = {
     "train.lr_sched": ["exponential", "cosine", "linear", "constant"],
     "runtime.mixed_precision": ["mixed_bfloat16", "mixed_float16", "float32"],
 }
-_POLICIES = ["randaug", "autoaug", "ra_aa"]
-_CHOICES["data.augname"] = [
-    *_POLICIES,
-    *(f"effnetv1_{name}" for name in _POLICIES),
-    "ft",
-    *(f"ft_{name}" for name in _POLICIES),
-]
+_CHOICES["data.augname"] = list(AUGNAMES)
 _REGULAR_EXPRESSIONS = ("train.varsexp", "train.weight_decay_exclude")
 _TRANSFORMATIONS = ["crop", "shift", "flip"]
 # Inclusive ranges of numbers; None: no limit.
