@@ -21,7 +21,7 @@ import pathlib
 from absl import flags
 
 from efficientnetv2 import cli, config, declarative, tables
-from efficientnetv2.data import registry
+from efficientnetv2.data import fashion_mnist, registry
 from efficientnetv2.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -63,6 +63,8 @@ def _state(info: registry.DatasetInfo, folder: pathlib.Path) -> str:
     """Returns what of a dataset is on this machine, in a word or two."""
     if info.source == "folder":
         return "here"
+    if info.source == "idx":
+        return "here" if fashion_mnist.is_here(folder) else "-"
     if info.source == "tfds":
         place = folder / info.tfds_name.replace(":", "/")
         return "here" if any(place.rglob("dataset_info.json")) else "-"
@@ -110,7 +112,7 @@ def _one(name: str, folder: pathlib.Path) -> None:
     if more > 0:
         rows[0] = (rows[0][0], f"{rows[0][1]} and {more:,} more")
     for split, content in info.splits.items():
-        where = content.tfds_split or content.files or ""
+        where = content.tfds_split or content.part or content.files or ""
         shards = [n for n in content.shards if n is not None]
         text = f"{content.num_images:,} images  {where}"
         if shards:

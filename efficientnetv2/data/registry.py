@@ -21,7 +21,7 @@ from efficientnetv2.errors import nearest
 
 DEFAULT_DATA_DIR = "~/.cache/efficientnetv2/data"
 _YAML = (".yaml", ".yml")
-SOURCES = ("tfds", "tfrecord", "folder")
+SOURCES = ("tfds", "tfrecord", "folder", "idx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +31,14 @@ class Split:
     Attributes:
         num_images: exact number.
         tfds_split: of TensorFlow Datasets, such as 'train[:55000]'.
+        part: of the IDX archives, such as 'train[:55000]'.
         files: pattern of TFRecord shards, such as 'train-*'.
         shards: first and last (excluded) of the sorted shards, or None.
     """
 
     num_images: int
     tfds_split: str | None = None
+    part: str | None = None
     files: str | None = None
     shards: tuple[int | None, int | None] = (None, None)
 
@@ -47,7 +49,7 @@ class DatasetInfo:
 
     Attributes:
         name: in the registry, or the path that the user gave.
-        source: one of `SOURCES`.
+        source: one of `SOURCES`; 'idx' is Fashion-MNIST's four archives.
         num_classes: number of classes.
         splits: 'train' and 'eval', often 'minival' and 'trainval'.
         class_names: one a class, in the order of the labels.
@@ -87,7 +89,7 @@ _FIELDS = {
     if field.name != "name"
 }
 _SPLIT_FIELDS = [field.name for field in dataclasses.fields(Split)]
-_NEEDED = {"tfds": "tfds_split", "tfrecord": "files"}
+_NEEDED = {"tfds": "tfds_split", "tfrecord": "files", "idx": "part"}
 
 
 def data_dir(folder: str | None = None) -> pathlib.Path:

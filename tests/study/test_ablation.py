@@ -13,7 +13,7 @@ import time
 import pytest
 from PIL import Image
 
-from efficientnetv2 import locks
+from efficientnetv2 import files
 from efficientnetv2.config import ConfigError
 from efficientnetv2.study import ablation, definition, records
 from efficientnetv2.study.ablation import Driver, plan_tasks
