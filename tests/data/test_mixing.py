@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from efficientnetv2.data import mixing, pipeline
+from tests.conftest import examples
 
 
 def _batch(size=12, pixels=16):
@@ -21,7 +22,7 @@ def _batch(size=12, pixels=16):
     return tf.constant(images), tf.one_hot(np.arange(size), size)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     mixup=st.sampled_from([0.0, 0.05, 0.2, 1.0, 5.0]),
     cutmix=st.sampled_from([0.0, 0.05, 0.2, 1.0, 5.0]),
@@ -48,7 +49,7 @@ def test_labels_say_what_is_in_the_image(mixup, cutmix, seed, size):
 _ALPHAS = st.just(0.0) | st.floats(0, 100, width=32)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     mixup=_ALPHAS,
     cutmix=_ALPHAS,
