@@ -37,7 +37,9 @@ _NULLABLE = {
     "model.fused_stages": int,
     "model.round_limit": float,
     "model.bn_type": str,
+    "model.survival_prob": float,
     "model.conv_dropout": float,
+    "model.dropout_rate": float,
     "model.dropout_base": float,
     "model.headbias": float,
     "train.ft_init_ckpt": str,
@@ -68,6 +70,7 @@ _CHOICES = {
     ],
     "train.on_nan": ["stop", "rollback"],
     "data.on_corrupt": ["error", "skip"],
+    "data.cutmix_labels": ["image", "batch"],
     "train.loss_type": ["softmax", "sigmoid", "sigmoid_sum"],
     "train.lr_sched": ["exponential", "cosine", "linear", "constant"],
     "runtime.mixed_precision": ["mixed_bfloat16", "mixed_float16", "float32"],
@@ -89,7 +92,7 @@ _RANGES = {
     "model.depth_coefficient": (1e-3, None),
     "model.depth_divisor": (1, None),
     "model.feature_size": (1, None),
-    "model.survival_prob": (1e-6, 1),
+    "model.survival_prob": (0, 1),
     "model.dropout_rate": (0, 0.999),
     "model.dropout_base": (0, 0.999),
     "model.conv_dropout": (0, 0.999),
@@ -569,18 +572,23 @@ def to_yaml(config: ml_collections.ConfigDict) -> str:
 
 
 def differences(
-    old: Mapping, new: Mapping, free: tuple[str, ...] = ()
+    old: Mapping,
+    new: Mapping,
+    free: tuple[str, ...] = (),
+    only_common: bool = False,
 ) -> list[tuple[str, Any, Any]]:
     """Returns (option, old value, new value) of what differs.
 
     Args:
         old, new: nested mappings, such as two loaded `config.yaml`.
         free: beginnings of options that may differ, see `FREE_OPTIONS`.
+        only_common: pass over options that only one of them has.
     """
     old, new = _flatten(old), _flatten(new)
+    keys = old.keys() & new.keys() if only_common else old.keys() | new.keys()
     return [
         (key, old.get(key, "(not set)"), new.get(key, "(not set)"))
-        for key in sorted(old.keys() | new.keys())
+        for key in sorted(keys)
         if old.get(key, "(not set)") != new.get(key, "(not set)")
         and not key.startswith(free)
     ]

@@ -277,6 +277,7 @@ def mixer(
             cutmix_alpha,
             rows,
             config.train.batch_size,
+            config.data.cutmix_labels,
         )
 
     return mix

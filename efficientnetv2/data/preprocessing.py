@@ -338,9 +338,11 @@ def random_crop_boxes(
 
     The distribution is that of TensorFlow's `sample_distorted_bounding_box`,
     which the released code uses: a uniform aspect ratio, then a uniform
-    height among those whose area lies in [area_min, 1] and that fit; boxes
-    that miss the area are drawn again, and the whole image is used where all
-    tries fail.
+    height among those whose area lies in [area_min, 1] and that fit, by one
+    pixel more or less where rounding misses the area, then a uniform place.
+    A box smaller than the image never touches its lower or right edge. Boxes
+    that still miss the area are drawn again, and the whole image is used
+    where all tries fail: 10 here, 100 in TensorFlow.
 
     Args:
         uniforms: float32 [batch, 4 * tries] in [0, 1).
@@ -358,25 +360,28 @@ def random_crop_boxes(
     low, high = aspect_ratio_range
     aspect = low + (high - low) * draws[..., 0]
     tallest = tf.round(tf.sqrt(area / aspect))
-    tallest = tf.where(
-        tf.round(tallest * aspect) > width,
-        tf.floor((width + 0.4999) / aspect),
-        tallest,
-    )
+    widest = tf.floor((width + 0.5) / aspect)
+    widest -= tf.cast(tf.round(widest * aspect) > width, tf.float32)
+    tallest = tf.where(tf.round(tallest * aspect) > width, widest, tallest)
     tallest = tf.minimum(tallest, height)
     shortest = tf.minimum(tf.round(tf.sqrt(area_min * area / aspect)), tallest)
     box_height = shortest + tf.floor(draws[..., 1] * (tallest - shortest + 1.0))
+    box_area = box_height * tf.round(box_height * aspect)
+    box_height += tf.cast(box_area < area_min * area, tf.float32)
+    box_area = box_height * tf.round(box_height * aspect)
+    box_height -= tf.cast(box_area > area, tf.float32)
     box_width = tf.round(box_height * aspect)
     box_area = box_height * box_width
     valid = (
         (box_area >= area_min * area)
         & (box_area <= area)
         & (box_width <= width)
+        & (box_height <= height)
         & (box_height > 0)
         & (box_width > 0)
     )
-    top = tf.floor(draws[..., 2] * (height - box_height + 1.0))
-    left = tf.floor(draws[..., 3] * (width - box_width + 1.0))
+    top = tf.floor(draws[..., 2] * (height - box_height))
+    left = tf.floor(draws[..., 3] * (width - box_width))
     boxes = tf.stack([top, left, box_height, box_width], axis=-1)
     first = tf.argmax(tf.cast(valid, tf.int32), axis=1)
     chosen = tf.gather(boxes, first, batch_dims=1)

@@ -158,10 +158,12 @@ def _check_config(run: Run) -> None:
     folder = run.model_dir
     path = folder / config_lib.FILE
     if path.exists():
+        # What an earlier version wrote lacks the options that came later.
         changed = config_lib.differences(
             declarative.read_yaml(path),
             run.config.to_dict(),
             config_lib.FREE_OPTIONS,
+            only_common=True,
         )
         if changed:
             lines = config_lib.format_differences(changed)
