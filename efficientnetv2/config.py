@@ -48,6 +48,7 @@ _NULLABLE = {
     "data.data_dir": str,
     "data.num_classes": int,
     "data.augname": str,
+    "data.augment_on": str,
     "data.eval_transformations": list,
     "runtime.mixed_precision": str,
     "runtime.jit_compile": bool,
@@ -69,6 +70,7 @@ _CHOICES = {
         "tpu",
     ],
     "train.on_nan": ["stop", "rollback"],
+    "data.augment_on": ["host", "device"],
     "data.on_corrupt": ["error", "skip"],
     "data.cutmix_labels": ["image", "batch"],
     "train.loss_type": ["softmax", "sigmoid", "sigmoid_sum"],
@@ -138,6 +140,10 @@ _RANGES = {
     "checkpoint.every_steps": (0, None),
     "runtime.threads": (0, None),
 }
+# Options of earlier versions: the option and its values of today.
+_RENAMED = {
+    "data.mix_on_device": ("data.augment_on", {True: "device", False: "host"})
+}
 # Of whole numbers without a limit of their own.
 _LARGEST = 2**31 - 1
 MIN_IMAGE_SIZE = 8
@@ -145,6 +151,7 @@ MIN_IMAGE_SIZE = 8
 # the data nor the numbers. A name that ends with a dot is a section.
 FREE_OPTIONS = (
     "data.data_dir",
+    "data.augment_on",
     "eval.batch_size",
     "checkpoint.",
     "runtime.threads",
@@ -254,6 +261,14 @@ def _convert(key: str, value: Any, kind: type, source: str) -> Any:
     return value
 
 
+def _of_today(key: str, value: Any) -> tuple[str, Any]:
+    """Returns an option and its value as they are called now."""
+    if key not in _RENAMED:
+        return key, value
+    name, values = _RENAMED[key]
+    return name, values.get(value, value)
+
+
 class _Merger:
     """Applies layers of overrides to the base configuration."""
 
@@ -269,6 +284,7 @@ class _Merger:
 
     def apply(self, nested: Mapping, source: str) -> None:
         for key, value in _flatten(nested).items():
+            key, value = _of_today(key, value)
             if key not in self.flat:
                 raise ConfigError(self._unknown(key, source))
             if value is None and key in _NULLABLE:

@@ -14,11 +14,9 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from efficientnetv2.models import architecture
+from efficientnetv2.data import normalization
 
 MODES = ("default", "ft", "v1")
-_V1_MEAN = [255 * mean for mean in architecture.IMAGENET_MEAN]
-_V1_STD = [255 * deviation for deviation in architecture.IMAGENET_STD]
 _CROP_PADDING = 32
 # By which a JPEG can be decoded smaller.
 _RATIOS = (1, 2, 4, 8)
@@ -64,18 +62,13 @@ def normalize(images: tf.Tensor, mode: str) -> tf.Tensor:
     Returns:
         float32 images, in [-1, 1] but for 'v1' (about [-2.2, 2.7]).
     """
-    images = tf.cast(images, tf.float32)
-    if mode == "v1":
-        return (images - _V1_MEAN) / _V1_STD
-    if mode == "ft":
-        return (images / 255.0 - 0.5) / 0.5
-    return (images - 128.0) / 128.0
+    return normalization.normalize(tf.cast(images, tf.float32), mode)
 
 
 def to_pixels(images: tf.Tensor, mode: str) -> tf.Tensor:
     """Undoes `normalize`: float32 pixel values, not rounded."""
     if mode == "v1":
-        return images * _V1_STD + _V1_MEAN
+        return images * normalization.V1_STD + normalization.V1_MEAN
     if mode == "ft":
         return (images * 0.5 + 0.5) * 255.0
     return images * 128.0 + 128.0

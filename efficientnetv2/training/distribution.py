@@ -14,6 +14,7 @@ from collections.abc import Callable
 import ml_collections
 import tensorflow as tf
 
+from efficientnetv2.data import pipeline
 from efficientnetv2.errors import UserError
 
 
@@ -164,11 +165,23 @@ def check(
             f"train.micro_batch_size={micro} does not divide the {part} images "
             f"that each of {replicas} replicas has of a batch."
         )
-    if config.data.mix_on_device:
+    if config.data.augment_on == "device":
         raise StrategyError(
-            f"data.mix_on_device is for one replica, not {replicas}, each of "
-            "which has only a part of the batch."
+            f"data.augment_on=device is for one replica, not {replicas}: each "
+            "has only a part of the batch, whose images are mixed with each "
+            "other. Leave it null."
         )
+
+
+def augments_on_device(
+    strategy: tf.distribute.Strategy, config: ml_collections.ConfigDict
+) -> bool:
+    """Resolves `data.augment_on`, see `pipeline.augments_on_device`."""
+    accelerated = strategy.num_replicas_in_sync == 1 and bool(
+        tf.config.list_logical_devices("GPU")
+        or tf.config.list_logical_devices("TPU")
+    )
+    return pipeline.augments_on_device(config, accelerated)
 
 
 def _number_of_workers(strategy: tf.distribute.Strategy) -> int:

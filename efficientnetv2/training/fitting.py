@@ -254,6 +254,7 @@ class Fitting:
                 first_step,
                 self.history["skipped"],
                 (number, workers),
+                distribution.augments_on_device(run.strategy, run.config),
             )
 
         return distribution.distribute(run.strategy, of_worker)

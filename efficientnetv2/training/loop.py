@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable
 
 import keras
+import tensorflow as tf
 
 from efficientnetv2 import tables, zoo
 from efficientnetv2.data import faults, pipeline, registry, sources
+from efficientnetv2.data.augment import device
 from efficientnetv2.models import architecture, counting, weights
 from efficientnetv2.training import (
     checkpoints,
@@ -37,10 +39,10 @@ def _build_in_scope(run: runs.Run) -> Trainer:
     if config.train.ema_decay:
         ema_network = architecture.build(model_config, name="ema")
         ema_network.set_weights(network.get_weights())
-    mix = None
-    if config.data.mix_on_device:
-        mix = pipeline.mixer(config, run.stages)
-    trainer = Trainer(network, ema_network, config, run.plan, mix)
+    augment = None
+    if distribution.augments_on_device(run.strategy, config):
+        augment = tf.function(device.batch_maker(config), jit_compile=True)
+    trainer = Trainer(network, ema_network, config, run.plan, augment)
     optimizer = optimizers.build_optimizer(
         config, schedules.learning_rate(config, run.plan)
     )

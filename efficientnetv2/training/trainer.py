@@ -26,8 +26,8 @@ class Trainer(keras.Model):
         ema_network: its copy; `network` itself for no moving average.
         config: of the run.
         plan: of the run.
-        mix: mixes batches on the device, see `pipeline.mixer`; None if the
-            pipeline does, or nothing is mixed.
+        augment: makes a batch on the device, see `device.finish`; None if the
+            pipeline does.
 
     Attributes:
         micro_batch_size: images whose gradients a replica computes at once;
@@ -41,7 +41,7 @@ class Trainer(keras.Model):
         ema_network: keras.Model,
         config: ml_collections.ConfigDict,
         plan: RunPlan,
-        mix: Callable | None = None,
+        augment: Callable | None = None,
     ):
         super().__init__(name="trainer")
         self.network = network
@@ -49,7 +49,7 @@ class Trainer(keras.Model):
         self.config = config
         self.plan = plan
         self.micro_batch_size = config.train.micro_batch_size
-        self.mix = mix
+        self.augment = augment
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
         self.step = tf.Variable(
             0, trainable=False, dtype=tf.int64, name="step", aggregation=first
@@ -93,7 +93,8 @@ class Trainer(keras.Model):
         """Makes the step of `fit`, which adds to `seconds`.
 
         The clock is read within the graph, so that Python's part, in which
-        the pipeline goes on, is no waiting. Batches are mixed here, too.
+        the pipeline goes on, is no waiting. Batches are augmented here,
+        too, where the pipeline does not.
         """
         if self.train_function is not None and not force:
             return
@@ -110,9 +111,8 @@ class Trainer(keras.Model):
                 batch = tf.nest.map_structure(
                     tf.identity, batch, expand_composites=True
                 )
-            if self.mix is not None:
-                # Not in `train_step`: XLA has no Gamma distribution.
-                batch = self.mix(*batch, self.step)
+            if self.augment is not None:
+                batch = self.augment(batch)
             logs = step_on_batches([batch])
             with tf.device("CPU"):
                 # Their copies exist when an accelerator is done with them.

@@ -10,13 +10,21 @@ The values equal those of `ops` to the last bit. A compiler may contract a * b
 keeps it from doing so.
 """
 
+import functools
 import math
+from collections.abc import Callable, Mapping
 
+import keras
+import ml_collections
 import numpy as np
 from keras import ops
 
+from efficientnetv2.data import mixing, normalization, preprocessing
 from efficientnetv2.data.augment.ops import _BELOW_HALF, _LUMA, FILL
 from efficientnetv2.data.augment.policies import RAND_AUGMENT_OPS
+
+LAYERS = ("operation", "argument", "centre", "sources")
+"""What `apply` takes besides images."""
 
 # Of autocontrast, by the distance of the darkest and the brightest value. A
 # division on an accelerator may be off by a bit.
@@ -185,7 +193,7 @@ def _layer(images, operation, argument, centre, sources):
         np.float32(2.0) ** np.arange(8, -1, -1, dtype=np.float32),
         ops.cast(kept, "int32"),
     )
-    reduced = ops.floor(images / bit) * bit
+    reduced = ops.floor(images * (1.0 / bit)) * bit
     threshold = ops.cast(ops.cast(argument, "int32") % 256, "float32")
     threshold = ops.where(_drew(operation, "Invert"), 0.0, threshold)
     inverted = ops.where(images >= threshold, 255.0 - images, images)
@@ -225,13 +233,57 @@ def apply(images, operation, argument, centre, sources):
     Returns:
       float32 [batch, height, width, 3], whole numbers from 0 to 255.
     """
-    images = ops.cast(images, "float32")
-    for index in range(operation.shape[1]):
-        images = _layer(
-            images,
-            operation[:, index],
-            argument[:, index],
-            centre[:, index],
-            sources[:, index],
+
+    def layer(index, images):
+        parts = (operation, argument, centre, sources)
+        return _layer(
+            images, *(ops.take(each, index, axis=1) for each in parts)
         )
-    return images
+
+    # A loop, so that a layer is compiled once.
+    return ops.fori_loop(
+        0, operation.shape[1], layer, ops.cast(images, "float32")
+    )
+
+
+def batch_maker(config: ml_collections.ConfigDict) -> Callable:
+    """Returns `finish` for the batches of a run, to be compiled."""
+    mode, _ = preprocessing.parse_augname(config.data.augname)
+    return functools.partial(finish, mode=mode)
+
+
+def finish(batch: Mapping, mode: str) -> tuple:
+    """Makes a training batch of what `pipeline.training_dataset` sends.
+
+    Args:
+      batch: 'images', uint8 [batch, size, size, 1 or 3], or float32, already
+        normalized; 'labels', float32 [batch, classes]; and, as far as the run
+        has them, what `apply` and `mixing.blend` take.
+      mode: of normalization, one of `preprocessing.MODES`.
+
+    Returns:
+      Images, float32 [batch, size, size, 3], and labels, float32 [batch,
+      classes].
+    """
+    batch = dict(batch)
+    images, labels = batch.pop("images"), batch.pop("labels")
+    if keras.backend.standardize_dtype(images.dtype) == "uint8":
+        if images.shape[-1] == 1:
+            images = ops.repeat(images, 3, axis=-1)
+        layers = {key: batch.pop(key) for key in LAYERS if key in batch}
+        images = ops.cast(images, "float32")
+        if layers:
+            images = apply(images, **layers)
+        images = normalization.normalize(images, mode)
+    if "partner" in batch:
+        partner = batch.pop("partner")
+        images, labels = mixing.blend(
+            images,
+            ops.take(images, partner, axis=0),
+            labels,
+            ops.take(labels, partner, axis=0),
+            ops.arange(ops.shape(images)[1]),
+            **batch,
+            ops=ops,
+        )
+    return images, labels

@@ -472,6 +472,7 @@ def layers(
     num_layers: int = 2,
     cutout_const: float = 40,
     translate_const: float = 100,
+    chosen: tf.Tensor | None = None,
 ) -> list[Layer]:
     """Draws what the policy of that name does to each image.
 
@@ -484,6 +485,7 @@ def layers(
       cutout_const: of RandAugment. AutoAugment keeps the constants that its
         policy was found with.
       translate_const: of RandAugment, likewise.
+      chosen: bool [batch], which images are changed; None: all.
 
     Returns:
       The layers, in their order.
@@ -492,9 +494,7 @@ def layers(
       ValueError: if the name is unknown, or if `uniforms` have another shape.
     """
     uniforms = _check_draws(uniforms, draws(name, num_layers))
-    member, shared = uniforms[:, 0] < 0.5, uniforms
-    if name == "ra_aa":
-        shared = uniforms[:, 1:]
+    shared = uniforms[:, 1:] if name == "ra_aa" else uniforms
     results = []
     if name != "autoaug":
         results.append(
@@ -508,20 +508,48 @@ def layers(
         )
     if name != "randaug":
         results.append(_auto_augment_layers(shared[:, : auto_augment_draws()]))
-    if len(results) == 1:
-        return results[0]
-    nothing = tf.fill(tf.shape(member), len(RAND_AUGMENT_OPS))
-    nothing = Layer(nothing, tf.zeros_like(shared[:, 0]), shared[:, :2])
-    return [
-        Layer(
-            tf.where(member, autoaug.operation, randaug.operation),
-            tf.where(member, autoaug.argument, randaug.argument),
-            tf.where(member[:, tf.newaxis], autoaug.centre, randaug.centre),
-        )
-        for randaug, autoaug in itertools.zip_longest(
-            *results, fillvalue=nothing
-        )
-    ]
+    batch = tf.shape(uniforms)[0]
+    nothing = Layer(
+        tf.fill([batch], len(RAND_AUGMENT_OPS)),
+        tf.zeros([batch]),
+        tf.zeros([batch, 2]),
+    )
+    result = results[0]
+    if name == "ra_aa":
+        member = uniforms[:, 0] < 0.5
+        result = [
+            _where(member, autoaug, randaug)
+            for randaug, autoaug in itertools.zip_longest(
+                *results, fillvalue=nothing
+            )
+        ]
+    if chosen is not None:
+        result = [_where(chosen, layer, nothing) for layer in result]
+    return result
+
+
+def _where(condition: tf.Tensor, on: Layer, off: Layer) -> Layer:
+    return Layer(
+        tf.where(condition, on.operation, off.operation),
+        tf.where(condition, on.argument, off.argument),
+        tf.where(condition[:, tf.newaxis], on.centre, off.centre),
+    )
+
+
+def parameters(layers: Sequence[Layer], height, width) -> dict[str, tf.Tensor]:
+    """What `device.apply` takes besides images of that size.
+
+    Args:
+      layers: at least one.
+      height, width: of the images.
+    """
+    columns = {
+        "operation": [layer.operation for layer in layers],
+        "argument": [layer.argument for layer in layers],
+        "centre": [centres(layer, height, width) for layer in layers],
+        "sources": [sources(layer, height, width) for layer in layers],
+    }
+    return {key: tf.stack(each, axis=1) for key, each in columns.items()}
 
 
 @tf.autograph.experimental.do_not_convert
