@@ -7,6 +7,7 @@ combination. A configuration is data: nothing here is ever executed.
 
 import ast
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
@@ -67,7 +68,6 @@ _CHOICES = {
         "gpu",
         "mirrored",
         "multi_worker",
-        "tpu",
     ],
     "train.on_nan": ["stop", "rollback"],
     "data.augment_on": ["host", "device"],
@@ -121,6 +121,7 @@ _RANGES = {
     "train.rmsprop_decay": (0, 0.999999),
     "train.seed": (0, 2**31 - 1),
     "eval.batch_size": (1, None),
+    "eval.patience": (0, None),
     "eval.every_epochs": (1e-3, None),
     "data.shuffle_buffer": (1, None),
     "data.aug_prob": (0, 1),
@@ -144,6 +145,7 @@ _RANGES = {
 _RENAMED = {
     "data.mix_on_device": ("data.augment_on", {True: "device", False: "host"})
 }
+NOT_SET = "(not set)"
 # Of whole numbers without a limit of their own.
 _LARGEST = 2**31 - 1
 MIN_IMAGE_SIZE = 8
@@ -447,6 +449,26 @@ def read_saved(model_dir: str | os.PathLike) -> dict:
     return read_yaml(path)
 
 
+def as_begun(
+    config: ml_collections.ConfigDict, model_dir: str | os.PathLike
+) -> ml_collections.ConfigDict:
+    """Returns the configuration for going on with a run of an older version.
+
+    Options that its `config.yaml` does not know keep the values of
+    hparams/base.yaml, which are those of the time before.
+    """
+    path = pathlib.Path(model_dir) / FILE
+    if not path.exists():
+        return config
+    saved = _flatten(read_yaml(path))
+    config = config.copy_and_resolve_references().unlock()
+    for key, value in _Merger().flat.items():
+        section, option = key.split(".")
+        if key not in saved and option in config[section]:
+            config[section][option] = value
+    return config.lock()
+
+
 def load_model(name: str, options: Mapping[str, Any]) -> dict[str, dict]:
     """Returns the configuration of a model alone, section to options.
 
@@ -600,12 +622,15 @@ def differences(
         free: beginnings of options that may differ, see `FREE_OPTIONS`.
         only_common: pass over options that only one of them has.
     """
-    old, new = _flatten(old), _flatten(new)
+    old, new = (
+        dict(itertools.starmap(_of_today, _flatten(each).items()))
+        for each in (old, new)
+    )
     keys = old.keys() & new.keys() if only_common else old.keys() | new.keys()
     return [
-        (key, old.get(key, "(not set)"), new.get(key, "(not set)"))
+        (key, old.get(key, NOT_SET), new.get(key, NOT_SET))
         for key in sorted(keys)
-        if old.get(key, "(not set)") != new.get(key, "(not set)")
+        if old.get(key, NOT_SET) != new.get(key, NOT_SET)
         and not key.startswith(free)
     ]
 

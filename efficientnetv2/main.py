@@ -3,7 +3,7 @@ r"""Train, evaluate and export EfficientNet models.
     python -m efficientnetv2.main --dataset=fashion_mnist \
         --model_dir=runs/fashion_mnist
 
-The same command goes on with a run that was interrupted.
+Rerun the command to resume an interrupted run.
 """
 
 import os
@@ -62,7 +62,7 @@ flags.DEFINE_enum("mode", "train_and_eval", MODES, "What to do.")
 flags.DEFINE_enum(
     "strategy",
     None,
-    ["auto", "cpu", "gpu", "mirrored", "multi_worker", "tpu"],
+    ["auto", "cpu", "gpu", "mirrored", "multi_worker"],
     "Devices and machines (runtime.strategy); default: what there is.",
 )
 flags.DEFINE_integer("seed", None, "Seed of everything random (train.seed).")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from efficientnetv2 import engines, progressive
 from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline, sources
 from efficientnetv2.data.augment import device, policies
-from efficientnetv2.training import progressive
 from tests.data.test_augment import textures
 
 # Without mixing, whose sums a compiler may round otherwise.
@@ -117,9 +117,7 @@ def test_encoded_images_are_sent_as_uint8(tiny_config):
     source = sources.EncodedSource(
         encoded, False, np.arange(40) % 10, [str(k) for k in range(10)]
     )
-    config = tiny_config(
-        f"{PLAIN},train.batch_size=8,data.ra_num_layers=0"
-    )
+    config = tiny_config(f"{PLAIN},train.batch_size=8,data.ra_num_layers=0")
     (host, _), *_ = batches(source, config, False)
     parts, *_ = batches(source, config, True)
     assert parts["images"].dtype == np.uint8
@@ -142,6 +140,37 @@ def test_where_a_run_augments(tiny_config):
     assert on_device("data.augment_on=device,train.isize=24", False)
     assert on_device("data.mix_on_device=true,train.isize=24", False)
     assert not on_device("data.mix_on_device=false")
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="an engine of TensorFlow's")
+def test_a_run_trains_the_same_on_both(tiny_config, source):
+    weights = []
+    for where in ("host", "device"):
+        config = tiny_config(
+            "train.stages=1,data.augname=randaug,data.mixup_alpha=0.4,"
+            f"data.cutmix_alpha=1,data.augment_on={where}"
+        )
+        plan = RunPlan(len(source), 6, 12)
+        engine = engines.create(config, plan)
+        assert engine.augments == (where == "device")
+
+        def make_dataset(*part, config=config, plan=plan, engine=engine):
+            return pipeline.training_dataset(
+                source,
+                config,
+                plan,
+                progressive.build_stages(config, plan),
+                part=part,
+                on_device=engine.augments,
+            )
+
+        batches = iter(engine.dataset(make_dataset))
+        for _ in range(3):
+            engine.step(next(batches), 0.1)
+        weights.append(engine.arrays())
+    host, device_ = weights
+    for name, values in host.items():
+        np.testing.assert_allclose(values, device_[name], atol=1e-5)
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="lowers by JAX")

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 import yaml
 from PIL import Image
 
-from efficientnetv2 import api, declarative
+from efficientnetv2 import api, declarative, progressive
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import run_plan
 from efficientnetv2.data import (
@@ -24,7 +24,6 @@ from efficientnetv2.data import (
     sources,
 )
 from efficientnetv2.errors import DataError
-from efficientnetv2.training import progressive
 from tests.conftest import TINY
 
 CLASSES = [f"class {k}" for k in range(10)]

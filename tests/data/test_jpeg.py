@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from efficientnetv2 import progressive
 from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline, preprocessing, sources
-from efficientnetv2.training import progressive
 
 
 def _jpeg(pixels, mode="RGB", **options):

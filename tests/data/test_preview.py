@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from efficientnetv2 import api
+from efficientnetv2 import api, progressive, runs
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import (
     class_list,
@@ -22,7 +22,6 @@ from efficientnetv2.data import (
     sources,
 )
 from efficientnetv2.errors import DataError
-from efficientnetv2.training import progressive, runs
 from tests.conftest import TINY
 
 SPLITS = ("train", "minival", "eval")

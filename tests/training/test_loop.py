@@ -20,16 +20,8 @@ from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.formatting import format_seconds
-from efficientnetv2.training import (
-    callbacks,
-    checkpoints,
-    distribution,
-    evaluation,
-    loop,
-    progressive,
-    runs,
-    schedules,
-)
+from efficientnetv2 import checkpoints, evaluation, progress, progressive, runs, train
+from efficientnetv2.engines import schedules
 from tests.conftest import trainer_and_batch
 
 pytestmark = pytest.mark.usefixtures("small_data")
@@ -197,7 +189,7 @@ np.savez(sys.argv[3], served=served['probabilities'],
 
     network = architecture.build(config.model.to_dict())
     best = checkpoints.load(checkpoints.find(finished, "best"))
-    loop.load_averaged(network, best)
+    evaluation.load_averaged(network, best)
     dataset = pipeline.evaluation_dataset(source, config)
     logits = network(next(iter(dataset))[0][:5])
     expected = tf.nn.softmax(logits).numpy()
@@ -451,15 +443,13 @@ def test_the_waiting_for_batches_is_measured(tiny_config, source, tmp_path):
     assert slow[0] > 6 * 0.2 and slow[0] > fast[0]
 
 
-def test_augmenting_on_the_device_trains_the_same(
-    tiny_config, source, tmp_path
-):
+def test_mixing_on_the_device_trains_the_same(tiny_config, source, tmp_path):
     options = (
-        "data.augname=randaug,train.stages=2,data.mixup_alpha=0.4,"
-        "data.cutmix_alpha=1,data.augment_on="
+        "data.augname=null,train.stages=2,data.mixup_alpha=0.4,"
+        "data.cutmix_alpha=1,data.mix_on_device="
     )
-    weights, sent = [], []
-    for value in ("host", "device"):
+    weights, labels = [], []
+    for value in ("false", "true"):
         config = tiny_config(options + value)
         run = runs.make_run(config, tmp_path)
         # The second stage alone, whose alphas are above zero.
@@ -467,16 +457,13 @@ def test_augmenting_on_the_device_trains_the_same(
         run = dataclasses.replace(run, stages=stages)
         trainer = loop.build_trainer(run)
         dataset = pipeline.training_dataset(
-            source,
-            config,
-            RunPlan(200, 6, 4),
-            stages,
-            on_device=distribution.augments_on_device(run.strategy, config),
+            source, config, RunPlan(200, 6, 4), stages
         )
-        sent.append(type(dataset.element_spec))
+        labels.append(next(iter(dataset))[1].numpy())
         trainer.fit(dataset, steps_per_epoch=4, shuffle=False, verbose=0)
         weights.append([v.numpy() for v in trainer.network.weights])
-    assert sent == [tuple, dict]
+    in_pipeline, on_device = labels
+    assert (in_pipeline.max(1) < 1).any() and (on_device.max(1) == 1).all()
     for one, other in zip(*weights, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
@@ -624,7 +611,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(checkpoints.CheckpointError, match="No space left"):
-        checkpoints.write_atomically(
+        files.write_atomically(
             checkpoints.path_of_step(tmp_path, 2), full
         )
     assert [p.name for p in checkpoints.folder(tmp_path).iterdir()] == [

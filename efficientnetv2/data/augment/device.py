@@ -71,17 +71,16 @@ def _drew(operation, name: str):
 
 
 def _lines(images):
-    """Positions of rows [height, 1, 1] and columns [width, 1], float32."""
+    """Positions of rows [height, 1, 1] and columns [width, 1], int32."""
     _, height, width, _ = ops.shape(images)
-    rows = ops.cast(ops.arange(height), "float32")
-    columns = ops.cast(ops.arange(width), "float32")
+    rows, columns = ops.arange(height), ops.arange(width)
     return rows[:, None, None], columns[:, None]
 
 
 def _sample(images, sources):
     """Reads pixels from where `policies.sources` says."""
     _, height, width, _ = ops.shape(images)
-    rows, columns = _lines(images)
+    rows, columns = (ops.cast(each, "float32") for each in _lines(images))
     a, b, c, d, e, f = (_per_image(sources[:, i]) for i in range(6))
 
     def nearest(by_x, by_y, offset, size):
@@ -179,13 +178,13 @@ def _layer(images, operation, argument, centre, sources):
     """Applies one layer; images: float32 [batch, height, width, 3]."""
     images = ops.cast(_sample(images, sources), "float32")
     argument = _per_image(argument)
-    rows, columns = _lines(images)
-    y, x = (_per_image(ops.cast(centre[:, i], "float32")) for i in range(2))
+    rows, columns = (
+        lines - _per_image(centre[:, axis])
+        for axis, lines in enumerate(_lines(images))
+    )
+    pad = ops.cast(argument, "int32")
     covered = (
-        (rows - y >= -argument)
-        & (rows - y < argument)
-        & (columns - x >= -argument)
-        & (columns - x < argument)
+        (rows >= -pad) & (rows < pad) & (columns >= -pad) & (columns < pad)
     )
     # Bits that a posterized value keeps; out of range: one.
     kept = ops.where((argument >= 1) & (argument <= 8), argument, 1.0)
