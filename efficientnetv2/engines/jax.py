@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from efficientnetv2 import backend, progressive
 from efficientnetv2.config import RunPlan
+from efficientnetv2.data import device as augmentation
 from efficientnetv2.engines import losses, optimizers, schedules
 from efficientnetv2.engines import state as names_of
 from efficientnetv2.errors import StrategyError
@@ -84,6 +85,7 @@ class Engine:
         replicas: devices that share a global batch.
         device: what computes and how, for people.
         parts: of a batch that are computed side by side: 1.
+        augments: whether `step` takes crops, see `device.is_chosen`.
         is_chief: whether this process writes the run's files: it does.
 
     Raises:
@@ -108,6 +110,12 @@ class Engine:
         _check(config, self.replicas)
         self.device = _describe(self._devices)
         self._everywhere, self._split = _shardings(self._mesh())
+        self.augments = augmentation.is_chosen(
+            config, self._devices[0].platform != "cpu"
+        )
+        self._augment = jax.jit(
+            augmentation.batch_maker(config), out_shardings=self._split
+        )
         self._micro_batch_size = config.train.micro_batch_size
         self._state = self._step = self._infer = self._running = None
         self._rows: dict[tuple[int, ...], int] = {}
@@ -274,7 +282,7 @@ class Engine:
 
         Args:
             make_dataset: from the number of this worker and that of all to a
-                tf.data.Dataset of (images, labels).
+                tf.data.Dataset of what `step` takes.
         """
         for batch in make_dataset(0, 1).as_numpy_iterator():
             yield jax.device_put(batch, self._split)
@@ -284,7 +292,7 @@ class Engine:
 
         Args:
             batch: images, float32 [batch, size, size, 3], and labels, float32
-                [batch, classes].
+                [batch, classes]; or what `device.finish` makes them from.
             dropout_rate: before the classifier, in [0, 1).
 
         Returns:
@@ -293,7 +301,7 @@ class Engine:
         """
         if self._step is None:
             self._step = self.step_function()
-        images, labels = batch
+        images, labels = self._augment(batch) if self.augments else batch
         self._has_moved = True
         self._state, metrics = self._step(
             self._state, images, labels, np.float32(dropout_rate)
@@ -584,11 +592,6 @@ def _check(config: ml_collections.ConfigDict, replicas: int) -> None:
         raise StrategyError(
             "runtime.jit_compile=false: JAX always compiles with XLA. Leave "
             "it null, or use --backend=tensorflow."
-        )
-    if config.data.mix_on_device:
-        raise StrategyError(
-            "data.mix_on_device=true is for TensorFlow; on JAX the pipeline "
-            "mixes. Set it to false, or use --backend=tensorflow."
         )
 
 
