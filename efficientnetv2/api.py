@@ -175,6 +175,10 @@ def _train(run: runs.Run, mode: str) -> None:
 
 def _train_as_chief(run: runs.Run, mode: str) -> None:
     metrics, split = run.read_metrics(), run.config.eval.split
+    if run.config.train.extend and metrics.get("steps", 0) < (
+        run.plan.total_steps
+    ):
+        metrics = run.update_metrics(finished=False)
     if metrics.get("finished"):
         run.log(
             f"{run.model_dir} is finished: {split} top-1 "

@@ -50,6 +50,7 @@ _NULLABLE = {
     "model.headbias": float,
     "train.ft_init_ckpt": str,
     "train.varsexp": str,
+    "train.class_weights": list,
     "eval.val_split": str,
     "data.data_dir": str,
     "data.num_classes": int,
@@ -166,6 +167,7 @@ FREE_OPTIONS = (
     "checkpoint.",
     "runtime.threads",
     "runtime.strategy",
+    "train.extend",
 )
 
 

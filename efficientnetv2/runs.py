@@ -203,12 +203,16 @@ def _check_config(run: Run) -> None:
     path = folder / config_lib.FILE
     if path.exists():
         # What an earlier version wrote lacks the options that came later.
+        saved = declarative.read_yaml(path)
         changed = config_lib.differences(
-            declarative.read_yaml(path),
+            saved,
             run.config.to_dict(),
             config_lib.FREE_OPTIONS,
             only_common=True,
         )
+        if run.config.train.extend and _is_longer(changed):
+            run.log(_describe_extension(run, saved["train"]["epochs"]))
+            changed = []
         if changed:
             lines = config_lib.format_differences(changed)
             raise RunError(
@@ -222,6 +226,30 @@ def _check_config(run: Run) -> None:
         (config_lib.FILE, config_lib.to_yaml(run.config)),
     ):
         files.write_text(folder / name, text)
+
+
+def _is_longer(changed) -> bool:
+    """Whether nothing differs but `train.epochs`, which is larger now."""
+    keys = [key for key, _, _ in changed]
+    return keys == ["train.epochs"] and changed[0][2] > changed[0][1]
+
+
+def _describe_extension(run: Run, epochs: float) -> str:
+    """Returns what becomes of the schedules of a run with more epochs."""
+    before = run.config.copy_and_resolve_references().unlock()
+    before.train.epochs = epochs
+    plan = run_plan(before)
+    step = plan.total_steps
+    old = float(schedules.learning_rate(before, plan)(step))
+    new = float(schedules.learning_rate(run.config, run.plan)(step))
+    stage = run.stage(step)
+    return (
+        f"Extended from {epochs:g} to {run.config.train.epochs:g} epochs. All "
+        f"schedules stretch over the {run.plan.total_steps:,} steps: after "
+        f"step {step:,} the learning rate is {new:.3g} (it was {old:.3g}) and "
+        f"the stage is {run.stage_of_steps[step] + 1} of {len(run.stages)} "
+        f"({stage.image_size} px)."
+    )
 
 
 def read_class_names(model_dir: pathlib.Path) -> list[str] | None:

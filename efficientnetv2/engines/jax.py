@@ -102,6 +102,7 @@ class Engine:
         log: Callable[[str], None] = print,
         training: bool = True,
     ):
+        self.class_weights = None
         self.config, self.plan = config, plan
         self._devices = set_up(config, training)
         self.replicas = len(self._devices)
@@ -451,7 +452,11 @@ class Engine:
                 {**network, **trained}, images, training=True, rate=rate
             )
             cross_entropy = losses.cross_entropy(
-                labels, logits, train.loss_type, train.label_smoothing
+                labels,
+                logits,
+                train.loss_type,
+                train.label_smoothing,
+                self.class_weights,
             )
             return cross_entropy * scale, (cross_entropy, logits, changed)
 
