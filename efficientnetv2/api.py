@@ -13,7 +13,8 @@ import keras
 import ml_collections
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import preview, registry
+from efficientnetv2.data import fingerprint, preview, registry
+from efficientnetv2.errors import DataError
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export as export_lib
 from efficientnetv2.serving.spec import ServingSpec
@@ -147,7 +148,7 @@ def execute(
             result = loop.evaluate_checkpoint(run, checkpoint)
             run.update_metrics(eval=result)
         elif mode == "report":
-            evaluate_and_report(run, checkpoint)
+            report(run, checkpoint)
         else:
             export_run(run, checkpoint, formats, allow_disagreement)
 
@@ -203,6 +204,24 @@ def evaluate_and_report(run: runs.Run, checkpoint: str | None = None) -> dict:
     return result
 
 
+def report(run: runs.Run, checkpoint: str | None = None) -> None:
+    """Writes report.html; without the run's data, of what is on record."""
+    from efficientnetv2.study import run_report
+
+    metrics = run.read_metrics()
+    known = metrics.get("test") or metrics.get("eval")
+    try:
+        evaluate_and_report(run, checkpoint)
+    except DataError as error:
+        data = run.config.data
+        info = registry.load_info(data.ds_name)
+        here = registry.state(info, registry.data_dir(data.data_dir)) != "-"
+        if here or known is None:
+            raise
+        run.log(f"Without images, of the metrics on record: {error}")
+        run.log(f"Report: {run_report.write(run, None, known)}")
+
+
 def _silent(_: str) -> None:
     """Logs nothing: where the data came from has been said."""
 
@@ -216,14 +235,12 @@ def _network(run: runs.Run, checkpoint: str | None):
     return network, found
 
 
-def _class_names(run: runs.Run) -> list[str]:
-    return registry.load_info(run.config.data.ds_name).class_names
-
-
 def export_saved_model(run: runs.Run) -> pathlib.Path:
     """Exports the best checkpoint to saved_model/, as training ends with."""
     network, found = _network(run, None)
-    spec = ServingSpec.from_config(run.config, _class_names(run))
+    spec = ServingSpec.from_config(
+        run.config, fingerprint.names_of_run(run.config, run.model_dir)
+    )
     folder = export_lib.export_saved_model(
         network, spec, run.model_dir / "saved_model"
     )
@@ -252,14 +269,16 @@ def export_run(
             others are in place.
     """
     network, found = _network(run, checkpoint)
+    fingerprint.say_changes(run.config, run.model_dir, run.log)
     written, faults = export_lib.export(
         network,
         run.config,
-        _class_names(run),
+        fingerprint.names_of_run(run.config, run.model_dir),
         run.model_dir,
         formats,
         allow_disagreement,
         run.log,
+        run.read_metrics().get("test"),
     )
     for facts in written.values():
         facts |= {"checkpoint": found.path.name, "step": found.meta["step"]}

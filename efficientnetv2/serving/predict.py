@@ -13,14 +13,14 @@ import tensorflow as tf
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import zoo
-from efficientnetv2.data import faults, preprocessing, registry
+from efficientnetv2.data import faults, fingerprint, preprocessing, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import locate, saved_model
 from efficientnetv2.serving import spec as spec_lib
 from efficientnetv2.serving.locate import Location
 from efficientnetv2.serving.spec import ServingError, ServingSpec
-from efficientnetv2.training import checkpoints, loop, runs
+from efficientnetv2.training import checkpoints, loop
 
 Image = str | os.PathLike | bytes | np.ndarray
 
@@ -253,7 +253,7 @@ def _from_run(found: Location, checkpoint: str | None):
         raise ServingError(
             f"{found.path / config_lib.FILE} is not of a run: no {error}."
         ) from None
-    names = runs.read_class_names(found.path)
+    names = fingerprint.class_names(found.path)
     if names is None:
         names = registry.load_info(config["data"]["ds_name"]).class_names
     network = architecture.build(config["model"])

@@ -6,7 +6,13 @@ from collections.abc import Callable
 import keras
 
 from efficientnetv2 import tables, zoo
-from efficientnetv2.data import faults, pipeline, registry, sources
+from efficientnetv2.data import (
+    faults,
+    fingerprint,
+    pipeline,
+    registry,
+    sources,
+)
 from efficientnetv2.models import architecture, counting, weights
 from efficientnetv2.training import (
     checkpoints,
@@ -61,7 +67,7 @@ def _initialize(network, config, log) -> None:
     text = str(weights.load(network, path, skip_classifier=True))
     names = registry.load_info(config.data.ds_name).class_names
     # A checkpoint lies in a folder of the run.
-    if runs.read_class_names(path.parent.parent) not in (None, names):
+    if fingerprint.class_names(path.parent.parent) not in (None, names):
         classifier.set_weights(fresh)
         text += " Its classes have other names: the classifier starts anew."
     log(text)
@@ -160,9 +166,10 @@ def evaluate_checkpoint(
     checkpoint = checkpoints.load(checkpoints.find(run.model_dir, name))
     left_out = faults.LeftOut(run.log)
     source = faults.load_split(config, config.eval.split, left_out, run.log)
-    names = runs.read_class_names(run.model_dir)
-    if names is not None and not config.data.multi_label:
-        source = sources.in_order_of(source, names)
+    source = sources.in_order_of(
+        source, fingerprint.names_of_run(config, run.model_dir)
+    )
+    fingerprint.say_changes(config, run.model_dir, run.log)
     runs.set_up_runtime(config)
     network = architecture.build(config.model.to_dict())
     load_averaged(network, checkpoint)

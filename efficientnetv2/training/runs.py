@@ -19,7 +19,7 @@ import efficientnetv2
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import declarative, locks
 from efficientnetv2.config import RunPlan, run_plan
-from efficientnetv2.data import class_list, registry
+from efficientnetv2.data import fingerprint
 from efficientnetv2.errors import UserError
 from efficientnetv2.training import checkpoints, distribution, progressive
 
@@ -158,10 +158,14 @@ def _check_config(run: Run) -> None:
     folder = run.model_dir
     path = folder / config_lib.FILE
     if path.exists():
+        saved = declarative.read_yaml(path)
         changed = config_lib.differences(
-            declarative.read_yaml(path),
+            saved,
             run.config.to_dict(),
-            config_lib.FREE_OPTIONS,
+            (
+                *config_lib.FREE_OPTIONS,
+                *fingerprint.free_options(saved, run.config, folder),
+            ),
         )
         if changed:
             lines = config_lib.format_differences(changed)
@@ -170,18 +174,11 @@ def _check_config(run: Run) -> None:
                 "Name another --model_dir, or repeat that run with "
                 f"--hparam_str={path}."
             )
-    names = registry.load_info(run.config.data.ds_name).class_names
-    for name, text in (
-        (class_list.FILE, class_list.to_text(names)),
-        (config_lib.FILE, config_lib.to_yaml(run.config)),
-    ):
+    begun = bool(checkpoints.list_steps(folder))
+    files = fingerprint.claim(run.config, folder, run.log, begun)
+    files[config_lib.FILE] = config_lib.to_yaml(run.config)
+    for name, text in files.items():
         checkpoints.write_text(folder / name, text)
-
-
-def read_class_names(model_dir: pathlib.Path) -> list[str] | None:
-    """Returns the names of the classes of a run, None if it left none."""
-    path = model_dir / class_list.FILE
-    return class_list.read(path) if path.is_file() else None
 
 
 def set_up_runtime(config: ml_collections.ConfigDict) -> None:
