@@ -12,15 +12,25 @@ from collections.abc import Callable, Sequence
 import keras
 import ml_collections
 
+from efficientnetv2 import (
+    backend,
+    checkpoints,
+    cli,
+    engines,
+    evaluation,
+    files,
+    recovery,
+    runs,
+)
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import fingerprint, preview, registry
+from efficientnetv2 import train as train_lib
+from efficientnetv2.data import checks, fingerprint, preview, registry
 from efficientnetv2.errors import DataError
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export as export_lib
 from efficientnetv2.serving.spec import ServingSpec
-from efficientnetv2.training import checkpoints, distribution, loop, runs
 
-WorkerLost = distribution.WorkerLost
+WorkerLost = recovery.WorkerLost
 
 
 def train(
@@ -75,7 +85,8 @@ def evaluate(
         UserError: if there is no such run, checkpoint or data.
     """
     run = _run_of(model_dir, hparam_str, log)
-    return loop.evaluate_checkpoint(run, checkpoint)
+    engines.set_up(run.config, training=False)
+    return evaluation.evaluate_checkpoint(run, checkpoint)
 
 
 def export(
@@ -104,7 +115,7 @@ def export(
             are written.
     """
     run = _run_of(model_dir, "", log)
-    with runs.writing(run.model_dir):
+    with files.writing(run.model_dir):
         return export_run(run, checkpoint, formats, allow_disagreement)
 
 
@@ -143,9 +154,10 @@ def execute(
     if mode.startswith("train"):
         _train(run, mode)
         return
-    with runs.writing(run.model_dir):
+    engines.set_up(config, training=False)
+    with files.writing(run.model_dir):
         if mode == "eval":
-            result = loop.evaluate_checkpoint(run, checkpoint)
+            result = evaluation.evaluate_checkpoint(run, checkpoint)
             run.update_metrics(eval=result)
         elif mode == "report":
             report(run, checkpoint)
@@ -154,12 +166,9 @@ def execute(
 
 
 def _train(run: runs.Run, mode: str) -> None:
-    # Threads and machines are set before TensorFlow does anything.
-    runs.set_up_runtime(run.config)
-    run.is_chief = distribution.is_chief(run.strategy)
-    if not run.is_chief:
+    if not engines.is_chief(run.config):
         run.log = _silent
-        loop.train(run)
+        train_lib.train(run)
         return
     with runs.claimed(run):
         _train_as_chief(run, mode)
@@ -174,17 +183,20 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
             "another run."
         )
         return
+    engines.set_up(run.config)
     run.update_metrics(environment=runs.environment())
-    loop.train(run)
+    _look_at_data(run, mode)
+    engine = train_lib.train(run)
     if mode == "train":
         run.log(f"Trained: {run.model_dir}")
         return
+    engine.end_training()
     model = ""
     if mode == "train_and_test":
-        result = loop.evaluate_checkpoint(run, None)
+        result = evaluation.evaluate_checkpoint(run, None, engine=engine)
     else:
-        result = evaluate_and_report(run, None)
-        model = f" Model: {export_saved_model(run)}"
+        result = evaluate_and_report(run, None, engine)
+        model = f" Model: {export_saved_model(run, engine)}"
     metrics = run.update_metrics(test=result, finished=True)
     run.log(
         f"Done: {split} top-1 {result['top1']:.2%} after "
@@ -192,13 +204,25 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
     )
 
 
-def evaluate_and_report(run: runs.Run, checkpoint: str | None = None) -> dict:
+def _look_at_data(run: runs.Run, mode: str) -> None:
+    """Finds what can be found wrong before the first step in seconds."""
+    options = run.config
+    names = [options.train.split, options.eval.val_split]
+    if mode != "train":
+        names.append(options.eval.split)
+    splits = {name: run.split(name) for name in names if name is not None}
+    checks.before_training(options, splits, run.log)
+
+
+def evaluate_and_report(
+    run: runs.Run, checkpoint: str | None = None, engine=None
+) -> dict:
     """Evaluates a checkpoint and writes report.html; returns the metrics."""
     # Imports matplotlib, which training does not wait for.
     from efficientnetv2.study import run_report
 
     observer = run_report.Observer()
-    result = loop.evaluate_checkpoint(run, checkpoint, observer)
+    result = evaluation.evaluate_checkpoint(run, checkpoint, observer, engine)
     preview.write(run.config, run.model_dir / preview.FOLDER, log=_silent)
     run.log(f"Report: {run_report.write(run, observer, result)}")
     return result
@@ -226,18 +250,26 @@ def _silent(_: str) -> None:
     """Logs nothing: where the data came from has been said."""
 
 
-def _network(run: runs.Run, checkpoint: str | None):
+def _network(run: runs.Run, checkpoint: str | None, engine=None):
     """Returns the averaged weights of a checkpoint in a network, and it."""
     found = checkpoints.load(checkpoints.find(run.model_dir, checkpoint))
-    keras.mixed_precision.set_dtype_policy("float32")
-    network = architecture.build(run.config.model.to_dict())
-    loop.load_averaged(network, found)
+    if engine is not None and keras.config.dtype_policy().name == "float32":
+        network = engine.network
+    else:
+        keras.config.set_dtype_policy("float32")
+        network = architecture.build(run.config.model.to_dict())
+    evaluation.load_averaged(network, found)
     return network, found
 
 
-def export_saved_model(run: runs.Run) -> pathlib.Path:
+def export_saved_model(run: runs.Run, engine=None) -> pathlib.Path:
     """Exports the best checkpoint to saved_model/, as training ends with."""
-    network, found = _network(run, None)
+    if backend.active() == "jax":
+        backend.run_on_tensorflow(
+            "efficientnetv2.api", str(run.model_dir), log=run.log
+        )
+        return run.model_dir / "saved_model"
+    network, found = _network(run, None, engine)
     spec = ServingSpec.from_config(
         run.config, fingerprint.names_of_run(run.config, run.model_dir)
     )
@@ -268,6 +300,18 @@ def export_run(
         ExportError: if an export differs too much from Keras, after the
             others are in place.
     """
+    if backend.active() == "jax":
+        backend.run_on_tensorflow(
+            "efficientnetv2.main",
+            "--mode=export",
+            f"--model_dir={run.model_dir}",
+            f"--formats={','.join(formats)}",
+            f"--allow_disagreement={str(allow_disagreement).lower()}",
+            *([f"--checkpoint={checkpoint}"] if checkpoint else []),
+            log=run.log,
+        )
+        exports = run.read_metrics()["exports"]
+        return {n: e for n, e in exports.items() if n.split("/")[0] in formats}
     network, found = _network(run, checkpoint)
     fingerprint.say_changes(run.config, run.model_dir, run.log)
     written, faults = export_lib.export(
@@ -291,3 +335,12 @@ def export_run(
         )
     run.log(f"Exported {found.path.name} to {run.model_dir}")
     return written
+
+
+def _export_trained(words: Sequence[str]) -> None:
+    """Does what `export_saved_model` wants of its child process."""
+    export_saved_model(_run_of(words[0], "", print))
+
+
+if __name__ == "__main__":
+    cli.start(cli.command(_export_trained, positional=True))

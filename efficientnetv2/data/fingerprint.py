@@ -64,16 +64,17 @@ def take(info: DatasetInfo, folder: pathlib.Path) -> tuple[dict, Files]:
     }
     splits = [split for split in _SPLITS if split in info.splits]
     images = {split: info.splits[split].num_images for split in splits}
-    if info.source == "tfds":
-        content |= _tfds(info.tfds_name, folder)
+    if info.source in ("tfds", "idx"):
         content["splits"] = {
-            split: {
-                "images": images[split],
-                "of": info.splits[split].tfds_split,
-            }
+            split: {"images": images[split], "of": _of(info.splits[split])}
             for split in splits
         }
-        return content, {}
+        if info.source == "tfds":
+            return content | _tfds(info.tfds_name, folder), {}
+        archives = {
+            name: digest for name, (digest, _) in fashion_mnist.ARCHIVES.items()
+        }
+        return content | {"archives": archives}, {}
     files = (
         _shards(info, splits, folder)
         if info.source == "tfrecord"
@@ -81,6 +82,10 @@ def take(info: DatasetInfo, folder: pathlib.Path) -> tuple[dict, Files]:
     )
     content["splits"] = _summary(files, splits, images)
     return content, files
+
+
+def _of(split: Split) -> str:
+    return split.tfds_split or split.part
 
 
 def _images(info: DatasetInfo, splits: Iterable[str]) -> Files:
@@ -113,7 +118,7 @@ def _shards(
 
 
 def _tfds(name: str, folder: pathlib.Path) -> dict[str, Any]:
-    """Returns name, version and archives of a TFDS dataset.
+    """Returns name and version of a TFDS dataset.
 
     The version is that prepared in the folder, None if none is.
     """
@@ -125,8 +130,6 @@ def _tfds(name: str, folder: pathlib.Path) -> dict[str, Any]:
         "tfds_name": name,
         "version": found[-1] if found else None,
     }
-    if name.startswith("fashion_mnist"):
-        content["archives"] = fashion_mnist.digests()
     return content
 
 

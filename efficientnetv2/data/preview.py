@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import progressive
 from efficientnetv2.config import RunPlan
 from efficientnetv2.data import faults, pipeline, preprocessing, registry
 from efficientnetv2.data.sources import Source
 from efficientnetv2.errors import DataError
-from efficientnetv2.training import progressive
-from efficientnetv2.training.progressive import Stage
+from efficientnetv2.progressive import Stage
 
 FOLDER = "preview"
 _COLUMNS = 6
@@ -73,7 +73,7 @@ def with_batch_size(
     config.train.batch_size = size
     config.train.batch_parts = 1
     config.train.stage_order = "ascending"
-    config.data.mix_on_device = False
+    config.data.augment_on = "host"
     return config.lock()
 
 

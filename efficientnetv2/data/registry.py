@@ -10,10 +10,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from efficientnetv2.data import class_list, csv_list, folders
+from efficientnetv2.data import class_list, csv_list, fashion_mnist, folders
 from efficientnetv2.data.listing import Listing
 from efficientnetv2.declarative import (
     ConfigError,
+    declarative_dir,
     named_or_path,
     names,
     suggest,
@@ -22,7 +23,7 @@ from efficientnetv2.errors import DataError, nearest
 
 DEFAULT_DATA_DIR = "~/.cache/efficientnetv2/data"
 _YAML = (".yaml", ".yml")
-SOURCES = ("tfds", "tfrecord", "folder", "csv")
+SOURCES = ("tfds", "tfrecord", "folder", "csv", "idx")
 # Sources whose images are single files.
 LISTED = ("folder", "csv")
 # Of a run whose data are not there, see `remember`.
@@ -36,12 +37,14 @@ class Split:
     Attributes:
         num_images: exact number.
         tfds_split: of TensorFlow Datasets, such as 'train[:55000]'.
+        part: of the IDX archives, such as 'train[:55000]'.
         files: pattern of TFRecord shards, such as 'train-*'.
         shards: first and last (excluded) of the sorted shards, or None.
     """
 
     num_images: int
     tfds_split: str | None = None
+    part: str | None = None
     files: str | None = None
     shards: tuple[int | None, int | None] = (None, None)
 
@@ -52,7 +55,7 @@ class DatasetInfo:
 
     Attributes:
         name: in the registry, or the path that the user gave.
-        source: one of `SOURCES`.
+        source: one of `SOURCES`; 'idx' is Fashion-MNIST's four archives.
         num_classes: number of classes.
         splits: 'train' and 'eval', often 'minival' and 'trainval'.
         class_names: one a class, in the order of the labels.
@@ -92,7 +95,7 @@ _FIELDS = {
     if field.name != "name"
 }
 _SPLIT_FIELDS = [field.name for field in dataclasses.fields(Split)]
-_NEEDED = {"tfds": "tfds_split", "tfrecord": "files"}
+_NEEDED = {"tfds": "tfds_split", "tfrecord": "files", "idx": "part"}
 
 
 def data_dir(folder: str | None = None) -> pathlib.Path:
@@ -190,6 +193,8 @@ def state(info: DatasetInfo, folder: pathlib.Path) -> str:
         return "here"
     if info.source == ABSENT:
         return "-"
+    if info.source == "idx":
+        return "here" if fashion_mnist.is_here(folder) else "-"
     if info.source == "tfds":
         place = folder / info.tfds_name.replace(":", "/")
         return "here" if any(place.rglob("dataset_info.json")) else "-"
@@ -307,13 +312,15 @@ def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
     if not isinstance(values.get("splits"), dict):
         fail("needs 'splits:' with train and eval.")
     class_names = values.get("class_names")
+    if isinstance(class_names, str):
+        class_names = _read_class_names(name, class_names, fail)
     classes = values.get("num_classes", len(class_names or []))
     if not isinstance(classes, int) or classes < 1:
         fail(f"num_classes must be a whole number, not {classes!r}.")
     if class_names is None:
         class_names = [str(index) for index in range(classes)]
     if not isinstance(class_names, list) or len(class_names) != classes:
-        fail(f"class_names must be a list of {classes} names.")
+        fail(f"class_names must be a list of {classes} names, or a file of it.")
     values["num_classes"] = classes
     values["class_names"] = [str(each) for each in class_names]
     values["splits"] = {
@@ -330,6 +337,17 @@ def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
         ):
             fail(f"{key} must be like {default!r}, not {value!r}.")
     return DatasetInfo(name=name, **values)
+
+
+def _read_class_names(name: str, file: str, fail) -> list[str]:
+    """Returns the names of a file, which lies where the YAML file does."""
+    folder = declarative_dir("datasets")
+    if name.endswith(_YAML):
+        folder = pathlib.Path(name).parent
+    try:
+        return list(class_list.read_table(folder / file))
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"class_names: cannot read {folder / file}: {error}.")
 
 
 def _parse_split(content, source: str, label: str, fail) -> Split:

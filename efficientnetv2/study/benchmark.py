@@ -20,10 +20,9 @@ from collections.abc import Mapping, Sequence
 import ml_collections
 from absl import flags
 
-from efficientnetv2 import cli, tables
+from efficientnetv2 import cli, files, tables
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
-from efficientnetv2.training import checkpoints
 
 FLAGS = flags.FLAGS
 
@@ -237,7 +236,7 @@ def _run() -> None:
     result = measure(config, FLAGS.steps, FLAGS.calls)
     print(report(result))
     if FLAGS.json:
-        checkpoints.write_json(FLAGS.json, result)
+        files.write_json(FLAGS.json, result)
 
 
 if __name__ == "__main__":

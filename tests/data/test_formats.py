@@ -13,19 +13,18 @@ import tensorflow_datasets as tfds
 import yaml
 from PIL import Image
 
-from efficientnetv2 import api, declarative
+from efficientnetv2 import api, declarative, progressive
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import run_plan
 from efficientnetv2.data import (
+    decoding,
     faults,
     folders,
     pipeline,
-    preprocessing,
     registry,
     sources,
 )
 from efficientnetv2.errors import DataError
-from efficientnetv2.training import progressive
 from tests.conftest import TINY
 
 CLASSES = [f"class {k}" for k in range(10)]
@@ -511,7 +510,7 @@ def _encoded():
     [pytest.param(*case, id=case[0]) for case in _encoded()],
 )
 def test_every_kind_of_image_becomes_right_rgb(name, data, right, tolerance):
-    decoded = preprocessing.decode(tf.constant(data)).numpy()
+    decoded = decoding.decode(tf.constant(data)).numpy()
     assert decoded.shape == (32, 40, 3) and decoded.dtype == np.uint8
     with Image.open(io.BytesIO(data)) as image:
         right = image.convert("RGB") if right is None else right.convert("RGB")

@@ -9,11 +9,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from efficientnetv2 import api
+from efficientnetv2 import api, progressive
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import (
     class_list,
+    decoding,
     export,
+    fingerprint,
     folders,
     pipeline,
     preprocessing,
@@ -22,7 +24,6 @@ from efficientnetv2.data import (
     sources,
 )
 from efficientnetv2.errors import DataError
-from efficientnetv2.training import progressive, runs
 from tests.conftest import TINY
 
 SPLITS = ("train", "minival", "eval")
@@ -102,7 +103,7 @@ def test_a_folder_written_from_a_dataset(tmp_path, source):
             files = np.array(read.items)[read.labels == label]
             for file, index in zip(files, chosen, strict=True):
                 np.testing.assert_array_equal(
-                    preprocessing.decode(tf.io.read_file(file)),
+                    decoding.decode(tf.io.read_file(file)),
                     source.images[index].repeat(3, axis=-1),
                 )
 
@@ -134,7 +135,7 @@ def test_a_list_of_classes_orders_a_folder(tmp_path, source):
 
 
 def test_evaluation_on_classes_in_another_order(folder_run, source, tmp_path):
-    names = runs.read_class_names(folder_run)
+    names = fingerprint.class_names(folder_run)
     backwards = dataclasses.replace(
         source,
         labels=9 - source.labels,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnetv2 import api
+from efficientnetv2 import api, checkpoints, evaluation
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import preprocessing, registry
 from efficientnetv2.errors import DataError, UserError
@@ -27,7 +27,6 @@ from efficientnetv2.serving import (
 from efficientnetv2.serving import spec as spec_lib
 from efficientnetv2.serving.comparison import Batch, Result
 from efficientnetv2.serving.spec import ServingSpec
-from efficientnetv2.training import checkpoints, loop
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def spec(config):
 def network(config, folder_run):
     network = architecture.build(config.model.to_dict())
     best = checkpoints.load(checkpoints.find(folder_run, None))
-    loop.load_averaged(network, best)
+    evaluation.load_averaged(network, best)
     return network
 
 

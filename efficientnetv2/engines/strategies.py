@@ -1,0 +1,283 @@
+"""Devices of TensorFlow: which there are, how they are set up, who does what.
+
+Every replica takes its part of the same global batch. On several machines each
+worker reads and prepares only its own rows of it; the first worker, the chief,
+writes all files.
+"""
+
+import functools
+import json
+import math
+import os
+from collections.abc import Callable
+
+import keras
+import ml_collections
+import tensorflow as tf
+
+from efficientnetv2.errors import StrategyError
+
+
+def on_cpu() -> bool:
+    """Whether TensorFlow computes on CPUs, for want of a visible GPU."""
+    return not tf.config.get_visible_devices("GPU")
+
+
+def resolve_precision(config: ml_collections.ConfigDict) -> str:
+    """Returns the dtype policy: `runtime.mixed_precision`, or the device's.
+
+    GPUs with tensor cores take half precision: bfloat16 from compute
+    capability 8.0 on, float16 with dynamic loss scaling from 7.0 on.
+    """
+    if config.runtime.mixed_precision:
+        return config.runtime.mixed_precision
+    gpus = tf.config.get_visible_devices("GPU")
+    capability = [
+        tf.config.experimental.get_device_details(gpu).get(
+            "compute_capability", (0, 0)
+        )
+        for gpu in gpus
+    ]
+    if capability and min(capability) >= (8, 0):
+        return "mixed_bfloat16"
+    if capability and min(capability) >= (7, 0):
+        return "mixed_float16"
+    return "float32"
+
+
+def set_up(
+    config: ml_collections.ConfigDict, training: bool = True
+) -> tf.distribute.Strategy:
+    """Sets devices, threads, memory, precision and seeds.
+
+    Returns:
+        The strategy of the run, or without training that of one device.
+    """
+    _show_devices(config.runtime.strategy)
+    parts = config.train.batch_parts if on_cpu() else 1
+    threads = config.runtime.threads
+    # Parts share the cores best when each operation keeps to one of them.
+    try:
+        for gpu in tf.config.get_visible_devices("GPU"):
+            # Not all of the memory at once: others may use the device, too.
+            tf.config.experimental.set_memory_growth(gpu, True)
+        tf.config.threading.set_intra_op_parallelism_threads(
+            threads if parts == 1 else 1
+        )
+        tf.config.threading.set_inter_op_parallelism_threads(
+            threads if parts == 1 else threads or parts
+        )
+    except RuntimeError:
+        pass
+    keras.mixed_precision.set_dtype_policy(resolve_precision(config))
+    keras.utils.set_random_seed(config.train.seed)
+    return make_strategy(config.runtime.strategy if training else "one")
+
+
+def describe(
+    config: ml_collections.ConfigDict,
+    strategy: tf.distribute.Strategy,
+    parts: int,
+) -> str:
+    """Returns what computes and how, such as '1 x Tesla T4, mixed_float16'."""
+    gpus = tf.config.get_visible_devices("GPU")
+    count = strategy.num_replicas_in_sync
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        name = f"{count} x {details.get('device_name', 'GPU')}"
+    else:
+        name = "CPU" if count == 1 else f"{count} x CPU"
+        threads = config.runtime.threads or os.cpu_count()
+        name += f" ({threads} threads" + (
+            f", batches in {parts} parts)" if parts > 1 else ")"
+        )
+    xla = "on" if config.runtime.jit_compile else "off"
+    return f"{name}, {keras.config.dtype_policy().name}, XLA {xla}"
+
+
+def overlooked() -> str | None:
+    """Returns what to do if a CPU computes beside a GPU or TPU, else None."""
+    if not on_cpu():
+        return None
+    if os.path.exists("/dev/nvidia0") and (
+        not tf.config.list_physical_devices("GPU")
+    ):
+        return (
+            "This machine has an NVIDIA GPU that TensorFlow does not see: "
+            "install its CUDA libraries with pip install "
+            "'tensorflow[and-cuda]'."
+        )
+    if "TPU_NAME" in os.environ or os.path.exists("/dev/accel0"):
+        return "This machine has a TPU, which only JAX uses: add --backend=jax."
+    return None
+
+
+@functools.cache
+def make_strategy(name: str) -> tf.distribute.Strategy:
+    """Returns the strategy of a run, in a process always the same one.
+
+    Args:
+        name: of `runtime.strategy`:
+
+            - auto: multi_worker if TF_CONFIG names workers, mirrored for
+              several GPUs, else gpu or cpu;
+            - one: the default device, whatever else there is;
+            - cpu: one replica, GPUs stay unused;
+            - gpu: one replica on the first GPU;
+            - mirrored: a replica on each GPU of this machine, or on each
+              logical CPU if it has no GPU;
+            - multi_worker: by TF_CONFIG, see TensorFlow's guide.
+
+    Raises:
+        StrategyError: if there is no such device, or TF_CONFIG is wrong.
+    """
+    if name == "one":
+        return tf.distribute.get_strategy()
+    name = _show_devices(name)
+    if name == "multi_worker":
+        _worker_index()
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "mirrored":
+        kind = "CPU" if on_cpu() else "GPU"
+        return tf.distribute.MirroredStrategy(
+            [device.name for device in tf.config.list_logical_devices(kind)]
+        )
+    return tf.distribute.get_strategy()
+
+
+def _show_devices(name: str) -> str:
+    """Hides the GPUs that a strategy does not use, and resolves 'auto'."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if name == "auto":
+        if "TF_CONFIG" in os.environ:
+            return "multi_worker"
+        name = ("cpu", "gpu", "mirrored")[min(len(gpus), 2)]
+    if name == "gpu" and not gpus:
+        raise StrategyError(
+            "--strategy=gpu: TensorFlow sees no GPU. Use --strategy=cpu, or "
+            "install TensorFlow with CUDA: pip install 'tensorflow[and-cuda]'."
+        )
+    if gpus and name in ("cpu", "gpu"):
+        tf.config.set_visible_devices(gpus[: name == "gpu"], "GPU")
+    return name
+
+
+def _worker_index() -> int:
+    """Returns the index of this worker by TF_CONFIG."""
+    text = os.environ.get("TF_CONFIG", "")
+    example = (
+        '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
+        '"task": {"type": "worker", "index": 0}}'
+    )
+    try:
+        content = json.loads(text)
+        workers = content["cluster"]["worker"]
+        index = content["task"]["index"]
+        valid = content["task"]["type"] == "worker" and 0 <= index < len(
+            workers
+        )
+    except (ValueError, KeyError, TypeError):
+        valid = False
+    if not valid:
+        raise StrategyError(
+            f"--strategy=multi_worker: TF_CONFIG={text!r} must be like "
+            f"{example}, the same on all machines but for the index."
+        )
+    return index
+
+
+def is_chief(config: ml_collections.ConfigDict) -> bool:
+    """Whether this process writes the files of a run."""
+    name = config.runtime.strategy
+    several = name == "multi_worker" or (
+        name == "auto" and "TF_CONFIG" in os.environ
+    )
+    return not several or _worker_index() == 0
+
+
+def check(
+    strategy: tf.distribute.Strategy, config: ml_collections.ConfigDict
+) -> None:
+    """Checks that a strategy can train a configuration.
+
+    Raises:
+        StrategyError: if the global batch cannot be split over the replicas,
+            with a size that can; if the part of one cannot be split into
+            micro-batches; or if several should mix what each has only a part
+            of.
+    """
+    batch_size = config.train.batch_size
+    replicas = strategy.num_replicas_in_sync
+    if replicas == 1:
+        return
+    # Four for the pairs of Mixup and CutMix, see `pipeline.rows_of_part`.
+    unit = math.lcm(replicas, 4 * _number_of_workers(strategy))
+    if batch_size % unit:
+        near = max(unit, round(batch_size / unit) * unit)
+        raise StrategyError(
+            f"train.batch_size={batch_size} cannot be split over {replicas} "
+            f"replicas: it must be a multiple of {unit}, such as {near}."
+        )
+    part, micro = batch_size // replicas, config.train.micro_batch_size
+    if micro and part % min(micro, part):
+        raise StrategyError(
+            f"train.micro_batch_size={micro} does not divide the {part} images "
+            f"that each of {replicas} replicas has of a batch."
+        )
+    if config.data.augment_on == "device":
+        raise StrategyError(
+            f"data.augment_on=device is for one replica, not {replicas}: each "
+            "has only a part of the batch, whose images are mixed with each "
+            "other. Leave it null."
+        )
+
+
+def _number_of_workers(strategy: tf.distribute.Strategy) -> int:
+    resolver = strategy.cluster_resolver
+    if resolver is None or resolver.task_type != "worker":
+        return 1
+    return resolver.cluster_spec().num_tasks("worker")
+
+
+def distribute(
+    strategy: tf.distribute.Strategy,
+    make_dataset: Callable[[int, int], tf.data.Dataset],
+):
+    """Returns batches as the replicas of a strategy take them.
+
+    Args:
+        strategy: of the run.
+        make_dataset: from the number of a worker and that of all workers to
+            the batches of this worker, see `pipeline.training_dataset`.
+
+    Returns:
+        A dataset of batches, one replica's or all.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return make_dataset(0, 1)
+
+    def of_worker(context: tf.distribute.InputContext):
+        dataset = make_dataset(
+            context.input_pipeline_id, context.num_input_pipelines
+        )
+        replicas = context.num_replicas_in_sync // context.num_input_pipelines
+        if replicas == 1:
+            return dataset
+        specs = dataset.element_spec
+        size = specs[0].shape[0] // replicas
+
+        def split(*batch):
+            numbers = tf.data.Dataset.range(replicas)
+            return numbers.map(
+                lambda number: tuple(
+                    tf.ensure_shape(
+                        values[number * size : (number + 1) * size],
+                        [size, *spec.shape[1:]],
+                    )
+                    for values, spec in zip(batch, specs, strict=True)
+                )
+            )
+
+        return dataset.flat_map(split).prefetch(tf.data.AUTOTUNE)
+
+    return strategy.distribute_datasets_from_function(of_worker)

@@ -1,0 +1,213 @@
+"""Several devices and several machines: the same numbers as on one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efficientnetv2 import checkpoints, progressive, runs
+from efficientnetv2.data import export, mixing, pipeline, registry
+from efficientnetv2.engines import strategies
+from tests.conftest import TINY, examples
+from tests.engines.distributed_run import SAME
+
+
+@examples(25)
+@given(unit=st.integers(1, 6), parts=st.integers(1, 8))
+def test_parts_of_a_batch_hold_both_of_each_pair(unit, parts):
+    batch = 4 * unit * parts
+    rows = [pipeline.rows_of_part(batch, k, parts) for k in range(parts)]
+    assert sorted(np.concatenate(rows)) == list(range(batch))
+    for mixup, cutmix in ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
+        whole, in_mixup = mixing.partners(batch, mixup, cutmix)
+        for part in rows:
+            local, local_mixup = mixing.partners(len(part), mixup, cutmix)
+            np.testing.assert_array_equal(part[local], whole.numpy()[part])
+            np.testing.assert_array_equal(local_mixup, in_mixup.numpy()[part])
+
+
+@pytest.mark.parametrize("augname", ["randaug", None])
+def test_parts_of_the_pipeline_make_the_batch(tiny_config, source, augname):
+    config = tiny_config(
+        f"data.augname={augname},data.mixup_alpha=1,data.cutmix_alpha=1,"
+        "train.stages=2,train.epochs=0.002"
+    )
+    plan = runs.RunPlan(200, 6, 12)
+    stages = progressive.build_stages(config, plan)
+
+    def batches(*part):
+        dataset = pipeline.training_dataset(
+            source, config, plan, stages, part=part
+        )
+        return list(dataset.as_numpy_iterator())
+
+    for number in range(2):
+        rows = pipeline.rows_of_part(32, number, 2)
+        for part, whole in zip(batches(number, 2), batches(0, 1), strict=True):
+            for values, expected in zip(part, whole, strict=True):
+                np.testing.assert_allclose(values, expected[rows], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "TF_CONFIG=''"), ('{"cluster": {}}', "must be like")],
+)
+def test_a_wrong_tf_config(monkeypatch, text, words):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(strategies.StrategyError, match=words):
+        strategies.make_strategy("multi_worker")
+
+
+def test_micro_batches_that_do_not_divide_a_part(tiny_config):
+    strategy = types.SimpleNamespace(
+        num_replicas_in_sync=2, cluster_resolver=None
+    )
+    config = tiny_config("train.batch_size=24,train.micro_batch_size=8")
+    with pytest.raises(strategies.StrategyError, match="12 images"):
+        strategies.check(strategy, config)
+    config = tiny_config("train.batch_size=24,train.micro_batch_size=6")
+    strategies.check(strategy, config)
+
+
+def test_a_gpu_that_is_not_there():
+    with pytest.raises(strategies.StrategyError, match="sees no GPU"):
+        strategies.make_strategy("gpu")
+
+
+def _start(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.engines.distributed_run", *arguments],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("localhost", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _logs(folder, worker=0):
+    return json.loads((folder / f"logs_{worker}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    from tests.conftest import make_source
+
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    source = make_source()
+    export.write(
+        registry.load_info("fashion_mnist"), lambda _: source, folder, "folder"
+    )
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def on_one(photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    process = _start(photos, str(folder), "cpu")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return folder
+
+
+def _assert_same(logs, expected):
+    assert len(logs) == len(expected) == 12
+    for step, (values, right) in enumerate(zip(logs, expected, strict=True)):
+        for name in ("loss", "cross_entropy", "l2", "top1"):
+            assert values[name] == pytest.approx(right[name], abs=1e-4), (
+                step,
+                name,
+            )
+
+
+def test_two_devices(photos, on_one, tmp_path):
+    # More than the eight images that each device has of a batch.
+    micro = "train.micro_batch_size=16"
+    process = _start(photos, str(tmp_path), "mirrored", micro)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    _assert_same(_logs(tmp_path), _logs(on_one))
+    one, two = (
+        checkpoints.load_latest(folder).arrays for folder in (on_one, tmp_path)
+    )
+    assert one.keys() == two.keys()
+    for name, array in one.items():
+        np.testing.assert_allclose(two[name], array, atol=1e-3, err_msg=name)
+
+
+def test_two_workers(photos, on_one, tmp_path):
+    workers = [f"localhost:{port}" for port in _free_ports(2)]
+    processes = [
+        _start(
+            photos,
+            str(tmp_path),
+            "multi_worker",
+            TF_CONFIG=json.dumps(
+                {
+                    "cluster": {"worker": workers},
+                    "task": {"type": "worker", "index": index},
+                }
+            ),
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    for worker in range(2):
+        _assert_same(_logs(tmp_path, worker), _logs(on_one))
+    assert checkpoints.load_latest(tmp_path).meta["step"] == 12
+
+
+def test_a_killed_worker_that_starts_again(photos, tmp_path):
+    workers = [f"localhost:{port}" for port in _free_ports(2)]
+
+    def start(index):
+        cluster = {
+            "cluster": {"worker": workers},
+            "task": {"type": "worker", "index": index},
+        }
+        arguments = [
+            f"--dataset={photos}",
+            "--recipe=fashion_mnist",
+            f"--hparam_str={TINY},{SAME},train.epochs=40,"
+            "checkpoint.every_steps=10,eval.val_split=null",
+            "--mode=train",
+            f"--model_dir={tmp_path}",
+        ]
+        return subprocess.Popen(
+            [sys.executable, "-m", "efficientnetv2.main", *arguments],
+            env={**os.environ, "TF_CONFIG": json.dumps(cluster)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    processes = [start(0), start(1)]
+    while not checkpoints.list_steps(tmp_path):
+        assert processes[0].poll() is None, processes[0].communicate()
+        time.sleep(0.1)
+    processes[1].kill()
+    processes[1].communicate()
+    processes[1] = start(1)
+    outputs = [process.communicate()[0] for process in processes]
+    assert [p.returncode for p in processes] == [0, 0], outputs
+    assert "Starting again" in outputs[0]
+    assert "Resuming at step" in outputs[0]
+    assert checkpoints.load_latest(tmp_path).meta["step"] == 480
