@@ -13,6 +13,7 @@ from absl import flags
 
 from efficientnetv2 import backend, cli
 from efficientnetv2 import config as config_lib
+from efficientnetv2.data import fingerprint
 from efficientnetv2.errors import UserError
 from efficientnetv2.serving import formats
 
@@ -120,11 +121,8 @@ def _load_config():
         # A run knows its own configuration.
         saved = config_lib.read_saved(FLAGS.model_dir)
         of_run = saved.get("data", {}).get("ds_name")
-        if FLAGS.dataset not in (None, of_run) and FLAGS.mode != "eval":
-            raise UserError(
-                f"--dataset={FLAGS.dataset}: {FLAGS.model_dir} is a run on "
-                f"{of_run}, and only --mode=eval takes other images."
-            )
+        if FLAGS.dataset and FLAGS.mode != "eval":
+            fingerprint.check_is_of_run(FLAGS.dataset, of_run, FLAGS.model_dir)
     return config_lib.load(
         dataset=FLAGS.dataset,
         model_name=FLAGS.model_name,

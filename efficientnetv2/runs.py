@@ -15,10 +15,10 @@ import ml_collections
 import numpy as np
 
 import efficientnetv2
+from efficientnetv2 import checkpoints, declarative, files, progressive
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative, files, progressive
 from efficientnetv2.config import RunPlan, run_plan
-from efficientnetv2.data import class_list, faults, registry
+from efficientnetv2.data import faults, fingerprint
 from efficientnetv2.engines import schedules
 from efficientnetv2.errors import UserError
 
@@ -202,12 +202,15 @@ def _check_config(run: Run) -> None:
     folder = run.model_dir
     path = folder / config_lib.FILE
     if path.exists():
-        # What an earlier version wrote lacks the options that came later.
         saved = declarative.read_yaml(path)
+        # What an earlier version wrote lacks the options that came later.
         changed = config_lib.differences(
             saved,
             run.config.to_dict(),
-            config_lib.FREE_OPTIONS,
+            (
+                *config_lib.FREE_OPTIONS,
+                *fingerprint.free_options(saved, run.config, folder),
+            ),
             only_common=True,
         )
         if run.config.train.extend and _is_longer(changed):
@@ -220,11 +223,10 @@ def _check_config(run: Run) -> None:
                 "Name another --model_dir, or repeat that run with "
                 f"--hparam_str={path}."
             )
-    names = registry.load_info(run.config.data.ds_name).class_names
-    for name, text in (
-        (class_list.FILE, class_list.to_text(names)),
-        (config_lib.FILE, config_lib.to_yaml(run.config)),
-    ):
+    begun = bool(checkpoints.list_steps(folder))
+    written = fingerprint.claim(run.config, folder, run.log, begun)
+    written[config_lib.FILE] = config_lib.to_yaml(run.config)
+    for name, text in written.items():
         files.write_text(folder / name, text)
 
 
@@ -250,12 +252,6 @@ def _describe_extension(run: Run, epochs: float) -> str:
         f"the stage is {run.stage_of_steps[step] + 1} of {len(run.stages)} "
         f"({stage.image_size} px)."
     )
-
-
-def read_class_names(model_dir: pathlib.Path) -> list[str] | None:
-    """Returns the names of the classes of a run, None if it left none."""
-    path = model_dir / class_list.FILE
-    return class_list.read(path) if path.is_file() else None
 
 
 def environment() -> dict:

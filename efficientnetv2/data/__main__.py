@@ -21,15 +21,18 @@ import pathlib
 from absl import flags
 
 from efficientnetv2 import cli, config, declarative, tables
-from efficientnetv2.data import fashion_mnist, registry
+from efficientnetv2.data import registry
 from efficientnetv2.errors import UserError
+
+# Classes whose images are counted in a line.
+_MOST_SHOWN = 12
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "dataset",
     None,
-    "Name in datasets/, a YAML file or a folder of images; default: a table "
-    "of all names.",
+    "Name in datasets/, a YAML file, a folder of images or a CSV file of "
+    "images and labels; default: a table of all names.",
 )
 flags.DEFINE_string(
     "data_dir",
@@ -59,25 +62,6 @@ flags.DEFINE_integer(
 )
 
 
-def _state(info: registry.DatasetInfo, folder: pathlib.Path) -> str:
-    """Returns what of a dataset is on this machine, in a word or two."""
-    if info.source == "folder":
-        return "here"
-    if info.source == "idx":
-        return "here" if fashion_mnist.is_here(folder) else "-"
-    if info.source == "tfds":
-        place = folder / info.tfds_name.replace(":", "/")
-        return "here" if any(place.rglob("dataset_info.json")) else "-"
-    patterns = {split.files for split in info.splits.values()}
-    shards = {
-        path
-        for place in registry.shard_folders(info, folder)
-        for pattern in patterns
-        for path in place.glob(pattern)
-    }
-    return f"{len(shards)} shards" if shards else "-"
-
-
 def _table(folder: pathlib.Path) -> None:
     lines = [("dataset", "source", "classes", "train", "eval", "here")]
     for name in declarative.names("datasets"):
@@ -89,7 +73,7 @@ def _table(folder: pathlib.Path) -> None:
                 f"{info.num_classes:,}",
                 f"{info.splits['train'].num_images:,}",
                 f"{info.splits['eval'].num_images:,}",
-                _state(info, folder),
+                registry.state(info, folder),
             )
         )
     print(tables.align(lines, left=[0, 1, 5]))
@@ -104,7 +88,10 @@ def _one(name: str, folder: pathlib.Path) -> None:
         ("classes", f"{info.num_classes:,}: {names}"),
         ("source", " ".join(filter(None, (info.source, info.tfds_name)))),
         ("recipe", info.recipe),
-        ("here", f"{_state(info, folder)} (in {info.folder or folder})"),
+        (
+            "here",
+            f"{registry.state(info, folder)} (in {info.folder or folder})",
+        ),
         ("licence", info.license),
         ("citation", info.citation),
         ("how to get", info.how_to_get),
@@ -117,10 +104,24 @@ def _one(name: str, folder: pathlib.Path) -> None:
         text = f"{content.num_images:,} images  {where}"
         if shards:
             text += f", shards {list(content.shards)}"
+        if info.source in registry.LISTED:
+            text += _by_class(registry.listing(info.folder).counts(split))
         rows.append((split, text.rstrip()))
+    rows += [("note", note) for note in registry.notes(info)]
     for label, text in rows:
         if text:
             print(f"{label:12}{text}")
+
+
+def _by_class(counts: dict[str, int]) -> str:
+    """Returns the images of each class, or of the smallest and largest."""
+    ordered = sorted(counts.items(), key=lambda item: (item[1], item[0]))
+    if len(ordered) > _MOST_SHOWN:
+        ordered = [ordered[0], ("...", None), ordered[-1]]
+    return ", ".join(
+        name if count is None else f"{name} {count:,}"
+        for name, count in ordered
+    )
 
 
 def _preview() -> None:

@@ -1,5 +1,6 @@
 """Cross-entropies, hits, and metrics for several labels."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
