@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 JPEG, PNG, WEBP, BMP, GIF, UNKNOWN = range(6)
 # The first bytes of a file of each format; WebP's are looked at apart.
@@ -432,6 +432,29 @@ def to_portable(data: bytes) -> bytes:
     if data[:2] != b"BM" or (data[28:32] == b"\x18\0\0\0"):
         return data
     return tf.io.encode_png(decode(tf.constant(data))).numpy()
+
+
+def from_pillow(image: Image.Image) -> bytes:
+    """Returns an image of Pillow as an upright PNG that `decode` reads alike.
+
+    Raises:
+        OSError: if its pixels cannot be read, or are real numbers.
+    """
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode == "F":
+            raise ValueError("its pixels are real numbers of unknown range")
+        if upright.mode.startswith("I"):
+            # Sixteen bits, of which `decode` takes the upper eight.
+            pixels = np.asarray(upright)[..., np.newaxis]
+            if pixels.min() < 0 or pixels.max() > 65_535:
+                raise ValueError("its pixels have more than sixteen bits")
+            pixels = pixels.astype(np.uint16)
+        else:
+            pixels = np.asarray(upright.convert("RGB"))
+    except (ValueError, SyntaxError) as error:
+        raise OSError(str(error)) from error
+    return tf.io.encode_png(pixels).numpy()
 
 
 # --- Decoding a part --------------------------------------------------------

@@ -41,6 +41,37 @@ def _normalize(images, preprocessing: str | None):
     return keras.layers.Rescaling(scale, offset, name="normalize")(images)
 
 
+def _check_input_shape(shape, preprocessing: str | None) -> None:
+    """Raises a ValueError for anything but (height, width, channels)."""
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            "The models take channels last: call "
+            "keras.config.set_image_data_format('channels_last') first."
+        )
+    sizes = shape if isinstance(shape, (tuple, list)) else ()
+    valid = len(sizes) == 3 and all(
+        size is None or isinstance(size, int) and size > 0 for size in sizes
+    )
+    if not valid or sizes[2] is None:
+        raise ValueError(
+            f"input_shape={shape!r} is not (height, width, channels), whole "
+            "numbers above 0, of which height and width may be None."
+        )
+    first, _, channels = sizes
+    if first is not None and first <= 4 < channels:
+        raise ValueError(
+            f"input_shape={tuple(sizes)} has its channels first; give "
+            f"(height, width, channels), such as {(*sizes[1:], first)}, and "
+            "images of that order."
+        )
+    if preprocessing == "v1" and channels != 3:
+        raise ValueError(
+            "The preprocessing 'v1' has a mean and a deviation for red, green "
+            f"and blue, and cannot be used for {channels} channels. Normalize "
+            "the images before, or use 'v2'."
+        )
+
+
 def build(
     model_config: Mapping,
     include_top: bool = True,
@@ -59,7 +90,8 @@ def build(
             `act_fn`, `bn_type`, `bn_momentum`, `bn_epsilon`, `gn_groups`;
             `fused_stages` and `round_limit` may be left out.
         include_top: if False, the model ends with the features of the head.
-        input_shape: (height, width, 3); None for a free size.
+        input_shape: (height, width, channels); None for a free height or
+            width.
         name: name of the model, `model_config['model_name']` by default.
         pooling: without the top: 'avg' or 'max' for features [batch,
             feature_size], None for a map [batch, height, width,
@@ -76,8 +108,9 @@ def build(
 
     Raises:
         ValueError: for an invalid block string, activation, normalization,
-            pooling or preprocessing.
+            pooling, preprocessing or input shape.
     """
+    _check_input_shape(input_shape, preprocessing)
     if include_top and pooling != "avg":
         raise ValueError(
             f"pooling={pooling!r} is for include_top=False; the classifier "
@@ -135,4 +168,7 @@ def build(
             dtype="float32",
             name="logits",
         )(x)
-    return keras.Model(inputs, x, name=name or model_config["model_name"])
+    model = keras.Model(inputs, x, name=name or model_config["model_name"])
+    # Published weights are found by it, whatever the model is called.
+    model.architecture_name = model_config["model_name"]
+    return model
