@@ -7,6 +7,7 @@ combination. A configuration is data: nothing here is ever executed.
 
 import ast
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
@@ -31,6 +32,7 @@ from efficientnetv2.models.block_strings import (
     expand_blocks,
     round_filters,
 )
+from efficientnetv2.normalizations import AUGNAMES
 
 # Of a run, in its folder.
 FILE = "config.yaml"
@@ -52,6 +54,7 @@ _NULLABLE = {
     "data.data_dir": str,
     "data.num_classes": int,
     "data.augname": str,
+    "data.augment_on": str,
     "data.eval_transformations": list,
     "runtime.mixed_precision": str,
     "runtime.jit_compile": bool,
@@ -72,19 +75,14 @@ _CHOICES = {
         "multi_worker",
     ],
     "train.on_nan": ["stop", "rollback"],
+    "data.augment_on": ["host", "device"],
     "data.on_corrupt": ["error", "skip"],
     "data.cutmix_labels": ["image", "batch"],
     "train.loss_type": ["softmax", "sigmoid", "sigmoid_sum"],
     "train.lr_sched": ["exponential", "cosine", "linear", "constant"],
     "runtime.mixed_precision": ["mixed_bfloat16", "mixed_float16", "float32"],
 }
-_POLICIES = ["randaug", "autoaug", "ra_aa"]
-_CHOICES["data.augname"] = [
-    *_POLICIES,
-    *(f"effnetv1_{name}" for name in _POLICIES),
-    "ft",
-    *(f"ft_{name}" for name in _POLICIES),
-]
+_CHOICES["data.augname"] = list(AUGNAMES)
 _REGULAR_EXPRESSIONS = ("train.varsexp", "train.weight_decay_exclude")
 _TRANSFORMATIONS = ["crop", "shift", "flip"]
 # Beyond it no memory holds the activations.
@@ -151,6 +149,11 @@ _RANGES = {
     "checkpoint.every_steps": (0, None),
     "runtime.threads": (0, None),
 }
+# Options of earlier versions: the option and its values of today.
+_RENAMED = {
+    "data.mix_on_device": ("data.augment_on", {True: "device", False: "host"})
+}
+NOT_SET = "(not set)"
 # Of whole numbers without a limit of their own.
 _LARGEST = 2**31 - 1
 MIN_IMAGE_SIZE = 8
@@ -158,6 +161,7 @@ MIN_IMAGE_SIZE = 8
 # the data nor the numbers. A name that ends with a dot is a section.
 FREE_OPTIONS = (
     "data.data_dir",
+    "data.augment_on",
     "eval.batch_size",
     "checkpoint.",
     "runtime.threads",
@@ -267,6 +271,14 @@ def _convert(key: str, value: Any, kind: type, source: str) -> Any:
     return value
 
 
+def _of_today(key: str, value: Any) -> tuple[str, Any]:
+    """Returns an option and its value as they are called now."""
+    if key not in _RENAMED:
+        return key, value
+    name, values = _RENAMED[key]
+    return name, values.get(value, value)
+
+
 class _Merger:
     """Applies layers of overrides to the base configuration."""
 
@@ -282,6 +294,7 @@ class _Merger:
 
     def apply(self, nested: Mapping, source: str) -> None:
         for key, value in _flatten(nested).items():
+            key, value = _of_today(key, value)
             if key not in self.flat:
                 raise ConfigError(self._unknown(key, source))
             if value is None and key in _NULLABLE:
@@ -659,12 +672,15 @@ def differences(
         free: beginnings of options that may differ, see `FREE_OPTIONS`.
         only_common: pass over options that only one of them has.
     """
-    old, new = _flatten(old), _flatten(new)
+    old, new = (
+        dict(itertools.starmap(_of_today, _flatten(each).items()))
+        for each in (old, new)
+    )
     keys = old.keys() & new.keys() if only_common else old.keys() | new.keys()
     return [
-        (key, old.get(key, "(not set)"), new.get(key, "(not set)"))
+        (key, old.get(key, NOT_SET), new.get(key, NOT_SET))
         for key in sorted(keys)
-        if old.get(key, "(not set)") != new.get(key, "(not set)")
+        if old.get(key, NOT_SET) != new.get(key, NOT_SET)
         and not key.startswith(free)
     ]
 

@@ -23,13 +23,12 @@ import tensorflow as tf
 from absl import logging
 
 from efficientnetv2.data import (
+    class_list,
     decoding,
     fashion_mnist,
-    folders,
     registry,
 )
 from efficientnetv2.data.registry import DatasetInfo, Split
-from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import DataError
 
 # A TFDS split of images of several sizes is kept in memory, encoded, up to
@@ -76,10 +75,12 @@ class EncodedSource:
 
     def describe(self, index: int) -> str:
         """Returns what an error calls an example."""
-        name = self.class_names[self.labels[index]]
+        labels = self.labels[index]
+        labels = np.flatnonzero(labels) if labels.ndim else [labels]
+        names = " and ".join(repr(self.class_names[k]) for k in labels)
         if self.in_files:
-            return f"{self.items[index]} (class {name!r})"
-        return f"example {index:,} (class {name!r})"
+            return f"{self.items[index]} (class {names or 'none'})"
+        return f"example {index:,} (class {names or 'none'})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,39 +167,37 @@ def in_order_of(source: Source, class_names: Sequence[str]) -> Source:
     """Returns a split whose labels are places in a list of names.
 
     Args:
-        source: of one class an image, of any number and order of classes.
+        source: of any number and order of classes.
         class_names: of which each class of the source is one, as a class or
             as the name of its folder.
 
     Raises:
-        DataError: names a class that is not in the list.
+        DataError: names the classes that are not in the list, and both lists.
     """
-    if list(source.class_names) == list(class_names):
+    class_names = list(class_names)
+    if list(source.class_names) == class_names:
         return source
-    places = {folders.folder_name(n): k for k, n in enumerate(class_names)}
-    order = []
-    for name in source.class_names:
-        if folders.folder_name(name) not in places:
-            raise DataError(
-                f"The model does not know the class {name!r}."
-                f"{suggest(name, list(class_names))}"
-            )
-        order.append(places[folders.folder_name(name)])
+    order = class_list.places(source.class_names, class_names)
+    classes = len(class_names)
+
+    def reorder(labels):
+        if not labels.shape.rank:
+            return tf.gather(tf.constant(order, tf.int64), labels)
+        return tf.scatter_nd(tf.constant(order)[:, None], labels, [classes])
+
     if isinstance(source, StreamSource):
-        table = tf.constant(order, tf.int64)
 
         def parse(record):
             image, label = source.parse(record)
-            return image, table[label]
+            return image, reorder(label)
 
-        return dataclasses.replace(
-            source, parse=parse, class_names=list(class_names)
-        )
-    return dataclasses.replace(
-        source,
-        labels=np.array(order, np.int64)[source.labels],
-        class_names=list(class_names),
-    )
+        return dataclasses.replace(source, parse=parse, class_names=class_names)
+    if source.labels.ndim == 1:
+        labels = np.array(order, np.int64)[source.labels]
+    else:
+        labels = np.zeros((len(source), classes), np.float32)
+        labels[:, order] = source.labels
+    return dataclasses.replace(source, labels=labels, class_names=class_names)
 
 
 def parse_slice(text: str) -> tuple[str, slice]:
@@ -247,12 +246,12 @@ def load_from(
             says.
     """
     expected = info.splits[split]
-    if info.source == "folder":
-        files, labels = folders.scan(info.folder).splits[split]
-        log(f"{info.name}: {split}: {len(files):,} images in {info.folder}")
-        return EncodedSource(
-            files, True, np.array(labels, np.int64), info.class_names
-        )
+    for note in registry.notes(info):
+        log(note)
+    if info.source == registry.ABSENT:
+        raise DataError(info.how_to_get)
+    if info.source in registry.LISTED:
+        return _load_listed(info, split, log)
     if info.source == "tfrecord":
         return open_shards(info, expected, folder)
     if info.source == "idx":
@@ -271,6 +270,24 @@ def load_from(
             f"{advice}"
         )
     return source
+
+
+# --- Folders and lists of images --------------------------------------------
+
+
+def _load_listed(
+    info: DatasetInfo, split: str, log: Callable[[str], None]
+) -> EncodedSource:
+    index = registry.listing(info.folder)
+    part = index.splits[split]
+    log(f"{info.name}: {split}: {len(part):,} images in {info.folder}")
+    if index.multi_label:
+        labels = np.zeros((len(part), len(index.class_names)), np.float32)
+        for row, found in zip(labels, part.labels, strict=True):
+            row[found] = 1.0
+    else:
+        labels = np.array(part.labels, np.int64)
+    return EncodedSource(part.files, True, labels, index.class_names)
 
 
 # --- TFRecord shards --------------------------------------------------------
