@@ -135,6 +135,15 @@ def test_quantization_by_keras(mode):
     )
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_numbers_of_channels(channels):
+    model = _tiny(
+        include_preprocessing="v2", input_shape=(None, None, channels)
+    )
+    images = np.full((1, 32, 32, channels), 255.0, np.float32)
+    assert model(images).shape == (1, 4)
+
+
 def test_a_users_own_block_strings(tmp_path):
     path = tmp_path / "mine.yaml"
     options = {**OPTIONS, "num_classes": None, "model_name": "mine"}

@@ -5,11 +5,12 @@ that the same code runs in the input pipeline and in a model that is exported.
 """
 
 import io
+import struct
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 JPEG, PNG, WEBP, BMP, GIF, UNKNOWN = range(6)
 # The first bytes of a file of each format; WebP's are looked at apart.
@@ -409,8 +410,19 @@ def _decode_webp(data: tf.Tensor) -> tf.Tensor:
 
 
 def _decode_with_pillow(data: bytes | np.ndarray) -> np.ndarray:
-    with Image.open(io.BytesIO(as_bytes(data))) as image:
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(io.BytesIO(as_bytes(data))) as image:
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise OSError("no valid BMP") from None
+    except (
+        ValueError,
+        SyntaxError,
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise OSError(str(error)) from None
 
 
 def as_bytes(value: bytes | np.ndarray) -> bytes:
@@ -426,12 +438,12 @@ def to_portable(data: bytes) -> bytes:
     as it is.
 
     Raises:
-        tf.errors.OpError: if such an image cannot be decoded.
+        OSError: if such an image cannot be decoded.
     """
     # Bytes 28 and 30 are the bits of a pixel and the compression.
     if data[:2] != b"BM" or (data[28:32] == b"\x18\0\0\0"):
         return data
-    return tf.io.encode_png(decode(tf.constant(data))).numpy()
+    return tf.io.encode_png(_decode_with_pillow(data)).numpy()
 
 
 def from_pillow(image: Image.Image) -> bytes:

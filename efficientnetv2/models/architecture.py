@@ -22,16 +22,16 @@ def _classifier_initializer(num_classes: int):
     return keras.initializers.RandomUniform(-limit, limit)
 
 
+def _moments(preprocessing: str) -> list[tuple[float, float]]:
+    """Returns mean and deviation of red, green and blue, or of any channel."""
+    pairs = list(zip(*NORMALIZATIONS[preprocessing], strict=True))
+    return pairs[:1] if len(set(pairs)) == 1 else pairs
+
+
 def _normalize(images, preprocessing: str | None):
     if preprocessing is None:
         return images
-    if preprocessing not in NORMALIZATIONS:
-        raise ValueError(
-            f"Unknown preprocessing {preprocessing!r}: use None or one of "
-            f"{', '.join(NORMALIZATIONS)}."
-        )
-    moments = NORMALIZATIONS[preprocessing]
-    pairs = list(zip(*moments, strict=True))
+    pairs = _moments(preprocessing)
     return keras.layers.Rescaling(
         [1 / deviation for _, deviation in pairs],
         [-mean / deviation for mean, deviation in pairs],
@@ -62,11 +62,12 @@ def _check_input_shape(shape, preprocessing: str | None) -> None:
             f"(height, width, channels), such as {(*sizes[1:], first)}, and "
             "images of that order."
         )
-    if preprocessing == "v1" and channels != 3:
+    moments = len(_moments(preprocessing)) if preprocessing else 1
+    if moments not in (1, channels):
         raise ValueError(
-            "The preprocessing 'v1' has a mean and a deviation for red, green "
-            f"and blue, and cannot be used for {channels} channels. Normalize "
-            "the images before, or use 'v2'."
+            f"The preprocessing {preprocessing!r} has a mean and a deviation "
+            "for red, green and blue, and cannot be used for "
+            f"{channels} channels. Normalize the images before, or use 'v2'."
         )
 
 
@@ -108,6 +109,11 @@ def build(
         ValueError: for an invalid block string, activation, normalization,
             pooling, preprocessing or input shape.
     """
+    if preprocessing is not None and preprocessing not in NORMALIZATIONS:
+        raise ValueError(
+            f"Unknown preprocessing {preprocessing!r}: use None or one of "
+            f"{', '.join(NORMALIZATIONS)}."
+        )
     _check_input_shape(input_shape, preprocessing)
     if include_top and pooling != "avg":
         raise ValueError(
