@@ -14,6 +14,8 @@ export take their numbers from here.
 
 from collections.abc import Mapping
 
+import numpy as np
+
 # Of red, green and blue in [0, 255]: (x - mean) / deviation.
 NORMALIZATIONS = {
     "default": ((128.0,) * 3, (128.0,) * 3),
@@ -59,6 +61,20 @@ def parse_augname(augname: str | None) -> tuple[str, str | None]:
         f"Unknown data.augname {augname!r}: use null or one of "
         f"{', '.join(AUGNAMES)}."
     )
+
+
+def normalize(images, mode: str):
+    """Maps pixel values to the range that a mode trains on.
+
+    Args:
+        images: float32 [..., 3], in [0, 255], of any array library.
+        mode: one of `MODES`.
+
+    Returns:
+        float32 [..., 3], of the same library.
+    """
+    mean, deviation = map(np.float32, NORMALIZATIONS[mode])
+    return (images - mean) / deviation
 
 
 def mode_of(config: Mapping[str, Mapping]) -> str:

@@ -6,6 +6,7 @@ has. 'default', 'ft' and 'lite' resize bilinearly, 'v1' bicubically.
 
 import tensorflow as tf
 
+from efficientnetv2 import normalizations
 from efficientnetv2.data import decoding
 from efficientnetv2.normalizations import (  # noqa: F401
     MODES,
@@ -28,8 +29,7 @@ def normalize(images: tf.Tensor, mode: str) -> tf.Tensor:
     Returns:
         float32 images, in [-1, 1] but for 'v1' (about [-2.2, 2.7]).
     """
-    mean, deviation = NORMALIZATIONS[mode]
-    return (tf.cast(images, tf.float32) - mean) / deviation
+    return normalizations.normalize(tf.cast(images, tf.float32), mode)
 
 
 def to_pixels(images: tf.Tensor, mode: str) -> tf.Tensor:
