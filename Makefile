@@ -5,7 +5,8 @@
 #                       another ABLATION_DIR
 # make fuzz    feeds 100,000 damaged images and shards to the readers
 # make soak    kills a run 100 times and compares its weights
-# make notebooks        runs the notebooks of colab/ and keeps their outputs
+# make notebooks        runs the notebooks of colab/ in colab/runs
+# make colab-check      installs and tests on the versions of Colab's runtimes
 # make wheel   tries the wheel in an empty environment and an empty folder
 # make lint    checks format and style
 
@@ -18,7 +19,7 @@ SEEDS ?= 3
 SHARDS ?= 2
 
 .PHONY: setup train best ablation ablation-report test fuzz soak \
-	notebooks wheel lint
+	notebooks colab-check wheel lint
 
 setup: $(VENV)/.installed
 
@@ -65,8 +66,11 @@ notebooks: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check \
 		--editable '.[export,notebooks]'
 	rm -rf colab/runs
-	$(BIN)/jupyter execute --inplace colab/efficientnetv2.ipynb \
-		colab/fine_tune.ipynb
+	PATH="$(CURDIR)/$(BIN):$$PATH" jupyter execute \
+		colab/efficientnetv2.ipynb colab/fine_tune.ipynb
+
+colab-check:
+	bash tests/colab_check.sh $(RUNTIMES)
 
 wheel:
 	sh tests/try_wheel.sh $(PYTHON)

@@ -115,12 +115,24 @@ def importing_tensorflow() -> Iterator[None]:
 
     TensorFlow announces its kernels and missing CUDA drivers before its log
     level is read. What it wrote is shown if the import fails.
+
+    Raises:
+        UserError: TensorFlow is not installed; says what to install.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    with without_native_messages():
-        yield
+    try:
+        with without_native_messages():
+            yield
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        raise UserError(
+            "TensorFlow is not installed. Run `pip install "
+            "'tensorflow>=2.20,<2.22'`, or on a machine with a TPU `pip "
+            "install 'tensorflow-cpu>=2.20,<2.21'`."
+        ) from error
 
 
 @contextlib.contextmanager
