@@ -13,7 +13,9 @@ import keras
 import ml_collections
 
 from efficientnetv2 import (
+    backend,
     checkpoints,
+    cli,
     engines,
     evaluation,
     files,
@@ -247,6 +249,11 @@ def _class_names(run: runs.Run) -> list[str]:
 
 def export_saved_model(run: runs.Run, engine=None) -> pathlib.Path:
     """Exports the best checkpoint to saved_model/, as training ends with."""
+    if backend.active() == "jax":
+        backend.run_on_tensorflow(
+            "efficientnetv2.api", str(run.model_dir), log=run.log
+        )
+        return run.model_dir / "saved_model"
     network, found = _network(run, None, engine)
     spec = ServingSpec.from_config(run.config, _class_names(run))
     folder = export_lib.export_saved_model(
@@ -276,6 +283,18 @@ def export_run(
         ExportError: if an export differs too much from Keras, after the
             others are in place.
     """
+    if backend.active() == "jax":
+        backend.run_on_tensorflow(
+            "efficientnetv2.main",
+            "--mode=export",
+            f"--model_dir={run.model_dir}",
+            f"--formats={','.join(formats)}",
+            f"--allow_disagreement={str(allow_disagreement).lower()}",
+            *([f"--checkpoint={checkpoint}"] if checkpoint else []),
+            log=run.log,
+        )
+        exports = run.read_metrics()["exports"]
+        return {n: e for n, e in exports.items() if n.split("/")[0] in formats}
     network, found = _network(run, checkpoint)
     written, faults = export_lib.export(
         network,
@@ -297,3 +316,12 @@ def export_run(
         )
     run.log(f"Exported {found.path.name} to {run.model_dir}")
     return written
+
+
+def _export_trained(words: Sequence[str]) -> None:
+    """Does what `export_saved_model` wants of its child process."""
+    export_saved_model(_run_of(words[0], "", print))
+
+
+if __name__ == "__main__":
+    cli.start(cli.command(_export_trained, positional=True))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags, logging
 
+from efficientnetv2 import backend
 from efficientnetv2.data.registry import DEFAULT_DATA_DIR
 from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import UserError
@@ -110,29 +111,23 @@ def _check_words(words: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def importing_tensorflow() -> Iterator[None]:
+def importing_tensorflow(
+    keras_backend: str | None = "tensorflow",
+) -> Iterator[None]:
     """Keeps TensorFlow's remarks off the screen while it is imported.
 
     TensorFlow announces its kernels and missing CUDA drivers before its log
     level is read. What it wrote is shown if the import fails.
 
-    Raises:
-        UserError: TensorFlow is not installed; says what to install.
+    Args:
+        keras_backend: what Keras then runs on, see `backend.choose`.
     """
+    backend.choose(keras_backend)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    try:
-        with without_native_messages():
-            yield
-    except ModuleNotFoundError as error:
-        if error.name != "tensorflow":
-            raise
-        raise UserError(
-            "TensorFlow is not installed. Run `pip install "
-            "'tensorflow>=2.20,<2.22'`, or on a machine with a TPU `pip "
-            "install 'tensorflow-cpu>=2.20,<2.21'`."
-        ) from error
+    with without_native_messages():
+        yield
 
 
 @contextlib.contextmanager

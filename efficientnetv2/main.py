@@ -11,7 +11,7 @@ import sys
 
 from absl import flags
 
-from efficientnetv2 import cli
+from efficientnetv2 import backend, cli
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
 from efficientnetv2.serving import formats
@@ -64,6 +64,13 @@ flags.DEFINE_enum(
     None,
     ["auto", "cpu", "gpu", "mirrored", "multi_worker"],
     "Devices and machines (runtime.strategy); default: what there is.",
+)
+flags.DEFINE_enum(
+    "backend",
+    None,
+    backend.NAMES,
+    "What trains and evaluates; default: KERAS_BACKEND, else jax where there "
+    "is a TPU, else tensorflow.",
 )
 flags.DEFINE_integer("seed", None, "Seed of everything random (train.seed).")
 flags.DEFINE_string(
@@ -137,9 +144,17 @@ def _run() -> None:
         raise UserError(
             "--formats is for --mode=export; training ends with a SavedModel."
         )
+    keras_backend = FLAGS.backend
+    if FLAGS.mode == "export":
+        if keras_backend not in (None, "tensorflow"):
+            raise UserError(
+                f"--backend={keras_backend}: TensorFlow exports the models of "
+                "both backends. Leave --backend out."
+            )
+        keras_backend = "tensorflow"
     config = _load_config()
     # TensorFlow is imported only now: mistakes above are shown at once.
-    with cli.importing_tensorflow():
+    with cli.importing_tensorflow(keras_backend):
         from efficientnetv2 import api
 
     try:

@@ -62,7 +62,14 @@ def _attempt(run: Run, attempt: Recovery, source, validation_source=None):
     def make_dataset(worker: int, workers: int):
         skipped, part = state.history["skipped"], (worker, workers)
         return pipeline.training_dataset(
-            source, config, plan, run.stages, state.step, skipped, part
+            source,
+            config,
+            plan,
+            run.stages,
+            state.step,
+            skipped,
+            part,
+            engine.augments,
         )
 
     validation = None
@@ -129,7 +136,7 @@ def _attempt(run: Run, attempt: Recovery, source, validation_source=None):
         run.update_metrics(**state.history, steps=state.step)
         run.log(
             f"Trained for {state.history['train_seconds'] / 60:.1f} minutes; "
-            f"{state.history['waiting_share']:.1%} of the time was spent "
+            f"steps spent {state.history['waiting_share']:.1%} of their time "
             "waiting for data."
         )
     return engine

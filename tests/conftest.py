@@ -6,10 +6,30 @@ import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import hypothesis
 import numpy as np
 import pytest
 
 from efficientnetv2 import config as config_lib
+
+# The same examples every time; `make fuzz` explores others, and more.
+hypothesis.settings.register_profile(
+    "default", derandomize=True, database=None, deadline=None
+)
+hypothesis.settings.register_profile(
+    "explore", database=None, deadline=None, print_blob=True
+)
+hypothesis.settings.load_profile("default")
+_EXPLORING = 20
+
+
+def examples(count: int) -> hypothesis.settings:
+    """Returns settings for so many examples; for more of them in `explore`."""
+    exploring = not hypothesis.settings.default.derandomize
+    return hypothesis.settings(
+        max_examples=count * (_EXPLORING if exploring else 1)
+    )
+
 
 REFERENCE = pathlib.Path(__file__).parent / "testdata" / "reference"
 
@@ -113,9 +133,8 @@ def engine_and_batch(config, source, folder):
 
     run = runs.make_run(config, folder, print)
     engine = engines.create(config, run.plan)
-    state = engine.arrays()
-    state["step"] = state["optimizer/iteration"] = np.int64(50)
-    engine.restore(state, "the test")
+    engine.restore({**engine.arrays(), "step": np.int64(50)}, "the test")
+    engine.optimizer.iterations.assign(50)
     plan = config_lib.RunPlan(200, 6, run.plan.total_steps)
     dataset = pipeline.training_dataset(source, config, plan, run.stages)
     return engine, next(iter(dataset))

@@ -63,7 +63,7 @@ def test_it_holds_one_package_and_all_yaml(site):
         checkout, wheel = (
             {
                 path.relative_to(root / part): path.read_bytes()
-                for path in (root / part).rglob("*.yaml")
+                for path in (root / part).rglob("*.*")
             }
             for root in (ROOT, site / "efficientnetv2")
         )
