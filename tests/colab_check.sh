@@ -57,7 +57,8 @@ try() {  # RUNTIME
     local version=3.13 backend=tensorflow
     case $1 in tpu) backend=jax ;; 2026_07) version=3.12 ;; esac
     echo "== $1: Python $version, $backend"
-    "python$version" -m venv --clear "$environments/$1"
+    # Where pyenv has the Pythons, it hides those that are not chosen.
+    PYENV_VERSION=3.13:3.12 "python$version" -m venv --clear "$environments/$1"
     PATH="$environments/$1/bin:$PATH"
     pip install --quiet --no-deps --requirement "colab/runtime_$1.txt"
     pip check
@@ -78,12 +79,12 @@ try() {  # RUNTIME
     popd
     pip install --quiet "$checkout[test]"
     unchanged "$1"
-    local import='from efficientnetv2.data import sources; sources.import_tfds()'
-    if ! python -c "$import" 2> "$work/reason"; then
+    local statement='from efficientnetv2.data import sources; sources.import_tfds()'
+    if ! python -c "$statement" 2> "$work/reason"; then
         # What its message tells the user to do.
         grep -q "pip install 'tensorflow-metadata<1.18'" "$work/reason"
         pip install --quiet 'tensorflow-metadata<1.18'
-        python -c "$import"
+        python -c "$statement"
     fi
     python -m pytest -q -n auto --dist loadfile ${TESTS:-}
 }
