@@ -62,7 +62,14 @@ def _attempt(run: Run, attempt: Recovery, source, validation_source=None):
     def make_dataset(worker: int, workers: int):
         skipped, part = state.history["skipped"], (worker, workers)
         return pipeline.training_dataset(
-            source, config, plan, run.stages, state.step, skipped, part
+            source,
+            config,
+            plan,
+            run.stages,
+            state.step,
+            skipped,
+            part,
+            engine.augments,
         )
 
     validation = None
@@ -129,7 +136,7 @@ def _attempt(run: Run, attempt: Recovery, source, validation_source=None):
         run.update_metrics(**state.history, steps=state.step)
         run.log(
             f"Trained for {state.history['train_seconds'] / 60:.1f} minutes; "
-            f"{state.history['waiting_share']:.1%} of the time was spent "
+            f"steps spent {state.history['waiting_share']:.1%} of their time "
             "waiting for data."
         )
     return engine
@@ -209,16 +216,12 @@ def _evaluate(run: Run, engine, dataset, state: State, clock: Clock) -> dict:
 
 
 def _out_of_patience(run: Run, state: State) -> bool:
-    """Whether the last `eval.patience` evaluations brought nothing better."""
-    patience, history = run.config.eval.patience, state.history
-    if not patience or not history["evaluations"]:
-        return False
-    since_best = [
-        each
-        for each in history["evaluations"]
-        if each["step"] > history["best"]["step"]
-    ]
-    return len(since_best) >= patience
+    """Whether `eval.patience` evaluations in a row brought nothing better."""
+    best, since_best = -1.0, 0
+    for each in state.history["evaluations"]:
+        since_best = 0 if each["top1"] > best else since_best + 1
+        best = max(best, each["top1"])
+    return 0 < run.config.eval.patience <= since_best
 
 
 def _scalars(run: Run, state: State, progress: Progress, clock: Clock) -> dict:

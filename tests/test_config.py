@@ -5,15 +5,18 @@ import functools
 import json
 
 import ml_collections
+import numpy as np
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative
+from efficientnetv2 import declarative, progressive
 from efficientnetv2.config import ConfigError, load
 from efficientnetv2.errors import UserError
+from efficientnetv2.models import architecture
+from tests.conftest import examples
 
 
 def test_later_layers_win():
@@ -123,15 +126,47 @@ def test_every_recipe_and_model_loads():
         assert config.model.model_name == model
 
 
+@pytest.mark.parametrize("survival", ["0", "null", "1"])
+def test_regularization_that_is_off_as_in_the_released_code(survival):
+    """There both are switched off by 0 or None."""
+    config = load(
+        "fashion_mnist",
+        hparam_str=f"model.survival_prob={survival},model.dropout_rate=null,"
+        "model.blocks=r2_k3_s1_e1_i8_o8_c1,model.feature_size=8",
+    )
+    stages = progressive.build_stages(config, config_lib.run_plan(config))
+    assert {stage.dropout_rate for stage in stages} == {0.0}
+    model = architecture.build(config.model.to_dict())
+    images = np.ones((8, 8, 8, 3), np.float32)
+    first, second = (model(images, training=True) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_steps_follow_main_tf2_and_can_follow_main():
+    """main_tf2.py counts whole batches, main.py divides as floats."""
+    images, batch, epochs = 1_256_144, 4096, 350
+    whole = load("imagenet", "efficientnetv2-s")
+    plan = config_lib.run_plan(whole)
+    assert plan.steps_per_epoch == images // batch
+    assert plan.total_steps == epochs * (images // batch)
+    steps = epochs * images // batch
+    assert steps == 107_336
+    longer = load(
+        "imagenet", "efficientnetv2-s", hparam_str=f"train.min_steps={steps}"
+    )
+    assert config_lib.run_plan(longer).total_steps == steps
+
+
 def test_differences_name_both_values():
     old, new = {"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}
     assert config_lib.differences(old, new) == [
         ("a.c", 2, 3),
         ("d", "(not set)", 4),
     ]
+    assert config_lib.differences(old, new, only_common=True) == [("a.c", 2, 3)]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.text(max_size=60))
 def test_any_text_parses_or_is_a_clear_error(text):
     try:
@@ -151,7 +186,7 @@ def _apply(nested):
     return merger.flat
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     key=st.sampled_from(sorted(_MERGER.flat)),
     value=st.one_of(
@@ -196,7 +231,7 @@ def _typed(value):
     return type(value), value
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     nested=st.dictionaries(
         _NAMES,
@@ -243,7 +278,7 @@ def _valid(key):
     return values | st.none() if key in config_lib._NULLABLE else values
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.fixed_dictionaries(
         {}, optional={key: _valid(key) for key in sorted(_MERGER.flat)}
@@ -288,6 +323,55 @@ def _is_a_config_or_a_clear_error(**arguments):
     assert _typed(again.to_dict()) == _typed(config.to_dict())
 
 
+_ODD = (
+    "",
+    "null",
+    "''",
+    "[]",
+    "{}",
+    "()",
+    "|",
+    "null|null",
+    "nan",
+    "inf",
+    "-1",
+    "0",
+    "1e-30",
+    "1e30",
+    "9" * 20,
+    "true",
+    "text",
+    "b'x'",
+    "1j",
+    "(",
+)
+
+
+@pytest.mark.parametrize("key", sorted(_MERGER.flat))
+def test_every_option_set_to_nothing_or_to_something_odd(quick_files, key):
+    for value in _ODD:
+        _is_a_config_or_a_clear_error(hparam_str=f"{key}={value}")
+    for value in (None, "", [], {}, [None], b"x", {1: 2}):
+        section, option = key.split(".")
+        _is_a_config_or_a_clear_error(saved={section: {option: value}})
+
+
+def test_the_number_of_classes_is_the_datasets():
+    for value in ("", "null"):
+        config = load("fashion_mnist", hparam_str=f"data.num_classes={value}")
+        assert config.data.num_classes == config.model.num_classes == 10
+    for value in ("num_classes=3", "num_classes=12", "multi_label=true"):
+        with pytest.raises(ConfigError, match="is not what fashion_mnist has"):
+            load("fashion_mnist", hparam_str=f"data.{value}")
+
+
+def test_groups_must_divide_the_channels():
+    options = "model.bn_type=gn,model.gn_groups="
+    assert load("fashion_mnist", hparam_str=f"{options}8").model.gn_groups == 8
+    with pytest.raises(ConfigError, match="gn_groups=7 does not divide"):
+        load("fashion_mnist", hparam_str=f"{options}7")
+
+
 # A dataset may also be a folder, of which there are others on each machine.
 _KEYS = sorted(_MERGER.flat.keys() - {"data.ds_name"})
 _PIECES = st.text(max_size=3) | st.sampled_from(
@@ -296,7 +380,7 @@ _PIECES = st.text(max_size=3) | st.sampled_from(
 _VALUES = st.lists(_PIECES, max_size=3).map("".join)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     text=_VALUES
     | st.lists(
@@ -321,7 +405,7 @@ def test_any_text_as_a_dataset_is_a_clear_error(quick_files, name):
         load(hparam_str=f"data.ds_name={name}")
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     content=st.text()
     | st.recursive(

@@ -7,10 +7,13 @@ python -m efficientnetv2.data preview --dataset=fashion_mnist
 
 python -m efficientnetv2.data export --dataset=fashion_mnist \
     --format=folder --images_per_class=100 --output_dir=photos
+python -m efficientnetv2.data check --dataset=path/to/folder
 
 `preview` writes a contact sheet for each stage of a run: what the network
 sees, with the labels and their weights below each image. `export` writes a
 dataset as a folder of images, or as TFRecord shards with their YAML file.
+`check` decodes every image and lists those that cannot be read; the exit
+status is then 1.
 """
 
 import pathlib
@@ -18,7 +21,7 @@ import pathlib
 from absl import flags
 
 from efficientnetv2 import cli, config, declarative, tables
-from efficientnetv2.data import registry
+from efficientnetv2.data import fashion_mnist, registry
 from efficientnetv2.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -60,6 +63,8 @@ def _state(info: registry.DatasetInfo, folder: pathlib.Path) -> str:
     """Returns what of a dataset is on this machine, in a word or two."""
     if info.source == "folder":
         return "here"
+    if info.source == "idx":
+        return "here" if fashion_mnist.is_here(folder) else "-"
     if info.source == "tfds":
         place = folder / info.tfds_name.replace(":", "/")
         return "here" if any(place.rglob("dataset_info.json")) else "-"
@@ -107,7 +112,7 @@ def _one(name: str, folder: pathlib.Path) -> None:
     if more > 0:
         rows[0] = (rows[0][0], f"{rows[0][1]} and {more:,} more")
     for split, content in info.splits.items():
-        where = content.tfds_split or content.files or ""
+        where = content.tfds_split or content.part or content.files or ""
         shards = [n for n in content.shards if n is not None]
         text = f"{content.num_images:,} images  {where}"
         if shards:
@@ -151,7 +156,18 @@ def _export() -> None:
     print(f"Written: --dataset={path}")
 
 
-def _run(action: str | None) -> None:
+def _check() -> int:
+    info = registry.load_info(FLAGS.dataset)
+    folder = registry.data_dir(FLAGS.data_dir)
+    with cli.importing_tensorflow():
+        from efficientnetv2.data import checks, sources
+    wrong = checks.check(
+        info, lambda split: sources.load_from(info, split, folder)
+    )
+    return 1 if wrong else 0
+
+
+def _run(action: str | None) -> int | None:
     folder = registry.data_dir(FLAGS.data_dir)
     if action and not FLAGS.dataset:
         raise UserError("--dataset is missing, such as fashion_mnist.")
@@ -159,11 +175,14 @@ def _run(action: str | None) -> None:
         _preview()
     elif action == "export":
         _export()
+    elif action == "check":
+        return _check()
     elif FLAGS.dataset:
         _one(FLAGS.dataset, folder)
     else:
         _table(folder)
+    return None
 
 
 if __name__ == "__main__":
-    cli.start(cli.command(_run, ["preview", "export"]))
+    cli.start(cli.command(_run, ["preview", "export", "check"]))

@@ -1,12 +1,16 @@
 """Mixup and CutMix."""
 
+import jax
+import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from efficientnetv2.data import mixing
+from efficientnetv2.data import mixing, pipeline
+from tests.conftest import examples
 
 
 def _batch(size=12, pixels=16):
@@ -18,7 +22,30 @@ def _batch(size=12, pixels=16):
     return tf.constant(images), tf.one_hot(np.arange(size), size)
 
 
-@settings(max_examples=40, deadline=None)
+def mix(
+    images,
+    labels,
+    seed,
+    mixup_alpha,
+    cutmix_alpha,
+    rows=None,
+    whole_batch=None,
+    **options,
+):
+    rows = range(len(images)) if rows is None else rows
+    parameters = mixing.parameters(
+        images.shape[1],
+        seed,
+        mixup_alpha,
+        cutmix_alpha,
+        rows,
+        whole_batch or len(images),
+        **options,
+    )
+    return mixing.apply(images, labels, **parameters)
+
+
+@examples(40)
 @given(
     mixup=st.sampled_from([0.0, 0.05, 0.2, 1.0, 5.0]),
     cutmix=st.sampled_from([0.0, 0.05, 0.2, 1.0, 5.0]),
@@ -27,7 +54,7 @@ def _batch(size=12, pixels=16):
 )
 def test_labels_say_what_is_in_the_image(mixup, cutmix, seed, size):
     images, labels = _batch(size)
-    mixed, mixed_labels = mixing.mix(images, labels, [seed, 3], mixup, cutmix)
+    mixed, mixed_labels = mix(images, labels, [seed, 3], mixup, cutmix)
     mixed, mixed_labels = mixed.numpy(), mixed_labels.numpy()
     assert np.isfinite(mixed).all()
     np.testing.assert_allclose(mixed_labels.sum(axis=1), 1.0, atol=1e-5)
@@ -45,7 +72,7 @@ def test_labels_say_what_is_in_the_image(mixup, cutmix, seed, size):
 _ALPHAS = st.just(0.0) | st.floats(0, 100, width=32)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     mixup=_ALPHAS,
     cutmix=_ALPHAS,
@@ -64,7 +91,7 @@ def test_any_batch_mixes_pairs_in_the_parts_that_labels_say(
         labels = random.integers(0, 2, (size, 5)).astype(np.float32)
     mixed, mixed_labels = (
         values.numpy()
-        for values in mixing.mix(images, labels, [seed, 1], mixup, cutmix)
+        for values in mix(images, labels, [seed, 1], mixup, cutmix)
     )
     assert mixed.dtype == mixed_labels.dtype == np.float32
     partner, in_mixup = (
@@ -111,9 +138,114 @@ def test_both_share_the_batch_and_pair_within_their_half():
     assert not in_mixup.numpy().any()
 
 
+@pytest.mark.parametrize("alpha", [0.001, 0.0167, 0.2, 1.0, 8.0])
+def test_draws_are_those_of_the_beta_distribution(alpha):
+    random = np.random.default_rng(3)
+    uniforms = random.random((200_000, 4), np.float32)
+    draws = np.asarray(mixing.symmetric_beta(uniforms, np.float32(alpha)))
+    assert draws.dtype == np.float32
+    # Nearer to 0 or 1 than the first edge float32 does not resolve.
+    edges = [0, 1e-5, 1e-3, 0.01, 0.1, 0.3, 0.45]
+    edges = np.array([*edges, *(1 - np.array(edges[::-1]))])
+    parts = np.diff(scipy.stats.beta.cdf(edges, alpha, alpha))
+    # By symmetry, where 1 - edge has lost its digits.
+    parts[-6:] = parts[:6][::-1]
+    counts, _ = np.histogram(draws, edges)
+    keep = parts > 1e-7
+    result = scipy.stats.chisquare(
+        counts[keep], parts[keep] / parts[keep].sum() * counts[keep].sum()
+    )
+    assert counts[~keep].sum() <= 1 and result.pvalue > 1e-3
+    if alpha == 0.0167:
+        inside = np.mean((draws > 0.01) & (draws < 0.99))
+        assert inside == pytest.approx(0.073, abs=0.003)
+    for ops in (np, jax.numpy, keras.ops):
+        again = mixing.symmetric_beta(uniforms, np.float32(alpha), ops)
+        np.testing.assert_allclose(again, draws, atol=2e-4)
+
+
+def test_mixing_runs_under_xla_and_in_half_precision():
+    images, labels = _batch()
+
+    @tf.function(jit_compile=True)
+    def compiled(images, labels, alpha):
+        return mix(images, labels, [1, 2], alpha, alpha)
+
+    expected = mix(images, labels, [1, 2], 0.3, 0.3)
+    for one, two in zip(
+        compiled(images, labels, tf.constant(0.3)), expected, strict=True
+    ):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+    for dtype in (tf.float16, tf.bfloat16):
+        mixed, mixed_labels = mix(
+            tf.cast(images, dtype), labels, [1, 2], 0.3, 0.3
+        )
+        assert mixed.dtype == dtype and mixed_labels.dtype == tf.float32
+        np.testing.assert_allclose(
+            tf.cast(mixed, tf.float32), expected[0], atol=0.1
+        )
+    with pytest.raises(TypeError, match="uint8"):
+        mix(tf.cast(images, tf.uint8), labels, [1, 2], 0.3, 0.3)
+
+
+def test_mixing_shares_no_draw_with_cutouts_noise():
+    """Streams are told apart by a seed's first number, steps by its second."""
+    asked = []
+    draw = tf.random.stateless_uniform
+
+    def note(shape, seed, *args, **kwargs):
+        asked.append(tuple(np.asarray(seed).tolist()))
+        return draw(shape, seed, *args, **kwargs)
+
+    images, labels = _batch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.random, "stateless_uniform", note)
+        mix(images, labels, [6, 9], 0.3, 0.3)
+    assert set(asked) == {(6, 9)}
+
+
+def test_labels_of_cutmix_by_image_or_as_in_the_released_code():
+    images, labels = _batch(40, 20)
+    by = {
+        name: mix(images, labels, [4, 5], 0.3, 1.0, cutmix_labels=name)
+        for name in ("image", "batch")
+    }
+    np.testing.assert_array_equal(by["image"][0], by["batch"][0])
+    # CutMix has the second half of the batch.
+    number = np.arange(40)[20:]
+    pasted = by["image"][0].numpy()[20:, ..., 0] != number[:, None, None]
+    own, mean = (np.diag(by[name][1])[20:] for name in ("image", "batch"))
+    np.testing.assert_allclose(own, 1 - pasted.mean(axis=(1, 2)), atol=1e-5)
+    np.testing.assert_allclose(mean, 1 - pasted.mean(), atol=1e-5)
+    assert np.ptp(own) > 0.3
+    np.testing.assert_array_equal(by["image"][1][:20], by["batch"][1][:20])
+
+
+@pytest.mark.parametrize("cutmix_labels", ["image", "batch"])
+def test_parts_of_a_batch_are_mixed_like_the_whole(cutmix_labels):
+    images, labels = _batch(16)
+
+    def mixed(*values, **kwargs):
+        return mix(
+            *values, [1, 2], 0.3, 0.3, cutmix_labels=cutmix_labels, **kwargs
+        )
+
+    whole = mixed(images, labels)
+    for part in range(2):
+        rows = pipeline.rows_of_part(16, part, 2)
+        part_of_it = mixed(
+            tf.gather(images, rows),
+            tf.gather(labels, rows),
+            rows=rows,
+            whole_batch=16,
+        )
+        for one, two in zip(part_of_it, whole, strict=True):
+            np.testing.assert_allclose(one, two.numpy()[rows], atol=1e-5)
+
+
 def test_mixup_keeps_the_larger_part():
     images, labels = _batch(400, 2)
-    _, mixed = mixing.mix(images, labels, [1, 2], 0.4, 0.0)
+    _, mixed = mix(images, labels, [1, 2], 0.4, 0.0)
     own = np.diag(mixed.numpy())
     assert own.min() >= 0.5 - 1e-6
     # E[max(w, 1 - w)] for Beta(0.4, 0.4).
@@ -124,7 +256,7 @@ def test_mixup_keeps_the_larger_part():
 
 def test_cutmix_shows_a_rectangle_of_the_partner():
     images, labels = _batch(300, 32)
-    mixed, mixed_labels = mixing.mix(images, labels, [1, 2], 0.0, 1.0)
+    mixed, mixed_labels = mix(images, labels, [1, 2], 0.0, 1.0)
     mixed_labels = mixed_labels.numpy()
     for index, image in enumerate(mixed.numpy()[..., 0]):
         other = image != index
@@ -137,8 +269,8 @@ def test_cutmix_shows_a_rectangle_of_the_partner():
 
 def test_the_same_seed_gives_the_same_batch():
     images, labels = _batch()
-    first = mixing.mix(images, labels, [1, 2], 0.3, 0.3)
-    again = mixing.mix(images, labels, [1, 2], 0.3, 0.3)
-    other = mixing.mix(images, labels, [1, 3], 0.3, 0.3)
+    first = mix(images, labels, [1, 2], 0.3, 0.3)
+    again = mix(images, labels, [1, 2], 0.3, 0.3)
+    other = mix(images, labels, [1, 3], 0.3, 0.3)
     np.testing.assert_array_equal(first[0], again[0])
     assert not np.array_equal(first[0], other[0])

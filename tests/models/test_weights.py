@@ -4,9 +4,13 @@ import hashlib
 import http.server
 import os
 import pathlib
+import pickle
 import shutil
+import sys
 import tarfile
 import threading
+import types
+import zipfile
 
 import keras
 import numpy as np
@@ -14,9 +18,10 @@ import pytest
 import tensorflow as tf
 
 import efficientnetv2
-from efficientnetv2.models import published, weights
-from efficientnetv2.models.naming import WeightsError
 from efficientnetv2 import checkpoints
+from efficientnetv2.models import naming, weights
+from efficientnetv2.models.naming import WeightsError
+from efficientnetv2.models.weights import published, pytorch_v1
 
 TIMM = pathlib.Path(__file__).parents[1] / "testdata" / "timm"
 SLIM = {"num_classes": 10, "width_coefficient": 0.25, "feature_size": 320}
@@ -105,16 +110,101 @@ def test_reference_checkpoint_round_trip(reference, slim, tmp_path):
         dict(tf.train.list_variables(str(path)))
         for path in (reference / "tf1_slim" / "model.ckpt-0", prefix)
     )
+    # By two names: main.py reads one, get_model and converters the other.
+    scope = "efficientnetv2-b0/head"
+    for name in [name for name in theirs if "head_1/dense" in name]:
+        theirs[name.replace("head_1", "head")] = theirs[name]
+    assert len([name for name in theirs if f"{scope}/dense" in name]) == 4
     assert ours == theirs
     again = _slim(weights=prefix.parent, ema=False)
     for one, other in zip(slim.weights, again.weights, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
+def _tensors(prefix):
+    reader = tf.train.load_checkpoint(str(prefix))
+    names = reader.get_variable_to_shape_map()
+    return {name: reader.get_tensor(name) for name in names}
+
+
+def _write_tensors(prefix, tensors):
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=[tf.constant(value) for value in tensors.values()],
+    )
+    return prefix
+
+
+def test_group_normalization_both_ways(tmp_path, images):
+    """Names that the released code gave on TensorFlow 2.15.1.
+
+    main.py, `get_model` and `restore_tf2_ckpt` read them there.
+    """
+    model = _tiny(bn_type="gn")
+    _randomize(model)
+    prefix = efficientnetv2.to_reference_checkpoint(model, tmp_path / "ours")
+    tensors = _tensors(prefix)
+    names = {f"stem/group_normalization/{k}" for k in ("gamma", "beta")}
+    names |= {f"head/group_normalization_1/{k}" for k in ("gamma", "beta")}
+    names |= {f"blocks_1/tpu_batch_normalization_1/{k}" for k in ("gamma",)}
+    assert {f"efficientnetv2-b0/{name}" for name in names} <= tensors.keys()
+    assert not any("moving" in name for name in tensors)
+    # As main.py writes them: each once, the head's numbered.
+    theirs = {
+        name: value
+        for name, value in tensors.items()
+        if "head/dense" not in name and "head/group_normalization/" not in name
+    }
+    again = _tiny(bn_type="gn")
+    report = efficientnetv2.load_weights(
+        again, _write_tensors(tmp_path / "theirs", theirs)
+    )
+    assert not report.surprises
+    np.testing.assert_array_equal(
+        _logits(again, images), _logits(model, images)
+    )
+    # An earlier version of this project wrote another name.
+    earlier = {
+        name.replace(
+            "group_normalization_1", "tpu_batch_normalization"
+        ).replace("group_normalization", "tpu_batch_normalization"): value
+        for name, value in theirs.items()
+    }
+    again = _tiny(
+        bn_type="gn", weights=_write_tensors(tmp_path / "earlier", earlier)
+    )
+    np.testing.assert_array_equal(
+        _logits(again, images), _logits(model, images)
+    )
+
+
+def test_an_optimizer_is_no_surprise(reference, slim, tmp_path):
+    """Names as Keras' RMSProp of TensorFlow 2.15.1 left them."""
+    tensors = _tensors(reference / "tf2_slim" / "ckpt-1")
+    tensors = {k: v for k, v in tensors.items() if "_CHECKPOINTABLE" not in k}
+    for name in (*(f"_variables/{k}" for k in range(486)), "_iterations"):
+        name = f"optimizer/{name}/.ATTRIBUTES/VARIABLE_VALUE"
+        tensors[name] = np.zeros(3, np.float32)
+    tensors["optimizer/_learning_rate/.ATTRIBUTES/VARIABLE_VALUE"] = 0.1
+    tensors["_CHECKPOINTABLE_OBJECT_GRAPH"] = b""
+    report = efficientnetv2.load_weights(
+        slim, _write_tensors(tmp_path / "ckpt-1", tensors)
+    )
+    assert not report.surprises
+    assert "not used: 488 variables of the optimizer" in str(report)
+    tensors["extra/kernel/.ATTRIBUTES/VARIABLE_VALUE"] = np.zeros(2)
+    report = efficientnetv2.load_weights(
+        slim, _write_tensors(tmp_path / "ckpt-2", tensors)
+    )
+    assert report.surprises and "extra/kernel" in str(report)
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours", "preprocessing"),
     [
-        ("EfficientNetV2B0", "efficientnetv2-b0", "v1"),
+        ("EfficientNetV2B0", "efficientnetv2-b0", True),
         ("EfficientNetB0", "efficientnet-b0", None),
     ],
 )
@@ -318,7 +408,7 @@ def _damage(path, reference, kind):
         ("empty folder", "has no checkpoint"),
         ("nothing", "no weights at"),
         ("text", "no known format"),
-        ("pickle", "safetensors"),
+        ("pickle", "cut short"),
         ("short .h5", "cut short"),
         ("short .keras", "cut short"),
         ("short .safetensors", "cut short"),
@@ -365,6 +455,161 @@ def test_foreign_checkpoints(slim, tmp_path):
         efficientnetv2.to_keras_applications(slim, theirs)
     for one, two in zip(before, theirs.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+# --- PyTorch ----------------------------------------------------------------
+
+
+@pytest.fixture
+def torch_file(tmp_path, monkeypatch):
+    """Returns a function that writes a state dict as PyTorch does.
+
+    Args: a model of ours, whether in the format since 1.6, and further
+    entries. PyTorch itself is not needed.
+    """
+    rebuild = types.FunctionType(
+        (lambda *_: None).__code__, {}, "_rebuild_tensor_v2"
+    )
+    rebuild.__module__, rebuild.__qualname__ = "torch._utils", rebuild.__name__
+    storage = type("FloatStorage", (), {"__module__": "torch"})
+    for name, attributes in (
+        ("torch", {"FloatStorage": storage}),
+        ("torch._utils", {"_rebuild_tensor_v2": rebuild}),
+    ):
+        module = types.ModuleType(name)
+        module.__dict__.update(attributes)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    class Tensor:
+        def __init__(self, key, array):
+            self.key, self.array = key, array
+
+        def __reduce__(self):
+            strides = [s // 4 for s in self.array.strides]
+            return rebuild, (
+                ("storage", self.key, self.array.size),
+                0,
+                self.array.shape,
+                tuple(strides),
+                False,
+                {},
+            )
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, each):
+            if isinstance(each, tuple) and each[:1] == ("storage",):
+                return "storage", storage, each[1], "cpu", each[2]
+
+    def dump(content, file):
+        Pickler(file, protocol=2).dump(content)
+
+    def write(model, zipped=False, **further):
+        arrays, content = {}, dict(further)
+        for slot in naming.slots(model):
+            array = np.asarray(slot.variable)
+            if array.ndim == 4:
+                depthwise = slot.layer == "depthwise_conv"
+                order = (2, 3, 0, 1) if depthwise else (3, 2, 0, 1)
+                array = array.transpose(order)
+            elif array.ndim == 2:
+                array = array.T
+            (name,) = pytorch_v1.names(slot)
+            arrays[str(len(arrays))] = array = np.ascontiguousarray(array)
+            content[name] = Tensor(str(len(arrays) - 1), array)
+        path = tmp_path / "model.pth"
+        if zipped:
+            with zipfile.ZipFile(path, "w") as archive:
+                with archive.open("model/data.pkl", "w") as file:
+                    dump(content, file)
+                for key, array in arrays.items():
+                    archive.writestr(f"model/data/{key}", array.tobytes())
+            return path
+        with open(path, "wb") as file:
+            for each in (0x1950A86A20F9469CFC6C, 1001, {}, content):
+                dump(each, file)
+            dump(list(arrays), file)
+            for array in arrays.values():
+                file.write(np.int64(array.size).tobytes() + array.tobytes())
+        return path
+
+    return write
+
+
+V1 = {
+    "num_classes": 5,
+    "blocks": ["r1_k3_s1_e1_i8_o8_se0.25", "r2_k5_s2_e2_i8_o16_se0.25"],
+    "feature_size": 24,
+}
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_pytorch_port_of_v1(torch_file, images, zipped):
+    model = efficientnetv2.build_model("efficientnet-b0", **V1)
+    _randomize(model)
+    path = torch_file(model, zipped)
+    again = efficientnetv2.build_model("efficientnet-b0", weights=path, **V1)
+    np.testing.assert_array_equal(
+        _logits(again, images), _logits(model, images)
+    )
+    names = {
+        name for slot in naming.slots(model) for name in pytorch_v1.names(slot)
+    }
+    assert {
+        "_conv_stem.weight",
+        "_blocks.0._depthwise_conv.weight",
+        "_blocks.1._bn0.running_mean",
+        "_blocks.1._se_reduce.bias",
+        "_blocks.2._bn2.weight",
+        "_bn1.running_var",
+        "_fc.bias",
+    } <= names
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(WeightsError, match="cut short"):
+        efficientnetv2.load_weights(again, path)
+
+
+def test_a_pickle_with_code_is_refused(torch_file):
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch /tmp/evil",)
+
+    model = efficientnetv2.build_model("efficientnet-b0", **V1)
+    with pytest.raises(WeightsError, match=r"could run code.*posix\.system"):
+        efficientnetv2.load_weights(model, torch_file(model, extra=Evil()))
+    with pytest.raises(WeightsError, match="no state dict"):
+        efficientnetv2.load_weights(model, torch_file(model, extra=3))
+
+
+def test_a_new_file_is_a_new_format(tmp_path, monkeypatch, images):
+    (tmp_path / "raw.py").write_text(
+        """
+import contextlib
+import numpy as np
+from efficientnetv2.models import naming, weights
+
+def recognizes(path):
+    return path.suffix == ".raw"
+
+@contextlib.contextmanager
+def opened(path, ema):
+    arrays = np.load(path.open("rb"))
+    shapes = {name: arrays[name].shape for name in arrays.files}
+    yield weights.Source(
+        str(path), shapes, arrays.__getitem__, lambda slot: [slot.path]
+    )
+"""
+    )
+    monkeypatch.setattr(weights, "__path__", [*weights.__path__, str(tmp_path)])
+    model = _tiny()
+    _randomize(model)
+    arrays = {s.path: np.asarray(s.variable) for s in naming.slots(model)}
+    with open(tmp_path / "model.raw", "wb") as file:
+        np.savez(file, **arrays)
+    again = _tiny(weights=tmp_path / "model.raw")
+    np.testing.assert_array_equal(
+        _logits(again, images), _logits(model, images)
+    )
 
 
 # --- Published weights ------------------------------------------------------
@@ -414,8 +659,7 @@ def test_published_weights_are_cached_and_verified(server, tmp_path, capfd):
 
     assert_right(build())
     assert len(asked) == 1
-    # Keras' progress bar.
-    assert "Downloading data from" in capfd.readouterr().out
+    assert "100%" in capfd.readouterr().err
     cached = tmp_path / "home" / "models" / archive.name
     note = cached.with_name(f"{cached.name}.sha256")
     digest = hashlib.sha256(cached.read_bytes()).hexdigest()
@@ -444,7 +688,7 @@ def test_published_names(server):
         for name, files in published._FILES.items()
         for weights_name in files
     }
-    assert len(urls) == 7 * 3 + 2 + 8 * 2 + 1 + 2
+    assert len(urls) == 7 * 3 + 2 + 8 * 2 + 1 + 2 + 5
     with pytest.raises(WeightsError, match="imagenet21k, imagenet21k-ft1k"):
         published.url("efficientnetv2-xl", "imagenet")
     with pytest.raises(WeightsError, match="Did you mean 'imagenet'"):
