@@ -42,9 +42,7 @@ def test_twenty_steps_are_those_of_tensorflow(results, half):
     assert first["step"] == second["step"] == 10 * (half + 1)
     for name, array in first.items():
         assert array.dtype == second[name].dtype, name
-        np.testing.assert_allclose(
-            second[name], array, atol=1e-4, err_msg=name
-        )
+        np.testing.assert_allclose(second[name], array, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("last", ["tensorflow", "jax"])
