@@ -15,7 +15,10 @@ from tests.conftest import make_source
 from tests.engines import steps
 
 # One block and one device, where nothing else is asked for.
-SMALL = "model.blocks=r1_k3_s2_e1_i8_o8_c1,runtime.strategy=cpu"
+SMALL = (
+    "model.blocks=r1_k3_s2_e1_i8_o8_c1,runtime.strategy=cpu,train.lr_base=0.2,"
+    "train.lr_warmup_epoch=0,train.lr_sched=constant"
+)
 
 
 def make(overrides: str = ""):
@@ -31,7 +34,7 @@ def batch_of(size: int = 16):
 
 @pytest.fixture(scope="module")
 def engine():
-    return make("train.lr_warmup_epoch=0")
+    return make()
 
 
 def test_there_are_two_devices_and_one_is_used(engine):
@@ -47,8 +50,7 @@ def test_a_state_is_restored_whole_or_not_at_all(engine):
     assert after["step"] == before["step"] + 1
     names = [name for name in before if name.startswith("ema/")]
     assert names and any((before[n] != after[n]).any() for n in names)
-    for name in ("network/logits/kernel", "optimizer/rmsprop/iteration"):
-        name = next(each for each in before if each.endswith(name[8:]))
+    for name in ("network/logits/kernel", "ema/logits/bias"):
         broken = {**before, name: np.zeros([7, 7])}
         with pytest.raises(CheckpointError, match=r"file.*\(7, 7\)"):
             engine.restore(broken, "file")
@@ -71,7 +73,7 @@ def test_the_network_has_the_weights_of_the_moment(engine):
     np.testing.assert_array_equal(kernel, state["network/logits/kernel"])
     images = batch_of()[0]
     logits = engine.network(images, training=False)
-    assert np.abs(engine.logits(images) - logits).max() > 1e-3
+    assert np.abs(engine.logits(images) - logits).max() > 1e-4
     engine.network.set_weights(
         [state[f"ema/{v.path}"] for v in engine.network.weights]
     )
@@ -80,10 +82,12 @@ def test_the_network_has_the_weights_of_the_moment(engine):
 
 
 def test_training_from_other_weights(engine):
-    weights = [np.full_like(w, 0.5) for w in engine.network.get_weights()]
-    engine.network.set_weights(weights)
+    before = engine.network.get_weights()
+    engine.network.set_weights([np.full_like(each, 0.5) for each in before])
     engine.reset_average()
     state = engine.arrays()
+    engine.network.set_weights(before)
+    engine.reset_average()
     assert state["step"] == 0
     for name, array in state.items():
         if name.startswith(("ema/", "network/")) and "seed" not in name:
@@ -93,7 +97,7 @@ def test_training_from_other_weights(engine):
 def test_logits_of_any_batch_without_another_trace(engine):
     images = batch_of()[0]
     whole = engine.logits(images)
-    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             engine, "_call", lambda *_, **__: pytest.fail("traced again")
         )
@@ -106,9 +110,8 @@ def test_logits_of_any_batch_without_another_trace(engine):
 def test_one_step_is_the_formulas():
     """Weight decay, clipping, RMSProp, EMA: computed in NumPy and Keras."""
     engine = make(
-        "train.gclip=0.5,train.weight_decay=1e-3,train.label_smoothing=0.1,"
-        "train.weight_decay_exclude=.*(bias|gamma|beta).*,"
-        "train.lr_warmup_epoch=0,train.lr_sched=constant"
+        "train.gclip=0.1,train.weight_decay=1e-3,train.label_smoothing=0.1,"
+        "train.weight_decay_exclude=.*(bias|gamma|beta).*"
     )
     images, labels = batch_of()
     names = [v.path for v in engine.network.trainable_variables]
@@ -124,7 +127,7 @@ def test_one_step_is_the_formulas():
         decayed = [
             np.float32(0.5e-3) * (value**2).sum()
             for name, value in zip(names, values, strict=True)
-            if not any(word in name for word in ("bias", "gamma", "beta"))
+            if not name.endswith(("bias", "gamma", "beta"))
         ]
         assert 0 < len(decayed) < len(names)
         return total + sum(decayed)
@@ -134,16 +137,16 @@ def test_one_step_is_the_formulas():
         [before[f"network/{name}"] for name in names]
     )
     gradients = [np.array(gradient, np.float64) for gradient in gradients]
-    gradients = [g * min(1, 0.5 / np.linalg.norm(g)) for g in gradients]
+    gradients = [g * min(1, 0.1 / np.linalg.norm(g)) for g in gradients]
     norm = np.sqrt(sum((g**2).sum() for g in gradients))
-    assert norm > 0.5
+    assert norm > 0.1
     metrics = engine.step((images, labels), 0.0)
     assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-5)
     after = engine.arrays()
     rate = engine.config.train.lr_base * 32 / 256
     part = 1 - schedules.ema_decay(engine.config, 0)
     for name, gradient in zip(names, gradients, strict=True):
-        gradient = gradient * 0.5 / norm
+        gradient = gradient * 0.1 / norm
         old = before[f"network/{name}"]
         change = rate * gradient / np.sqrt(0.9 + 0.1 * gradient**2 + 1e-3)
         new = after[f"network/{name}"]
@@ -187,7 +190,10 @@ def test_micro_batches_make_the_whole(strategy):
     (whole, first), (parts, second) = results
     assert parts == pytest.approx(whole, abs=1e-6)
     for name, array in first.items():
-        np.testing.assert_allclose(second[name], array, atol=2e-6, err_msg=name)
+        if "seed" not in name:
+            np.testing.assert_allclose(
+                second[name], array, atol=2e-5, err_msg=name
+            )
 
 
 def test_dropout_takes_the_rate_of_the_stage(engine):
@@ -195,7 +201,7 @@ def test_dropout_takes_the_rate_of_the_stage(engine):
     state = engine.arrays()
     losses = []
     for rate in (0.0, 0.0, 0.5, 0.5):
-        engine.restore({**state}, "file")
+        engine.restore(state, "file")
         losses.append(float(engine.step(batch_of(), rate)["loss"]))
     assert losses[0] == losses[1] != losses[2] == losses[3]
     assert engine.network.get_layer("head").dropout.rate_variable is None

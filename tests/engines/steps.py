@@ -1,4 +1,4 @@
-"""Some steps of an engine, in this process or a child: the same on all backends."""
+"""Steps of an engine, on any backend, in this process or a child."""
 
 import os
 import pathlib
