@@ -81,7 +81,7 @@ def _attempt(run: Run, attempt: Recovery, source, validation_source=None):
     # Metrics are read from the device so many steps apart.
     every = 1 if run.callbacks else max(1, plan.steps_per_epoch // 50)
     batches = iter(engine.dataset(make_dataset))
-    users = UserCallbacks(run.callbacks, engine.network, plan, state.step)
+    users = UserCallbacks(run.callbacks, engine, plan, state.step)
     with (
         recovery.signals() as stop,
         Events(run.model_dir / "tensorboard", engine.is_chief) as events,
