@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from efficientnetv2 import backend, progressive
 from efficientnetv2.config import RunPlan
+from efficientnetv2.data import device as augmentation
 from efficientnetv2.engines import losses, optimizers, schedules
 from efficientnetv2.engines import state as names_of
 from efficientnetv2.errors import StrategyError
@@ -83,7 +84,7 @@ class Engine:
         trained: the variables that the optimizer changes.
         replicas: devices that share a global batch.
         device: what computes and how, for people.
-        augments: whether `step` takes crops, see `pipeline.augments_on_device`.
+        augments: whether `step` takes crops, see `device.is_chosen`.
         parts: of a batch that are computed side by side: 1.
         is_chief: whether this process writes the run's files: it does.
 
@@ -108,7 +109,9 @@ class Engine:
         self._devices = set_up(config, training)
         self.replicas = len(self._devices)
         _check(config, self.replicas)
-        self.augments = _augments(config, self._devices[0])
+        self.augments = augmentation.is_chosen(
+            config, self._devices[0].platform != "cpu"
+        )
         self.device = _describe(self._devices)
         self._everywhere, self._split = _shardings(self._mesh())
         self._micro_batch_size = config.train.micro_batch_size
@@ -323,9 +326,7 @@ class Engine:
         everywhere, split = _shardings(mesh)
         finish = tuple
         if self.augments:
-            from efficientnetv2.data.augment import device
-
-            finish = device.batch_maker(self.config)
+            finish = augmentation.batch_maker(self.config)
         return jax.jit(
             functools.partial(self._next, mesh, finish, self._micro_batch_size),
             donate_argnums=0,
@@ -544,17 +545,6 @@ class Engine:
     def is_lost_worker(error: BaseException) -> bool:
         """Whether an error says that another machine is gone: there is none."""
         return False
-
-
-def _augments(config: ml_collections.ConfigDict, device: jax.Device) -> bool:
-    """Resolves `data.augment_on`."""
-    accelerated = device.platform != "cpu"
-    if config.data.augment_on is None and not accelerated:
-        return False
-    # Imports TensorFlow, as does the pipeline that then sends crops.
-    from efficientnetv2.data import pipeline
-
-    return pipeline.augments_on_device(config, accelerated)
 
 
 def _describe(devices: Sequence[jax.Device]) -> str:

@@ -15,8 +15,7 @@ import tensorflow as tf
 
 from efficientnetv2 import progressive
 from efficientnetv2.config import RunPlan
-from efficientnetv2.data import pipeline
-from efficientnetv2.data.augment import device
+from efficientnetv2.data import device
 from efficientnetv2.engines import (
     losses,
     optimizers,
@@ -63,7 +62,7 @@ class Engine:
         replicas: devices that share a global batch.
         device: what computes and how, for people.
         parts: of a batch that are computed side by side.
-        augments: whether `step` takes crops, see `pipeline.augments_on_device`.
+        augments: whether `step` takes crops, see `device.is_chosen`.
         is_chief: whether this process writes the run's files.
     """
 
@@ -83,7 +82,7 @@ class Engine:
         self.parts = 1
         if strategies.on_cpu():
             self.parts = config.train.batch_parts
-        self.augments = pipeline.augments_on_device(
+        self.augments = device.is_chosen(
             config, self.replicas == 1 and not strategies.on_cpu()
         )
         self.device = strategies.describe(config, self.strategy, self.parts)
