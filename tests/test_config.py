@@ -292,6 +292,10 @@ def test_valid_options_are_taken_and_come_back_from_yaml(options):
     assert flat == {**_MERGER.flat, **options}
     once = dict.fromkeys(config_lib.ONE_TIME_OPTIONS, False)
     assert again == {**_MERGER.flat, **options, **once}
+    for taken in (flat, again):
+        given_options = {key: taken[key] for key in options.keys() - once}
+        expected = {key: options[key] for key in options.keys() - once}
+        assert _typed(given_options) == _typed(expected)
 
 
 @pytest.fixture(scope="module")
