@@ -1,6 +1,8 @@
-"""Numbers as people read them."""
+"""Numbers and commands as people read them."""
 
 import math
+import shlex
+import sys
 
 
 def format_seconds(seconds: float) -> str:
@@ -12,3 +14,12 @@ def format_seconds(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02d}:{seconds:02d}"
     return f"{minutes}:{seconds:02d}"
+
+
+def command_line() -> str:
+    """Returns this process' command as one would type it.
+
+    A command has its name in `sys.argv`, see `cli.start`.
+    """
+    name, *arguments = sys.argv
+    return " ".join([name, *map(shlex.quote, arguments)])

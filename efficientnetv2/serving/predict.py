@@ -48,10 +48,14 @@ class Classifier:
         class_names: one a class.
         classify: from encoded images to probabilities, float32 [batch,
             classes].
+        network: from normalized images to logits; None for a SavedModel.
+        spec: of the network.
     """
 
     class_names: Sequence[str]
     classify: Callable[[Sequence[bytes]], np.ndarray]
+    network: keras.Model | None = None
+    spec: ServingSpec | None = None
 
 
 def predict(
@@ -127,7 +131,7 @@ def stream(
         readable = []
         for index, image in batch:
             try:
-                readable.append((index, image, _encode(image)))
+                readable.append((index, image, encode(image)))
             except OSError as error:
                 on_error(index, image, error.strerror or str(error))
             except tf.errors.OpError:
@@ -171,7 +175,7 @@ def _read(image: str | os.PathLike | bytes) -> bytes:
     return pathlib.Path(image).expanduser().read_bytes()
 
 
-def _encode(image: Image) -> bytes:
+def encode(image: Image) -> bytes:
     """Returns an image as a model that is exported takes it."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -214,7 +218,7 @@ def load(
         outputs = module.classify_encoded(tf.constant(images))
         return outputs["probabilities"].numpy()
 
-    return Classifier(spec.class_names, classify)
+    return Classifier(spec.class_names, classify, network, spec)
 
 
 @contextlib.contextmanager

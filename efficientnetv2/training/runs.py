@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import platform
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
@@ -17,7 +16,7 @@ import tensorflow as tf
 
 import efficientnetv2
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative, locks
+from efficientnetv2 import declarative, formatting, locks
 from efficientnetv2.config import RunPlan, run_plan
 from efficientnetv2.data import class_list, registry
 from efficientnetv2.errors import UserError
@@ -224,5 +223,5 @@ def environment() -> dict:
         "cpu_count": os.cpu_count(),
         "machine": platform.machine(),
         "devices": [d.device_type for d in tf.config.list_physical_devices()],
-        "command": " ".join(sys.argv),
+        "command": formatting.command_line(),
     }
