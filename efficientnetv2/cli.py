@@ -8,7 +8,6 @@ line says what it does and whose indented lines show how, and with
     RARE                   names of flags that only --helpfull shows
 """
 
-import inspect
 import os
 import pathlib
 import shlex
@@ -146,7 +145,7 @@ def help_text(program: str, command: ModuleType, full: bool = False) -> str:
         full: all flags and all of their texts; else a screen of 24 lines of
             80 columns.
     """
-    summary, _, rest = inspect.cleandoc(command.__doc__).partition("\n\n")
+    summary, _, rest = command.__doc__.strip().partition("\n\n")
     values = own_flags(command)
     if full:
         lines = [f"{program}: {summary}", "", rest, ""]
@@ -160,7 +159,7 @@ def help_text(program: str, command: ModuleType, full: bool = False) -> str:
         for name in values
         if name not in rare
     ]
-    more = f" Shows {len(rare)} more flags." if rare else ""
+    more = f" Shows {len(rare)} more." if rare else ""
     rows.append(("--helpfull", f"Explains everything.{more}"))
     width = max(len(left) for left, _ in rows)
     lines = [f"{left:<{width}}  {text}" for left, text in rows]

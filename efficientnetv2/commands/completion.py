@@ -90,11 +90,10 @@ def bash() -> str:
                 continue
             offered.append(f"--{flag.name}=")
             if known := " ".join(_values(flag)):
-                cases.append(
-                    f'      "{name} --{flag.name}") values="{known}";;'
-                )
-        cases.append(f'      "{name} ") values="{" ".join(offered)}";;')
-    script = _BASH.strip().replace("@CASES@", "\n".join(cases))
+                cases.append((f"{name} --{flag.name}", known))
+        cases.append((f"{name} ", " ".join(offered)))
+    lines = [f'      "{case}") values="{values}";;' for case, values in cases]
+    script = _BASH.strip().replace("@CASES@", "\n".join(lines))
     return script.replace("@COMMANDS@", " ".join(commands.NAMES))
 
 

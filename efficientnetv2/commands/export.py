@@ -1,4 +1,4 @@
-r"""Write a run's model for other programs, and compare it with Keras.
+"""Write a run's model for other programs, and compare it with Keras.
 
 efficientnetv2 export runs/fashion_mnist --formats=keras,litert,onnx
 """
@@ -10,6 +10,8 @@ from absl import flags
 from efficientnetv2 import cli
 from efficientnetv2.commands import running
 from efficientnetv2.serving import formats
+
+RARE = ("allow_disagreement",)
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -121,7 +121,7 @@ def define_checkpoint(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "checkpoint",
         None,
-        "Of the run: best, last, a step or a file; default: best.",
+        "best (default), last, a step or a file.",
         flag_values=values,
     )
 
@@ -131,7 +131,7 @@ def define_export(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "formats",
         None,
-        f"Of {', '.join(formats.FORMATS)}; default: saved_model.",
+        f"{', '.join(formats.FORMATS)}; default: the first.",
         flag_values=values,
     )
     flags.DEFINE_boolean(
