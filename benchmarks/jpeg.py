@@ -45,9 +45,9 @@ def main() -> None:
     import numpy as np
 
     from efficientnetv2 import config as config_lib
+    from efficientnetv2 import progressive
     from efficientnetv2.config import RunPlan
     from efficientnetv2.data import pipeline, sources
-    from efficientnetv2.training import progressive
 
     config = config_lib.load(
         "fashion_mnist",

@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-from efficientnetv2.training import checkpoints, runs
+from efficientnetv2 import checkpoints, files, runs
 
 OVERRIDES = "train.epochs={epochs},checkpoint.every_steps=10"
 
@@ -123,7 +123,7 @@ def main() -> int:
     }
     print(json.dumps(content, indent=1))
     if options.json:
-        checkpoints.write_json(options.json, content)
+        files.write_json(options.json, content)
     return 1 if any(different) else 0
 
 

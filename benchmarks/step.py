@@ -1,4 +1,4 @@
-"""Our training step: EfficientNetV2-B0 by `fit` of our Trainer.
+"""Our training step: EfficientNetV2-B0 on the TensorFlow engine.
 
     python benchmarks/step.py --size=64 --batch=64
     python benchmarks/step.py --size=64 --batch=64 --without=pointwise
@@ -27,8 +27,8 @@ def main() -> None:
     import tensorflow as tf
 
     from efficientnetv2 import config as config_lib
+    from efficientnetv2 import engines
     from efficientnetv2.models import convolutions, normalization
-    from efficientnetv2.training import loop, runs
 
     pairs = (
         (convolutions.PointwiseConv2D, keras.layers.Conv2D),
@@ -47,21 +47,14 @@ def main() -> None:
         hparam_str=f"{job}model.num_classes={timing.CLASSES},train.stages=1,"
         f"train.batch_size={options.batch},train.isize={options.size}",
     )
-    trainer = loop.build_trainer(runs.make_run(config, ""))
+    engine = engines.create(config, config_lib.run_plan(config))
     batch = timing.training_batch(options.batch, options.size)
-    dataset = tf.data.Dataset.from_tensors(batch).repeat()
-    # As in training, one trace serves images of all sizes.
-    dataset = dataset.map(
-        lambda images, labels: (
-            tf.raw_ops.PlaceholderWithDefault(
-                input=images, shape=[options.batch, None, None, 3]
-            ),
-            labels,
-        )
-    )
+    batch = tuple(map(tf.constant, batch))
     timing.show(
-        timing.fit_images_per_second(
-            trainer, dataset, options.batch, options.seconds
+        timing.images_per_second(
+            lambda: float(engine.step(batch, 0.2)["loss"]),
+            options.batch,
+            options.seconds,
         )
     )
 

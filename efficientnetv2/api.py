@@ -12,14 +12,22 @@ from collections.abc import Callable, Sequence
 import keras
 import ml_collections
 
+from efficientnetv2 import (
+    checkpoints,
+    engines,
+    evaluation,
+    files,
+    recovery,
+    runs,
+)
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import train as train_lib
 from efficientnetv2.data import preview, registry
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export as export_lib
 from efficientnetv2.serving.spec import ServingSpec
-from efficientnetv2.training import checkpoints, distribution, loop, runs
 
-WorkerLost = distribution.WorkerLost
+WorkerLost = recovery.WorkerLost
 
 
 def train(
@@ -74,7 +82,8 @@ def evaluate(
         UserError: if there is no such run, checkpoint or data.
     """
     run = _run_of(model_dir, hparam_str, log)
-    return loop.evaluate_checkpoint(run, checkpoint)
+    engines.set_up(run.config, training=False)
+    return evaluation.evaluate_checkpoint(run, checkpoint)
 
 
 def export(
@@ -103,7 +112,7 @@ def export(
             are written.
     """
     run = _run_of(model_dir, "", log)
-    with runs.writing(run.model_dir):
+    with files.writing(run.model_dir):
         return export_run(run, checkpoint, formats, allow_disagreement)
 
 
@@ -142,9 +151,10 @@ def execute(
     if mode.startswith("train"):
         _train(run, mode)
         return
-    with runs.writing(run.model_dir):
+    engines.set_up(config, training=False)
+    with files.writing(run.model_dir):
         if mode == "eval":
-            result = loop.evaluate_checkpoint(run, checkpoint)
+            result = evaluation.evaluate_checkpoint(run, checkpoint)
             run.update_metrics(eval=result)
         elif mode == "report":
             evaluate_and_report(run, checkpoint)
@@ -153,12 +163,9 @@ def execute(
 
 
 def _train(run: runs.Run, mode: str) -> None:
-    # Threads and machines are set before TensorFlow does anything.
-    runs.set_up_runtime(run.config)
-    run.is_chief = distribution.is_chief(run.strategy)
-    if not run.is_chief:
+    if not engines.is_chief(run.config):
         run.log = _silent
-        loop.train(run)
+        train_lib.train(run)
         return
     with runs.claimed(run):
         _train_as_chief(run, mode)
@@ -173,17 +180,19 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
             "another run."
         )
         return
+    engines.set_up(run.config)
     run.update_metrics(environment=runs.environment())
-    loop.train(run)
+    engine = train_lib.train(run)
     if mode == "train":
         run.log(f"Trained: {run.model_dir}")
         return
+    engine.end_training()
     model = ""
     if mode == "train_and_test":
-        result = loop.evaluate_checkpoint(run, None)
+        result = evaluation.evaluate_checkpoint(run, None, engine=engine)
     else:
-        result = evaluate_and_report(run, None)
-        model = f" Model: {export_saved_model(run)}"
+        result = evaluate_and_report(run, None, engine)
+        model = f" Model: {export_saved_model(run, engine)}"
     metrics = run.update_metrics(test=result, finished=True)
     run.log(
         f"Done: {split} top-1 {result['top1']:.2%} after "
@@ -191,13 +200,15 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
     )
 
 
-def evaluate_and_report(run: runs.Run, checkpoint: str | None = None) -> dict:
+def evaluate_and_report(
+    run: runs.Run, checkpoint: str | None = None, engine=None
+) -> dict:
     """Evaluates a checkpoint and writes report.html; returns the metrics."""
     # Imports matplotlib, which training does not wait for.
     from efficientnetv2.study import run_report
 
     observer = run_report.Observer()
-    result = loop.evaluate_checkpoint(run, checkpoint, observer)
+    result = evaluation.evaluate_checkpoint(run, checkpoint, observer, engine)
     preview.write(run.config, run.model_dir / preview.FOLDER, log=_silent)
     run.log(f"Report: {run_report.write(run, observer, result)}")
     return result
@@ -207,12 +218,15 @@ def _silent(_: str) -> None:
     """Logs nothing: where the data came from has been said."""
 
 
-def _network(run: runs.Run, checkpoint: str | None):
+def _network(run: runs.Run, checkpoint: str | None, engine=None):
     """Returns the averaged weights of a checkpoint in a network, and it."""
     found = checkpoints.load(checkpoints.find(run.model_dir, checkpoint))
-    keras.mixed_precision.set_dtype_policy("float32")
-    network = architecture.build(run.config.model.to_dict())
-    loop.load_averaged(network, found)
+    if engine is not None and keras.config.dtype_policy().name == "float32":
+        network = engine.network
+    else:
+        keras.config.set_dtype_policy("float32")
+        network = architecture.build(run.config.model.to_dict())
+    evaluation.load_averaged(network, found)
     return network, found
 
 
@@ -220,9 +234,9 @@ def _class_names(run: runs.Run) -> list[str]:
     return registry.load_info(run.config.data.ds_name).class_names
 
 
-def export_saved_model(run: runs.Run) -> pathlib.Path:
+def export_saved_model(run: runs.Run, engine=None) -> pathlib.Path:
     """Exports the best checkpoint to saved_model/, as training ends with."""
-    network, found = _network(run, None)
+    network, found = _network(run, None, engine)
     spec = ServingSpec.from_config(run.config, _class_names(run))
     folder = export_lib.export_saved_model(
         network, spec, run.model_dir / "saved_model"

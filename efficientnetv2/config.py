@@ -64,7 +64,6 @@ _CHOICES = {
         "gpu",
         "mirrored",
         "multi_worker",
-        "tpu",
     ],
     "train.on_nan": ["stop", "rollback"],
     "data.on_corrupt": ["error", "skip"],
@@ -116,6 +115,7 @@ _RANGES = {
     "train.rmsprop_decay": (0, 0.999999),
     "train.seed": (0, 2**31 - 1),
     "eval.batch_size": (1, None),
+    "eval.patience": (0, None),
     "eval.every_epochs": (1e-3, None),
     "data.shuffle_buffer": (1, None),
     "data.aug_prob": (0, 1),
@@ -135,6 +135,7 @@ _RANGES = {
     "checkpoint.every_steps": (0, None),
     "runtime.threads": (0, None),
 }
+NOT_SET = "(not set)"
 # Of whole numbers without a limit of their own.
 _LARGEST = 2**31 - 1
 MIN_IMAGE_SIZE = 8
@@ -428,6 +429,26 @@ def read_saved(model_dir: str | os.PathLike) -> dict:
     return read_yaml(path)
 
 
+def as_begun(
+    config: ml_collections.ConfigDict, model_dir: str | os.PathLike
+) -> ml_collections.ConfigDict:
+    """Returns the configuration for going on with a run of an older version.
+
+    Options that its `config.yaml` does not know keep the values of
+    hparams/base.yaml, which are those of the time before.
+    """
+    path = pathlib.Path(model_dir) / FILE
+    if not path.exists():
+        return config
+    saved = _flatten(read_yaml(path))
+    config = config.copy_and_resolve_references().unlock()
+    for key, value in _Merger().flat.items():
+        section, option = key.split(".")
+        if key not in saved and option in config[section]:
+            config[section][option] = value
+    return config.lock()
+
+
 def load_model(name: str, options: Mapping[str, Any]) -> dict[str, dict]:
     """Returns the configuration of a model alone, section to options.
 
@@ -579,9 +600,9 @@ def differences(
     """
     old, new = _flatten(old), _flatten(new)
     return [
-        (key, old.get(key, "(not set)"), new.get(key, "(not set)"))
+        (key, old.get(key, NOT_SET), new.get(key, NOT_SET))
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, "(not set)") != new.get(key, "(not set)")
+        if old.get(key, NOT_SET) != new.get(key, NOT_SET)
         and not key.startswith(free)
     ]
 

@@ -110,7 +110,7 @@ def folder_run(tmp_path_factory, source):
 def trainer_and_batch(config, source, folder):
     """Returns a trainer that has made fifty steps, and a batch for it."""
     from efficientnetv2.data import pipeline
-    from efficientnetv2.training import loop, runs
+    from efficientnetv2 import runs, train
 
     run = runs.make_run(config, folder, print)
     trainer = loop.build_trainer(run)

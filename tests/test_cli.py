@@ -194,7 +194,7 @@ def test_runs_are_listed_and_compared(tmp_path):
 
 
 def test_the_state_of_runs(tmp_path):
-    from efficientnetv2 import locks, overview
+    from efficientnetv2 import files, overview
 
     for name, metrics in (
         ("a", '{"evaluations": [{"top1": 0.5}], "best": {"top1": 0.5}}'),
@@ -206,7 +206,7 @@ def test_the_state_of_runs(tmp_path):
             "eval: {val_split: minival}\n"
         )
         (tmp_path / name / "metrics.json").write_text(metrics)
-    with locks.locked(tmp_path / "b/.lock"):
+    with files.locked(tmp_path / "b/.lock"):
         states = {r.path.name: r.state for r in overview.find(tmp_path)}
     assert states == {"a": "stopped", "b": "running", "c": "finished"}
     assert overview.read(tmp_path / "b").state == "no result"

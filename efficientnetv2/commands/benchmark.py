@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from efficientnetv2 import cli
+from efficientnetv2 import cli, files
 from efficientnetv2.commands import running
 
 
@@ -40,9 +40,8 @@ def run(given: flags.FlagValues, words: Sequence[str]) -> None:
     config = running.load_config(given)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from efficientnetv2.study import benchmark
-    from efficientnetv2.training import checkpoints
 
     result = benchmark.measure(config, given.steps, given.calls)
     print(benchmark.report(result))
     if given.json:
-        checkpoints.write_json(given.json, result)
+        files.write_json(given.json, result)

@@ -206,10 +206,9 @@ def _write_features(file: str, classifier, paths, batch_size: int) -> None:
     import numpy as np
 
     from efficientnetv2.serving import inspection
-    from efficientnetv2.training import checkpoints
 
     rows = inspection.features(classifier, paths, batch_size)
-    checkpoints.write_atomically(
+    files.write_atomically(
         file, lambda out: np.savez(out, files=np.array(paths), features=rows)
     )
     print(

@@ -14,7 +14,7 @@ from efficientnetv2.errors import UserError
 from efficientnetv2.serving import formats
 
 TRAINING_MODES = ("train_and_eval", "train_and_test", "train")
-STRATEGIES = ("auto", "cpu", "gpu", "mirrored", "multi_worker", "tpu")
+STRATEGIES = ("auto", "cpu", "gpu", "mirrored", "multi_worker")
 # Flag to the option that it sets.
 SWITCHES = {
     "progressive_image_size": (
@@ -98,7 +98,7 @@ def define_strategy(values: flags.FlagValues) -> None:
         "strategy",
         None,
         STRATEGIES,
-        "Devices: cpu, gpu, mirrored, multi_worker, tpu (runtime.strategy). "
+        "Devices: cpu, gpu, mirrored, multi_worker (runtime.strategy). "
         "Default: what there is.",
         flag_values=values,
     )

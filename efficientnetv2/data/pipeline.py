@@ -29,7 +29,7 @@ from efficientnetv2.data.sources import (
     StreamSource,
     in_parallel,
 )
-from efficientnetv2.training.progressive import Stage, stage_of_steps
+from efficientnetv2.progressive import Stage, stage_of_steps
 
 _CROP_TRIES = 10
 # More epochs than a run has, so that no two windows share a seed.

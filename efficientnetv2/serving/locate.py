@@ -6,10 +6,9 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
-from efficientnetv2 import config, declarative
+from efficientnetv2 import checkpoints, config, declarative
 from efficientnetv2.data import folders
 from efficientnetv2.errors import UserError, nearest
-from efficientnetv2.training import checkpoints
 
 
 class ModelError(UserError):

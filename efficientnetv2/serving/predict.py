@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from efficientnetv2 import checkpoints, evaluation, runs, zoo
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import zoo
 from efficientnetv2.data import faults, preprocessing, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture
@@ -20,7 +20,6 @@ from efficientnetv2.serving import locate, saved_model
 from efficientnetv2.serving import spec as spec_lib
 from efficientnetv2.serving.locate import Location
 from efficientnetv2.serving.spec import ServingError, ServingSpec
-from efficientnetv2.training import checkpoints, loop, runs
 
 Image = str | os.PathLike | bytes | np.ndarray
 
@@ -262,7 +261,7 @@ def _from_run(found: Location, checkpoint: str | None):
         names = registry.load_info(config["data"]["ds_name"]).class_names
     network = architecture.build(config["model"])
     best = checkpoints.load(checkpoints.find(found.path, checkpoint))
-    loop.load_averaged(network, best)
+    evaluation.load_averaged(network, best)
     return network, ServingSpec.from_config(config, names)
 
 

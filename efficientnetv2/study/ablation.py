@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import ml_collections
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import locks
+from efficientnetv2 import files, progressive
 from efficientnetv2.declarative import ConfigError, suggest
 from efficientnetv2.errors import UserError
 from efficientnetv2.formatting import format_seconds
@@ -24,7 +24,6 @@ from efficientnetv2.models import counting
 from efficientnetv2.study import definition, inference, records
 from efficientnetv2.study.definition import Study
 from efficientnetv2.study.records import Folder, StudyError
-from efficientnetv2.training import checkpoints, progressive
 
 LOG = "output.log"
 NOTES = "study_run.json"
@@ -234,7 +233,7 @@ class Driver:
         self.code = records.code_hashes(self.study.dataset)
         results = self._check()
         content = definition.to_dict(self.study) | {"seeds": seeds}
-        checkpoints.write_json(self.folder.definition, content)
+        files.write_json(self.folder.definition, content)
         total = len(self.study.arms) * seeds
         missing = [t for t in tasks if (t.arm, t.seed) not in results]
         self.log(
@@ -260,7 +259,7 @@ class Driver:
         label = f"run {task.number} of {total}: {task.arm}, seed {task.seed}"
         path = self.folder.result(task.arm, task.seed)
         model_dir = self.folder.run(task.arm, task.seed)
-        with locks.locked(model_dir / LOCK) as lock:
+        with files.locked(model_dir / LOCK) as lock:
             if lock.holder:
                 self.log(f"{label}: {lock.holder} is at it; passed over")
                 return
@@ -272,7 +271,7 @@ class Driver:
                 f"its output: {model_dir / LOG}"
             )
             result = self._run_once(task, model_dir, lock.descriptor)
-            checkpoints.write_json(path, result)
+            files.write_json(path, result)
         self.log(
             f"{label}: top-1 {result['test']['top1']:.2%}, "
             f"{format_seconds(result['times']['train_seconds'])} of training; "
@@ -285,7 +284,7 @@ class Driver:
         notes = {"code": self.code, "wall_seconds": 0.0}
         if notes_path.exists():
             notes |= records.read_json(notes_path)
-        checkpoints.write_json(notes_path, notes)
+        files.write_json(notes_path, notes)
         arguments = train_command(self.study, task, model_dir, self.data_dir)
         commands = [arguments]
         batch_size = self.study.inference_batch_size
@@ -304,7 +303,7 @@ class Driver:
                 self.run([sys.executable, *command], model_dir / LOG, lock)
         finally:
             notes["wall_seconds"] += time.monotonic() - start
-            checkpoints.write_json(notes_path, notes)
+            files.write_json(notes_path, notes)
         # Somebody may have edited the code while the run was under way.
         changed = records.changed_files(
             self.code, records.code_hashes(self.study.dataset)

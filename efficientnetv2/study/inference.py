@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from efficientnetv2 import cli
+from efficientnetv2 import cli, files
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
 
@@ -51,32 +51,25 @@ def measure(model_dir: str | os.PathLike, batch_size: int) -> dict:
     Raises:
         UserError: if there is no run.
     """
-    import tensorflow as tf
+    import numpy as np
 
-    from efficientnetv2.models import architecture
-    from efficientnetv2.training import checkpoints, loop, runs
+    from efficientnetv2 import checkpoints, engines, evaluation
 
     config = config_lib.load(saved=config_lib.read_saved(model_dir))
-    runs.set_up_runtime(config)
-    network = architecture.build(config.model.to_dict())
-    loop.load_averaged(
-        network, checkpoints.load(checkpoints.find(model_dir, None))
+    engine = engines.create(config, config_lib.run_plan(config), training=False)
+    evaluation.load_averaged(
+        engine.network, checkpoints.load(checkpoints.find(model_dir, None))
     )
     size = config.eval.isize
-    images = tf.random.stateless_uniform(
-        [batch_size, size, size, 3], [0, 0], -1.0, 1.0
+    images = np.random.default_rng(0).uniform(
+        -1.0, 1.0, [batch_size, size, size, 3]
     )
-
-    @tf.function(jit_compile=runs.uses_xla(config))
-    def infer(images):
-        return network(images, training=False)
+    images = images.astype(np.float32)
 
     def run_batches(number):
         start = time.perf_counter()
         for _ in range(number):
-            logits = infer(images)
-        # The result is fetched, so that it is computed.
-        logits.numpy()
+            engine.logits(images)
         return number * batch_size / (time.perf_counter() - start)
 
     run_batches(_WARM_UP)
@@ -99,9 +92,7 @@ def run(given: flags.FlagValues, words: Sequence[str]) -> None:
         raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     result = measure(given.model_dir, given.batch_size)
-    from efficientnetv2.training import checkpoints
-
-    checkpoints.write_json(pathlib.Path(given.model_dir) / RESULT, result)
+    files.write_json(pathlib.Path(given.model_dir) / RESULT, result)
     print(
         f"{result['images_per_second']:,.0f} images/s in batches of "
         f"{result['batch_size']} at {result['image_size']} pixels"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
-from efficientnetv2 import cli, declarative
+from efficientnetv2 import cli, declarative, files
 from efficientnetv2.study import intervals, plots, records
 from efficientnetv2.study.analysis import Analysis, Verdict, points
 from efficientnetv2.study.document import (
@@ -29,7 +29,6 @@ from efficientnetv2.study.document import (
 )
 from efficientnetv2.study.intervals import Interval
 from efficientnetv2.study.records import Folder, StudyError
-from efficientnetv2.training import checkpoints
 
 MARKDOWN, PAGE = "REPORT.md", "report.html"
 _TITLE = "Ablation studies"
@@ -101,7 +100,7 @@ def build(
     page = to_html(blocks, _TITLE)
     for name, content in ((MARKDOWN, text), (PAGE, page)):
         data = content.encode()
-        checkpoints.write_atomically(
+        files.write_atomically(
             output / name, lambda file, data=data: file.write(data)
         )
     log(f"Report: {output / MARKDOWN} and {output / PAGE}")

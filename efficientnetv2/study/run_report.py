@@ -4,10 +4,11 @@ import pathlib
 
 import matplotlib
 import numpy as np
-import tensorflow as tf
+import scipy.special
 from matplotlib.figure import Figure
 
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import files, progressive, runs
 from efficientnetv2.data import preprocessing, preview, registry
 from efficientnetv2.study import plots
 from efficientnetv2.study.document import (
@@ -19,7 +20,6 @@ from efficientnetv2.study.document import (
     Table,
     to_html,
 )
-from efficientnetv2.training import checkpoints, loop, runs
 
 NAME = "report.html"
 PLOTS = "plots"
@@ -45,7 +45,9 @@ class Observer:
         self._batches: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.mistakes: list[tuple[float, np.ndarray, int, int]] = []
 
-    def __call__(self, images: tf.Tensor, labels, logits) -> None:
+    def __call__(
+        self, images: np.ndarray, labels: np.ndarray, logits: np.ndarray
+    ) -> None:
         """Takes a batch.
 
         Args:
@@ -53,8 +55,8 @@ class Observer:
             labels: float32 [batch, classes] of zeros and ones.
             logits: float32 [batch, classes].
         """
-        probabilities = tf.nn.softmax(tf.cast(logits, tf.float64)).numpy()
-        labels = labels.numpy().argmax(axis=1)
+        probabilities = scipy.special.softmax(logits.astype(np.float64), axis=1)
+        labels = labels.argmax(axis=1)
         predicted = probabilities.argmax(axis=1)
         probability = probabilities.max(axis=1)
         self._batches.append((labels, predicted, probability))
@@ -63,7 +65,7 @@ class Observer:
         self.mistakes += [
             (
                 float(probability[k]),
-                images[int(k)].numpy(),
+                images[k],
                 int(labels[k]),
                 int(predicted[k]),
             )
@@ -91,7 +93,7 @@ def write(run: runs.Run, observer: Observer, result: dict) -> pathlib.Path:
     Args:
         run: that was trained.
         observer: of the evaluation.
-        result: of the evaluation, see `loop.evaluate_checkpoint`.
+        result: of the evaluation, see `evaluation.evaluate_checkpoint`.
 
     Returns:
         The file.
@@ -99,7 +101,7 @@ def write(run: runs.Run, observer: Observer, result: dict) -> pathlib.Path:
     config, metrics = run.config, run.read_metrics()
     names = registry.load_info(config.data.ds_name).class_names
     title = f"{config.model.model_name} on {config.data.ds_name}"
-    header, *stages = loop.stage_table(run)
+    header, *stages = progressive.table(run.config, run.plan, run.stages)
     blocks = [
         Heading(1, title),
         _key_figures(run, metrics, result),
@@ -121,7 +123,7 @@ def write(run: runs.Run, observer: Observer, result: dict) -> pathlib.Path:
         Code(config_lib.to_yaml(config), "All options"),
     ]
     path = run.model_dir / NAME
-    checkpoints.write_text(path, to_html(blocks, title))
+    files.write_text(path, to_html(blocks, title))
     return path
 
 

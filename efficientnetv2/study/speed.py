@@ -17,13 +17,12 @@ import numpy as np
 import tensorflow as tf
 import yaml
 
+from efficientnetv2 import engines, runs
 from efficientnetv2.data import faults, pipeline, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture, convolutions, counting
 from efficientnetv2.serving import export
 from efficientnetv2.serving.spec import ServingSpec
-from efficientnetv2.training import loop, runs
-from efficientnetv2.training.trainer import waiting_share
 
 BATCH_SIZES = (1, 8, 32)
 """Of which the latency is measured."""
@@ -67,7 +66,9 @@ def measure_stage(
         UserError: for data that cannot be had, or several replicas.
     """
     run = runs.make_run(config, "", lambda _: None)
-    if run.strategy.num_replicas_in_sync > 1:
+    engines.set_up(config)
+    engine = engines.create(config, run.plan, run.log)
+    if engine.replicas > 1:
         raise UserError(
             "The speed is measured on one device; add "
             "--hparam_str=runtime.strategy=gpu or cpu."
@@ -75,8 +76,6 @@ def measure_stage(
     source = faults.load_split(
         config, config.train.split, faults.LeftOut(run.log)
     )
-    trainer = loop.build_trainer(run)
-    trainer.make_train_function()
     stage = run.stages[index]
     # Twice what is used: a pipeline that reads no further is faster.
     total = 2 * (_WARM_UP + steps)
@@ -90,9 +89,17 @@ def measure_stage(
     def images_per_second(function):
         return steps * stage.batch_size / _repeat(function, steps)
 
+    waited = [0.0]
+
     def train_on(batches):
-        # Reading the loss waits for the end of the step.
-        return lambda: float(trainer.train_function(batches)["loss"])
+        def step():
+            start = time.perf_counter()
+            batch = next(batches)
+            waited[0] += time.perf_counter() - start
+            # Reading the loss waits for the end of the step.
+            return float(engine.step(batch, stage.dropout_rate)["loss"])
+
+        return step
 
     result = {
         "image_size": stage.image_size,
@@ -110,13 +117,15 @@ def measure_stage(
         result["step"] = images_per_second(step)
         step = train_on(iter(dataset))
         _repeat(step, _WARM_UP)
-        trainer.seconds.assign([0.0, 0.0])
+        waited[0] = 0.0
         result["both"] = images_per_second(step)
     rows = counting.count_stages(config.model.to_dict(), stage.image_size)
     operations = 3 * 2 * counting.total(rows).multiply_adds
     return {
         **result,
-        "waiting_share": waiting_share(trainer.seconds.numpy()),
+        "waiting_share": waited[0]
+        * result["both"]
+        / (steps * stage.batch_size),
         "gflops": result["step"] * operations / 1e9,
         "peak_memory": peak_memory(),
     }

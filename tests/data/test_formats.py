@@ -24,7 +24,7 @@ from efficientnetv2.data import (
     sources,
 )
 from efficientnetv2.errors import DataError
-from efficientnetv2.training import progressive
+from efficientnetv2 import progressive
 from tests.conftest import TINY
 
 CLASSES = [f"class {k}" for k in range(10)]

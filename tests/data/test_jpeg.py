@@ -9,7 +9,7 @@ from PIL import Image
 
 from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline, preprocessing, sources
-from efficientnetv2.training import progressive
+from efficientnetv2 import progressive
 
 
 def _jpeg(pixels, mode="RGB", **options):

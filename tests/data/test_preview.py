@@ -22,7 +22,7 @@ from efficientnetv2.data import (
     sources,
 )
 from efficientnetv2.errors import DataError
-from efficientnetv2.training import progressive, runs
+from efficientnetv2 import progressive, runs
 from tests.conftest import TINY
 
 SPLITS = ("train", "minival", "eval")

@@ -16,7 +16,7 @@ import tensorflow as tf
 import efficientnetv2
 from efficientnetv2.models import published, weights
 from efficientnetv2.models.naming import WeightsError
-from efficientnetv2.training import checkpoints
+from efficientnetv2 import checkpoints
 
 TIMM = pathlib.Path(__file__).parents[1] / "testdata" / "timm"
 SLIM = {"num_classes": 10, "width_coefficient": 0.25, "feature_size": 320}

@@ -27,7 +27,7 @@ from efficientnetv2.serving import (
 from efficientnetv2.serving import spec as spec_lib
 from efficientnetv2.serving.comparison import Batch, Result
 from efficientnetv2.serving.spec import ServingSpec
-from efficientnetv2.training import checkpoints, loop
+from efficientnetv2 import checkpoints, train
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def spec(config):
 def network(config, folder_run):
     network = architecture.build(config.model.to_dict())
     best = checkpoints.load(checkpoints.find(folder_run, None))
-    loop.load_averaged(network, best)
+    evaluation.load_averaged(network, best)
     return network
 
 

@@ -8,7 +8,7 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2.models import counting
 from efficientnetv2.study import definition
 from efficientnetv2.study.records import Folder
-from efficientnetv2.training import progressive
+from efficientnetv2 import progressive
 
 ENVIRONMENT = {
     "python": "3.11.7",

@@ -172,7 +172,7 @@ def test_a_locked_run_is_passed_over(small, tmp_path, runs, code):
     lines = []
     driver = _driver(small, tmp_path, runs, lines)
     path = driver.folder.run("little", 0) / ablation.LOCK
-    with locks.locked(path) as lock:
+    with files.locked(path) as lock:
         assert lock.holder is None
         assert not driver.execute(plan_tasks(small, 1), 1)
     assert any(f"process {os.getpid()} on" in line for line in lines)
@@ -182,16 +182,16 @@ def test_a_locked_run_is_passed_over(small, tmp_path, runs, code):
 
 def test_a_child_keeps_the_lock_of_a_killed_driver(tmp_path):
     path = tmp_path / "lock"
-    with locks.locked(path) as lock:
+    with files.locked(path) as lock:
         child = subprocess.Popen(
             [sys.executable, "-S", "-c", "input()"],
             stdin=subprocess.PIPE,
             pass_fds=[lock.descriptor],
         )
-    with locks.locked(path) as lock:
+    with files.locked(path) as lock:
         assert lock.holder == f"process {os.getpid()} on {socket.gethostname()}"
     child.communicate(b"\n")
-    with locks.locked(path) as lock:
+    with files.locked(path) as lock:
         assert lock.holder is None
 
 
@@ -213,7 +213,7 @@ def test_a_signal_reaches_the_child(tmp_path):
 
     thread = threading.Thread(target=tell)
     before = signal.getsignal(signal.SIGTERM)
-    with children.receiving(), locks.locked(tmp_path / "lock") as lock:
+    with children.receiving(), files.locked(tmp_path / "lock") as lock:
         thread.start()
         with pytest.raises(ablation.Stopped, match="SIGTERM") as error:
             children.run(
@@ -227,7 +227,7 @@ def test_a_signal_reaches_the_child(tmp_path):
 
 def test_a_failing_child_shows_its_last_lines(tmp_path):
     program = "import sys; print('why it failed'); sys.exit(3)"
-    with locks.locked(tmp_path / "lock") as lock:
+    with files.locked(tmp_path / "lock") as lock:
         with pytest.raises(StudyError, match="(?s)status 3.*why it failed"):
             ablation.Children().run(
                 [sys.executable, "-S", "-c", program],

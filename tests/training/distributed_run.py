@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from efficientnetv2 import api
 from efficientnetv2 import config as config_lib
-from efficientnetv2.training import callbacks
+from efficientnetv2 import progress
 from tests.conftest import TINY
 
 # Without what each replica draws for itself.

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficientnetv2.data import export, mixing, pipeline, registry
-from efficientnetv2.training import checkpoints, distribution, progressive, runs
+from efficientnetv2 import checkpoints, progressive, runs
+from efficientnetv2.engines import strategies
 from tests.conftest import TINY
 from tests.training.distributed_run import SAME
 
@@ -61,8 +62,8 @@ def test_parts_of_the_pipeline_make_the_batch(tiny_config, source, augname):
 )
 def test_a_wrong_tf_config(monkeypatch, text, words):
     monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(distribution.StrategyError, match=words):
-        distribution.make_strategy("multi_worker")
+    with pytest.raises(strategies.StrategyError, match=words):
+        strategies.make_strategy("multi_worker")
 
 
 def test_micro_batches_that_do_not_divide_a_part(tiny_config):
@@ -70,15 +71,15 @@ def test_micro_batches_that_do_not_divide_a_part(tiny_config):
         num_replicas_in_sync=2, cluster_resolver=None
     )
     config = tiny_config("train.batch_size=24,train.micro_batch_size=8")
-    with pytest.raises(distribution.StrategyError, match="12 images"):
-        distribution.check(strategy, config)
+    with pytest.raises(strategies.StrategyError, match="12 images"):
+        strategies.check(strategy, config)
     config = tiny_config("train.batch_size=24,train.micro_batch_size=6")
-    distribution.check(strategy, config)
+    strategies.check(strategy, config)
 
 
 def test_a_gpu_that_is_not_there():
-    with pytest.raises(distribution.StrategyError, match="sees no GPU"):
-        distribution.make_strategy("gpu")
+    with pytest.raises(strategies.StrategyError, match="sees no GPU"):
+        strategies.make_strategy("gpu")
 
 
 def _start(*arguments, **environment):

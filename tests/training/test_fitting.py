@@ -10,12 +10,7 @@ import tensorflow as tf
 from efficientnetv2 import api, locks
 from efficientnetv2.config import ConfigError
 from efficientnetv2.data import pipeline
-from efficientnetv2.training import (
-    callbacks,
-    checkpoints,
-    fitting,
-    runs,
-)
+from efficientnetv2 import checkpoints, progress, recovery, runs
 from efficientnetv2.training.trainer import Trainer
 from tests.conftest import trainer_and_batch
 
@@ -167,7 +162,7 @@ def test_a_second_process_on_one_model_dir_is_refused(tiny_config, tmp_path):
     program = (
         "import sys, time\n"
         "from efficientnetv2 import locks\n"
-        "with locks.locked(sys.argv[1]) as lock:\n"
+        "with files.locked(sys.argv[1]) as lock:\n"
         "    print(lock.holder, flush=True)\n"
         "    time.sleep(60)\n"
     )
@@ -184,5 +179,5 @@ def test_a_second_process_on_one_model_dir_is_refused(tiny_config, tmp_path):
         other.kill()
         other.wait()
     # The lock ends with its process.
-    with locks.locked(tmp_path / runs.LOCK) as lock:
+    with files.locked(tmp_path / runs.LOCK) as lock:
         assert lock.holder is None

@@ -18,7 +18,7 @@ from efficientnetv2 import api
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import export, registry
 from efficientnetv2.errors import UserError
-from efficientnetv2.training import callbacks, checkpoints, loop, runs
+from efficientnetv2 import checkpoints, progress, runs, train
 from tests.conftest import TINY
 
 MIB = 1 << 20
@@ -211,7 +211,7 @@ def test_a_full_disk_is_not_taken_for_too_little_memory(disk, tiny_config):
     words = re.escape(f"Cannot write {run.model_dir}/tensorboard: ")
     with pytest.raises(checkpoints.CheckpointError, match=words + disk.reason):
         with runs.claimed(run):
-            loop.train(run)
+            train.train(run)
     assert "Out of memory" not in "\n".join(lines)
 
 

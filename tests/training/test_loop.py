@@ -20,15 +20,8 @@ from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.formatting import format_seconds
-from efficientnetv2.training import (
-    callbacks,
-    checkpoints,
-    evaluation,
-    loop,
-    progressive,
-    runs,
-    schedules,
-)
+from efficientnetv2 import checkpoints, evaluation, progress, progressive, runs, train
+from efficientnetv2.engines import schedules
 from tests.conftest import trainer_and_batch
 
 pytestmark = pytest.mark.usefixtures("small_data")
@@ -196,7 +189,7 @@ np.savez(sys.argv[3], served=served['probabilities'],
 
     network = architecture.build(config.model.to_dict())
     best = checkpoints.load(checkpoints.find(finished, "best"))
-    loop.load_averaged(network, best)
+    evaluation.load_averaged(network, best)
     dataset = pipeline.evaluation_dataset(source, config)
     logits = network(next(iter(dataset))[0][:5])
     expected = tf.nn.softmax(logits).numpy()
@@ -618,7 +611,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(checkpoints.CheckpointError, match="No space left"):
-        checkpoints.write_atomically(
+        files.write_atomically(
             checkpoints.path_of_step(tmp_path, 2), full
         )
     assert [p.name for p in checkpoints.folder(tmp_path).iterdir()] == [

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnetv2.training import evaluation, losses
+from efficientnetv2 import evaluation
+from efficientnetv2.engines import losses
 
 LABELS = np.array([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0.25, 0, 0.75]], np.float32)
 LOGITS = np.array([[2, -1, 0.5, 0], [0, 3, 1, -2], [1, 0, 2, 4]], np.float32)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2.training import optimizers
+from efficientnetv2.engines import optimizers
 
 
 @pytest.mark.parametrize("fused", [True, False])

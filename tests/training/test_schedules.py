@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import RunPlan
-from efficientnetv2.training import schedules
+from efficientnetv2.engines import schedules
 
 
 def test_learning_rates_equal_the_reference(reference):

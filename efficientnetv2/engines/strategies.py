@@ -1,4 +1,4 @@
-"""Several devices and machines: the strategy, and who does what.
+"""Devices of TensorFlow: which there are, how they are set up, who does what.
 
 Every replica takes its part of the same global batch. On several machines each
 worker reads and prepares only its own rows of it; the first worker, the chief,
@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable
 
+import keras
 import ml_collections
 import tensorflow as tf
 
@@ -21,91 +22,152 @@ class StrategyError(UserError):
     """Devices or machines that are not there."""
 
 
-class WorkerLost(UserError):
-    """Another machine does not answer; the program must be started again."""
-
-    exit_code = 75
-
-
-def is_lost_worker(error: tf.errors.OpError) -> bool:
-    """Whether an error says that another machine is gone."""
-    return "Collective ops is aborted" in str(error)
+def on_cpu() -> bool:
+    """Whether TensorFlow computes on CPUs, for want of a visible GPU."""
+    return not tf.config.get_visible_devices("GPU")
 
 
-@functools.lru_cache(maxsize=1)
+def resolve_precision(config: ml_collections.ConfigDict) -> str:
+    """Returns the dtype policy: `runtime.mixed_precision`, or the device's.
+
+    GPUs with tensor cores take half precision: bfloat16 from compute
+    capability 8.0 on, float16 with dynamic loss scaling from 7.0 on.
+    """
+    if config.runtime.mixed_precision:
+        return config.runtime.mixed_precision
+    gpus = tf.config.get_visible_devices("GPU")
+    capability = [
+        tf.config.experimental.get_device_details(gpu).get(
+            "compute_capability", (0, 0)
+        )
+        for gpu in gpus
+    ]
+    if capability and min(capability) >= (8, 0):
+        return "mixed_bfloat16"
+    if capability and min(capability) >= (7, 0):
+        return "mixed_float16"
+    return "float32"
+
+
+def set_up(
+    config: ml_collections.ConfigDict, training: bool = True
+) -> tf.distribute.Strategy:
+    """Sets devices, threads, memory, precision and seeds.
+
+    Returns:
+        The strategy of the run, or without training that of one device.
+    """
+    _show_devices(config.runtime.strategy)
+    parts = config.train.batch_parts if on_cpu() else 1
+    threads = config.runtime.threads
+    # Parts share the cores best when each operation keeps to one of them.
+    try:
+        for gpu in tf.config.get_visible_devices("GPU"):
+            # Not all of the memory at once: others may use the device, too.
+            tf.config.experimental.set_memory_growth(gpu, True)
+        tf.config.threading.set_intra_op_parallelism_threads(
+            threads if parts == 1 else 1
+        )
+        tf.config.threading.set_inter_op_parallelism_threads(
+            threads if parts == 1 else threads or parts
+        )
+    except RuntimeError:
+        pass
+    keras.mixed_precision.set_dtype_policy(resolve_precision(config))
+    keras.utils.set_random_seed(config.train.seed)
+    return make_strategy(config.runtime.strategy if training else "one")
+
+
+def describe(
+    config: ml_collections.ConfigDict,
+    strategy: tf.distribute.Strategy,
+    parts: int,
+) -> str:
+    """Returns what computes and how, such as '1 x Tesla T4, mixed_float16'."""
+    gpus = tf.config.get_visible_devices("GPU")
+    count = strategy.num_replicas_in_sync
+    if gpus:
+        details = tf.config.experimental.get_device_details(gpus[0])
+        name = f"{count} x {details.get('device_name', 'GPU')}"
+    else:
+        name = "CPU" if count == 1 else f"{count} x CPU"
+        threads = config.runtime.threads or os.cpu_count()
+        name += f" ({threads} threads" + (
+            f", batches in {parts} parts)" if parts > 1 else ")"
+        )
+    xla = "on" if config.runtime.jit_compile else "off"
+    return f"{name}, {keras.config.dtype_policy().name}, XLA {xla}"
+
+
+def overlooked() -> str | None:
+    """Returns what to do if a CPU computes beside a GPU or TPU, else None."""
+    if not on_cpu():
+        return None
+    if os.path.exists("/dev/nvidia0") and (
+        not tf.config.list_physical_devices("GPU")
+    ):
+        return (
+            "This machine has an NVIDIA GPU that TensorFlow does not see: "
+            "install its CUDA libraries with pip install "
+            "'tensorflow[and-cuda]'."
+        )
+    if "TPU_NAME" in os.environ or os.path.exists("/dev/accel0"):
+        return "This machine has a TPU, which only JAX uses: add --backend=jax."
+    return None
+
+
+@functools.cache
 def make_strategy(name: str) -> tf.distribute.Strategy:
     """Returns the strategy of a run, in a process always the same one.
 
     Args:
         name: of `runtime.strategy`:
 
-            - auto: tpu where there is one, multi_worker if TF_CONFIG names
-              workers, mirrored for several GPUs, else gpu or cpu;
+            - auto: multi_worker if TF_CONFIG names workers, mirrored for
+              several GPUs, else gpu or cpu;
+            - one: the default device, whatever else there is;
             - cpu: one replica, GPUs stay unused;
             - gpu: one replica on the first GPU;
             - mirrored: a replica on each GPU of this machine, or on each
               logical CPU if it has no GPU;
-            - multi_worker: by TF_CONFIG, see TensorFlow's guide;
-            - tpu: that of Colab or Cloud, by TPU_NAME where it is set.
+            - multi_worker: by TF_CONFIG, see TensorFlow's guide.
 
     Raises:
         StrategyError: if there is no such device, or TF_CONFIG is wrong.
     """
-    gpus = tf.config.list_physical_devices("GPU")
-    if name == "auto":
-        name = _best(len(gpus))
-    if name == "tpu":
-        return _tpu()
+    if name == "one":
+        return tf.distribute.get_strategy()
+    name = _show_devices(name)
     if name == "multi_worker":
-        _check_tf_config()
+        _worker_index()
         return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "mirrored":
-        kind = "GPU" if gpus else "CPU"
+        kind = "CPU" if on_cpu() else "GPU"
         return tf.distribute.MirroredStrategy(
             [device.name for device in tf.config.list_logical_devices(kind)]
         )
-    if name == "gpu":
-        if not gpus:
-            raise StrategyError(
-                "--strategy=gpu: TensorFlow sees no GPU. Use --strategy=cpu, "
-                "or install TensorFlow with CUDA: pip install "
-                "'tensorflow[and-cuda]'."
-            )
-        tf.config.set_visible_devices(gpus[:1], "GPU")
-    elif gpus:
-        tf.config.set_visible_devices([], "GPU")
     return tf.distribute.get_strategy()
 
 
-def _best(gpus: int) -> str:
-    if os.environ.get("TPU_NAME") or os.environ.get("COLAB_TPU_ADDR"):
-        return "tpu"
-    if "TF_CONFIG" in os.environ:
-        return "multi_worker"
-    if gpus > 1:
-        return "mirrored"
-    return "gpu" if gpus else "cpu"
-
-
-def _tpu() -> tf.distribute.Strategy:
-    try:
-        # '' finds Colab's, 'local' is a TPU VM of Cloud.
-        name = os.environ.get("TPU_NAME", "")
-        if "COLAB_TPU_ADDR" in os.environ:
-            name = f"grpc://{os.environ['COLAB_TPU_ADDR']}"
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name)
-        tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
-        return tf.distribute.TPUStrategy(resolver)
-    except (ValueError, OSError, tf.errors.OpError) as error:
+def _show_devices(name: str) -> str:
+    """Hides the GPUs that a strategy does not use, and resolves 'auto'."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if name == "auto":
+        if "TF_CONFIG" in os.environ:
+            return "multi_worker"
+        name = ("cpu", "gpu", "mirrored")[min(len(gpus), 2)]
+    if name == "gpu" and not gpus:
         raise StrategyError(
-            "--strategy=tpu: no TPU was found "
-            f"({str(error).splitlines()[0][:200]}). In Colab choose a TPU "
-            "runtime; on a Cloud TPU VM set TPU_NAME=local."
-        ) from error
+            "--strategy=gpu: TensorFlow sees no GPU. Use --strategy=cpu, or "
+            "install TensorFlow with CUDA: pip install 'tensorflow[and-cuda]'."
+        )
+    if gpus and name in ("cpu", "gpu"):
+        tf.config.set_visible_devices(gpus[: name == "gpu"], "GPU")
+    return name
 
 
-def _check_tf_config() -> None:
+def _worker_index() -> int:
+    """Returns the index of this worker by TF_CONFIG."""
     text = os.environ.get("TF_CONFIG", "")
     example = (
         '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
@@ -125,14 +187,16 @@ def _check_tf_config() -> None:
             f"--strategy=multi_worker: TF_CONFIG={text!r} must be like "
             f"{example}, the same on all machines but for the index."
         )
+    return index
 
 
-def is_chief(strategy: tf.distribute.Strategy) -> bool:
+def is_chief(config: ml_collections.ConfigDict) -> bool:
     """Whether this process writes the files of a run."""
-    resolver = strategy.cluster_resolver
-    if resolver is None or not resolver.task_type:
-        return True
-    return resolver.task_id == 0
+    name = config.runtime.strategy
+    several = name == "multi_worker" or (
+        name == "auto" and "TF_CONFIG" in os.environ
+    )
+    return not several or _worker_index() == 0
 
 
 def check(
@@ -190,7 +254,7 @@ def distribute(
             the batches of this worker, see `pipeline.training_dataset`.
 
     Returns:
-        A dataset for Keras' `fit`.
+        A dataset of batches, one replica's or all.
     """
     if strategy.num_replicas_in_sync == 1:
         return make_dataset(0, 1)

@@ -5,7 +5,6 @@ written beside its final place, flushed and renamed, so a file under a final
 name is complete; the CRC-32 of each array is verified on reading.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -17,15 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from efficientnetv2.errors import UserError
+from efficientnetv2.files import CheckpointError, write_atomically
 
 FOLDER = "checkpoints"
 BEST = "best.npz"
 _NAME = re.compile(r"ckpt-(\d{8})\.npz")
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be written, found, read or matched."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +28,7 @@ class Checkpoint:
     """A checkpoint in memory.
 
     Attributes:
-        arrays: by the names of `Trainer.state`.
+        arrays: by the names of `Engine.arrays`.
         meta: of the run at that step; 'step' is always there.
         path: where it was read.
     """
@@ -46,52 +41,6 @@ class Checkpoint:
 def folder(model_dir: str | os.PathLike) -> pathlib.Path:
     """Returns the folder of a run's checkpoints."""
     return pathlib.Path(model_dir) / FOLDER
-
-
-def cannot_write(path: str | os.PathLike, reason: str) -> CheckpointError:
-    """Returns the error for a file or folder of a run, and what to do."""
-    return CheckpointError(
-        f"Cannot write {path}: {reason}. Earlier files are unharmed; free "
-        "space or make the folder writable, then run the same command to go "
-        "on."
-    )
-
-
-def write_atomically(path: str | os.PathLike, write) -> None:
-    """Writes a file so that it is either complete or not there.
-
-    Args:
-        path: final place.
-        write: function that writes to an open binary file.
-
-    Raises:
-        CheckpointError: if the disk is full or the folder not writable; a
-            file that was at `path` is unharmed.
-    """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        # A folder that became read-only refuses this, too.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise cannot_write(path, error.strerror or str(error)) from error
-
-
-def write_json(path: str | os.PathLike, content) -> None:
-    """Writes JSON atomically; see `write_atomically`."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text atomically; see `write_atomically`."""
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def list_steps(model_dir: str | os.PathLike) -> list[int]:

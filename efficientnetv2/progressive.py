@@ -116,59 +116,64 @@ def stage_of_steps(
     return order.astype(np.int32)
 
 
+def weight_decay(config: ml_collections.ConfigDict, plan: RunPlan, step):
+    """Returns the L2 coefficient at a step, as a float or a tensor.
+
+    (1 + weight_decay_inc * step / total_steps) * weight_decay; with
+    `train.adaptive_weight_decay` off, the base value throughout.
+    """
+    base = config.train.weight_decay
+    if not config.train.adaptive_weight_decay:
+        return base + 0.0 * step
+    progress = step / plan.total_steps
+    return (1.0 + config.train.weight_decay_inc * progress) * base
+
+
 def uses_magnitude(augname: str | None) -> bool:
     """Whether an augmentation policy has RandAugment's magnitude."""
     return bool(augname) and ("rand" in augname or "ra_" in augname)
 
 
 def table(
-    stages: Sequence[Stage],
-    steps_per_epoch: int,
-    augname: str | None,
-    weight_decay,
-    stage_order: str = "ascending",
+    config: ml_collections.ConfigDict, plan: RunPlan, stages: Sequence[Stage]
 ) -> list[tuple[str, ...]]:
-    """Returns the rows of the stage table, the first one being its head.
+    """Returns the rows of the stage table, the first one being its header.
 
-    Args:
-        stages: of the run.
-        steps_per_epoch: to show steps as epochs.
-        augname: of the configuration; without a RandAugment policy the
-            column of magnitudes is empty.
-        weight_decay: function from step to coefficient.
-        stage_order: of the configuration.
+    Without a RandAugment policy the column of magnitudes is empty.
     """
-    drawn, total = stage_order == "random", stages[-1].last_step
-    has_magnitude = uses_magnitude(augname)
-    header = (
-        "stage",
-        "steps",
-        "epochs",
-        "image size",
-        "RandAugment",
-        "Mixup",
-        "CutMix",
-        "dropout",
-        "weight decay",
-        "batch size",
-    )
-    rows = [header]
+    drawn = config.train.stage_order == "random"
+    has_magnitude = uses_magnitude(config.data.augname)
+    rows = [
+        (
+            "stage",
+            "steps",
+            "epochs",
+            "image size",
+            "RandAugment",
+            "Mixup",
+            "CutMix",
+            "dropout",
+            "weight decay",
+            "batch size",
+        )
+    ]
     for index, stage in enumerate(stages):
         first, last = stage.first_step, stage.last_step
         if drawn:
-            first, last = 0, total
+            first, last = 0, plan.total_steps
+        epochs = (step / plan.steps_per_epoch for step in (first, last))
+        decays = (float(weight_decay(config, plan, k)) for k in (first, last))
         rows.append(
             (
                 f"{index + 1}",
                 "drawn" if drawn else f"{first:,} - {last - 1:,}",
-                f"{first / steps_per_epoch:.4g} - {last / steps_per_epoch:.4g}",
+                " - ".join(f"{epoch:.4g}" for epoch in epochs),
                 f"{stage.image_size}",
                 f"{stage.randaugment_magnitude:.4g}" if has_magnitude else "-",
                 f"{stage.mixup_alpha:.4g}",
                 f"{stage.cutmix_alpha:.4g}",
                 f"{stage.dropout_rate:.4g}",
-                f"{float(weight_decay(first)):.3g} - "
-                f"{float(weight_decay(last)):.3g}",
+                " - ".join(f"{decay:.3g}" for decay in decays),
                 f"{stage.batch_size}",
             )
         )

@@ -1,4 +1,4 @@
-"""Schedules of learning rate, weight decay and EMA decay."""
+"""Schedules of learning rate and EMA decay."""
 
 import math
 
@@ -98,19 +98,6 @@ def learning_rate(
         warmup_epochs=config.train.lr_warmup_epoch,
         minimal_lr=config.train.lr_min * scale,
     )
-
-
-def weight_decay(config: ml_collections.ConfigDict, plan: RunPlan, step):
-    """Returns the L2 coefficient at a step, as a float or a tensor.
-
-    (1 + weight_decay_inc * step / total_steps) * weight_decay; with
-    `train.adaptive_weight_decay` off, the base value throughout.
-    """
-    base = config.train.weight_decay
-    if not config.train.adaptive_weight_decay:
-        return base + 0.0 * step
-    progress = step / plan.total_steps
-    return (1.0 + config.train.weight_decay_inc * progress) * base
 
 
 def ema_decay(config: ml_collections.ConfigDict, step):

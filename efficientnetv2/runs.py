@@ -2,33 +2,61 @@
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import pathlib
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 import ml_collections
 import numpy as np
-import tensorflow as tf
 
 import efficientnetv2
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative, formatting, locks
+from efficientnetv2 import declarative, files, formatting, progressive
 from efficientnetv2.config import RunPlan, run_plan
-from efficientnetv2.data import class_list, registry
+from efficientnetv2.data import class_list, faults, registry
+from efficientnetv2.engines import schedules
 from efficientnetv2.errors import UserError
-from efficientnetv2.training import checkpoints, distribution, progressive
 
 METRICS = "metrics.json"
 LOCK = ".lock"
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class RunError(UserError):
     """A model_dir that cannot be used, or belongs to another run."""
+
+
+@dataclasses.dataclass
+class State:
+    """Where a run is.
+
+    Attributes:
+        step: optimizer steps done.
+        history: what checkpoints know besides arrays: evaluations, times,
+            'skipped' batches of data, the 'micro_batch_size', and the step
+            at which the run 'stopped' early, if it did.
+    """
+
+    step: int = 0
+    history: dict[str, Any] = dataclasses.field(
+        default_factory=lambda: {
+            "evaluations": [],
+            "train_seconds": 0.0,
+            "evaluation_seconds": 0.0,
+            "step_seconds": [0.0, 0.0],
+            "best": None,
+            "skipped": 0,
+            "micro_batch_size": 0,
+            "stopped": None,
+        }
+    )
+
+    def meta(self) -> dict[str, Any]:
+        """Returns what a checkpoint of this state says besides its arrays."""
+        return {"step": self.step, "history": self.history}
 
 
 @dataclasses.dataclass
@@ -41,9 +69,7 @@ class Run:
         stages: of progressive learning.
         model_dir: where the run leaves its files.
         log: prints one line.
-        is_chief: whether this process writes the run's files; of several
-            machines one does.
-        callbacks: of Keras, called besides the run's own.
+        callbacks: of Keras, called while training.
     """
 
     config: ml_collections.ConfigDict
@@ -51,13 +77,55 @@ class Run:
     stages: list[progressive.Stage]
     model_dir: pathlib.Path
     log: Callable[[str], None]
-    is_chief: bool = True
     callbacks: Sequence[keras.callbacks.Callback] = ()
 
-    @property
-    def strategy(self) -> tf.distribute.Strategy:
-        """The devices and machines of the run."""
-        return distribution.make_strategy(self.config.runtime.strategy)
+    def __post_init__(self):
+        self.stage_of_steps = progressive.stage_of_steps(
+            self.config, self.stages
+        )
+        self.left_out = faults.LeftOut(self.log)
+        self._splits = {}
+
+    def split(self, name: str) -> faults.Source:
+        """Returns a split of the data, which is loaded once."""
+        if name not in self._splits:
+            # Where the data came from is said once.
+            log = (lambda _: None) if self._splits else self.log
+            self._splits[name] = faults.load_split(
+                self.config, name, self.left_out, log
+            )
+        return self._splits[name]
+
+    def stage(self, step: int) -> progressive.Stage:
+        """Returns the stage of a step."""
+        return self.stages[self.stage_of_steps[step]]
+
+    def describe_step(self, step: int) -> str:
+        """Returns a step as errors name it."""
+        rate = schedules.learning_rate(self.config, self.plan)(step)
+        return (
+            f"step {step:,} (stage {self.stage_of_steps[step] + 1} of "
+            f"{len(self.stages)}, learning rate {float(rate):.3g})"
+        )
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the model is evaluated after so many steps."""
+        options = self.config.eval
+        every = max(1, round(options.every_epochs * self.plan.steps_per_epoch))
+        return options.val_split is not None and (
+            step % every == 0 or step == self.plan.total_steps
+        )
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due after so many steps."""
+        every = self.config.checkpoint.every_steps
+        return (
+            step == self.plan.total_steps
+            or step % self.plan.steps_per_epoch == 0
+            or bool(every and step % every == 0)
+            or self.config.train.stage_order == "ascending"
+            and any(step == stage.last_step for stage in self.stages)
+        )
 
     @property
     def metrics_path(self) -> pathlib.Path:
@@ -78,7 +146,7 @@ class Run:
     def update_metrics(self, **values) -> dict:
         """Merges values into metrics.json, atomically."""
         content = {**self.read_metrics(), **values}
-        checkpoints.write_json(self.metrics_path, content)
+        files.write_json(self.metrics_path, content)
         return content
 
 
@@ -87,7 +155,8 @@ def make_run(
     model_dir: str | os.PathLike,
     log: Callable[[str], None] = print,
 ) -> Run:
-    """Returns a run; touches no file."""
+    """Returns a run; writes no file."""
+    config = config_lib.as_begun(config, model_dir)
     plan = run_plan(config)
     stages = progressive.build_stages(config, plan)
     return Run(config, plan, stages, pathlib.Path(model_dir), log)
@@ -117,7 +186,7 @@ def claimed(run: Run) -> Iterator[None]:
         ) from None
     if not os.access(folder, os.W_OK):
         raise RunError(f"--model_dir={folder} is not writable.")
-    with writing(folder), locks.locked(folder / LOCK) as lock:
+    with files.writing(folder), files.locked(folder / LOCK) as lock:
         if lock.holder:
             raise RunError(
                 f"{folder} is in use by {lock.holder}. Wait for its end, "
@@ -127,41 +196,19 @@ def claimed(run: Run) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def writing(folder: pathlib.Path) -> Iterator[None]:
-    """Tells what it means that a disk is full, or can only be read.
-
-    Args:
-        folder: that is written.
-
-    Raises:
-        CheckpointError: instead of the error of the system, or of TensorFlow.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _UNWRITABLE:
-            raise
-        # A write to an open file does not say which.
-        path = error.filename or folder
-        raise checkpoints.cannot_write(path, error.strerror) from error
-    except tf.errors.OpError as error:
-        for reason in map(os.strerror, _UNWRITABLE):
-            if reason in error.message:
-                raise checkpoints.cannot_write(folder, reason) from error
-        raise
-
-
 def _check_config(run: Run) -> None:
     """Writes config.yaml, which must agree with one that is there."""
     folder = run.model_dir
     path = folder / config_lib.FILE
     if path.exists():
-        changed = config_lib.differences(
-            declarative.read_yaml(path),
-            run.config.to_dict(),
-            config_lib.FREE_OPTIONS,
-        )
+        saved = declarative.read_yaml(path)
+        changed = [
+            difference
+            for difference in config_lib.differences(
+                saved, run.config.to_dict(), config_lib.FREE_OPTIONS
+            )
+            if difference[1] != config_lib.NOT_SET
+        ]
         if changed:
             lines = config_lib.format_differences(changed)
             raise RunError(
@@ -174,7 +221,7 @@ def _check_config(run: Run) -> None:
         (class_list.FILE, class_list.to_text(names)),
         (config_lib.FILE, config_lib.to_yaml(run.config)),
     ):
-        checkpoints.write_text(folder / name, text)
+        files.write_text(folder / name, text)
 
 
 def read_class_names(model_dir: pathlib.Path) -> list[str] | None:
@@ -183,45 +230,24 @@ def read_class_names(model_dir: pathlib.Path) -> list[str] | None:
     return class_list.read(path) if path.is_file() else None
 
 
-def set_up_runtime(config: ml_collections.ConfigDict) -> None:
-    """Sets precision, threads and seeds, before anything is built."""
-    parts, threads = config.train.batch_parts, config.runtime.threads
-    # Parts share the cores best when each operation keeps to one of them.
-    within = threads if parts == 1 else 1
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(within)
-        tf.config.threading.set_inter_op_parallelism_threads(
-            threads if parts == 1 else threads or parts
-        )
-    except RuntimeError:
-        # A second run in one process keeps the threads of the first.
-        pass
-    keras.mixed_precision.set_dtype_policy(
-        config.runtime.mixed_precision or "float32"
-    )
-    keras.utils.set_random_seed(config.train.seed)
-
-
-def uses_xla(config: ml_collections.ConfigDict) -> bool:
-    """Returns `runtime.jit_compile`, by default on for one GPU and for TPU."""
-    if config.runtime.jit_compile is not None:
-        return config.runtime.jit_compile
-    if tf.config.list_logical_devices("TPU"):
-        return True
-    replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    return replicas == 1 and bool(tf.config.list_logical_devices("GPU"))
-
-
 def environment() -> dict:
     """Returns versions and machine, for metrics.json."""
+    import tensorflow as tf
+
+    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
+    devices = [d.device_type for d in tf.config.list_physical_devices()]
+    if keras.config.backend() == "jax":
+        import jax
+
+        versions["jax"] = jax.__version__
+        devices = [device.platform.upper() for device in jax.devices()]
     return {
         "efficientnetv2": efficientnetv2.__version__,
         "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
+        **versions,
         "numpy": np.__version__,
         "cpu_count": os.cpu_count(),
         "machine": platform.machine(),
-        "devices": [d.device_type for d in tf.config.list_physical_devices()],
+        "devices": devices,
         "command": formatting.command_line(),
     }

@@ -1,0 +1,533 @@
+"""The TensorFlow engine: CPU, GPU, several GPUs, several machines.
+
+One `tf.function` is the step; it is traced once and takes images of any size.
+"""
+
+import functools
+import gc
+import itertools
+from collections.abc import Callable, Mapping
+
+import keras
+import ml_collections
+import numpy as np
+import tensorflow as tf
+
+from efficientnetv2 import progressive
+from efficientnetv2.config import RunPlan
+from efficientnetv2.engines import (
+    losses,
+    optimizers,
+    schedules,
+    state,
+    strategies,
+)
+from efficientnetv2.models import architecture
+
+# Passes of TensorFlow's graph optimizer that cost seconds at the first step
+# and bring a step on a CPU nothing; see benchmarks/graph_passes.py.
+_SLOW_PASSES = (
+    "constant_folding",
+    "arithmetic_optimization",
+    "remapping",
+    "layout_optimizer",
+    "loop_optimization",
+    "function_optimization",
+    "shape_optimization",
+    "common_subgraph_elimination",
+)
+
+
+set_up = strategies.set_up
+is_chief = strategies.is_chief
+
+
+class Engine:
+    """Trains a network and keeps the moving average of its weights.
+
+    The loss is cross-entropy (see `losses`) plus L2, whose coefficient may
+    ramp with the step. The moving average covers weights and batch-norm
+    statistics.
+
+    Args:
+        config: of the run.
+        plan: of the run.
+        log: prints one line.
+        training: see `engines.create`.
+
+    Attributes:
+        network: from images to logits.
+        trained: the variables that the optimizer changes.
+        replicas: devices that share a global batch.
+        device: what computes and how, for people.
+        parts: of a batch that are computed side by side.
+        is_chief: whether this process writes the run's files.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        plan: RunPlan,
+        log: Callable[[str], None] = print,
+        training: bool = True,
+    ):
+        self.config, self.plan = config, plan
+        self.strategy = set_up(config, training)
+        self.replicas = self.strategy.num_replicas_in_sync
+        self.is_chief = is_chief(config)
+        self.jit_compile = bool(config.runtime.jit_compile)
+        # Parts are for the cores of a CPU; other devices are faster without.
+        self.parts = 1
+        if strategies.on_cpu():
+            self.parts = config.train.batch_parts
+        self.device = strategies.describe(config, self.strategy, self.parts)
+        self._micro_batch_size = config.train.micro_batch_size
+        self._step_function = self._logits_function = self._element_spec = None
+        self.averages = self.optimizer = None
+        with self.strategy.scope():
+            self.network = architecture.build(config.model.to_dict())
+            self.trained = state.select(self.network, config.train.varsexp)
+            if training:
+                strategies.check(self.strategy, config)
+                self._build_training()
+
+    def _build_training(self) -> None:
+        config = self.config
+        self._decayed = state.decayed(
+            self.trained, config.train.weight_decay_exclude
+        )
+        self.optimizer = optimizers.build_optimizer(
+            config, schedules.learning_rate(config, self.plan)
+        )
+        self.optimizer.build(self.trained)
+        first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        self._step, self._first_bad = (
+            tf.Variable(
+                value, trainable=False, dtype=tf.int64, aggregation=first
+            )
+            for value in (0, -1)
+        )
+        if config.train.ema_decay:
+            self.averages = [
+                tf.Variable(weight.value, trainable=False)
+                for weight in self.network.weights
+            ]
+
+    # --- State --------------------------------------------------------------
+
+    def _state(self) -> dict[str, tf.Variable]:
+        found = state.groups(self.network, self.optimizer, self.averages)
+        found["step"] = self._step
+        return {
+            name: variable.value
+            if isinstance(variable, keras.Variable)
+            else variable
+            for name, variable in found.items()
+        }
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns a copy of all that a resumed run needs, by name."""
+        return {name: var.numpy() for name, var in self._state().items()}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], source) -> None:
+        """Sets the whole state.
+
+        Args:
+            arrays: by the names of `arrays()`.
+            source: where they come from, for errors.
+
+        Raises:
+            CheckpointError: if a variable is missing or of another shape; the
+                state is then left as it was.
+        """
+        variables = self._state()
+        shapes = {name: var.shape for name, var in variables.items()}
+        state.check(shapes, arrays, source)
+        for name, variable in variables.items():
+            variable.assign(arrays[name])
+
+    def reset_average(self) -> None:
+        """Sets the moving average to the network's weights."""
+        for average, weight in zip(
+            self.averages or (), self.network.weights, strict=False
+        ):
+            average.assign(weight.value)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images whose gradients a replica computes at once; 0: all."""
+        return self._micro_batch_size
+
+    @micro_batch_size.setter
+    def micro_batch_size(self, size: int) -> None:
+        if size != self._micro_batch_size:
+            self._micro_batch_size, self._step_function = size, None
+
+    def end_training(self) -> None:
+        """Frees what only training needs; `logits` are the network's now."""
+        self.optimizer = self.averages = None
+        self._step_function = self._logits_function = None
+        gc.collect()
+
+    # --- The step -----------------------------------------------------------
+
+    def dataset(self, make_dataset: Callable[[int, int], tf.data.Dataset]):
+        """Returns batches as `step` takes them.
+
+        Args:
+            make_dataset: from the number of a worker and that of all workers
+                to the batches of this worker, see
+                `pipeline.training_dataset`.
+        """
+        dataset = strategies.distribute(self.strategy, make_dataset)
+        self._element_spec = dataset.element_spec
+        return dataset
+
+    def step(self, batch, dropout_rate: float) -> dict[str, tf.Tensor]:
+        """Does one step of the optimizer.
+
+        Args:
+            batch: of `dataset`: images, float32 [batch, size, size, 3], and
+                labels, float32 [batch, classes].
+            dropout_rate: before the classifier, in [0, 1).
+
+        Returns:
+            'loss', 'cross_entropy', 'l2', 'top1' and 'top5': float32 scalars
+            on the device, of this batch.
+        """
+        if self._step_function is None:
+            self._step_function = self._make_step(batch)
+        return self._step_function(
+            tuple(batch), tf.constant(dropout_rate, tf.float32)
+        )
+
+    def first_bad_step(self) -> int | None:
+        """Returns the first step whose loss was not finite, None if none was.
+
+        Reads one number from the device.
+        """
+        step = int(self._first_bad.numpy())
+        return None if step < 0 else step
+
+    def _make_step(self, batch) -> Callable:
+        spec = self._element_spec
+        if spec is None:
+            # Images of all sizes share one trace.
+            spec = tuple(
+                tf.TensorSpec(
+                    [
+                        length if axis in (0, values.ndim - 1) else None
+                        for axis, length in enumerate(values.shape)
+                    ],
+                    values.dtype,
+                )
+                for values in batch
+            )
+
+        def step(batch, dropout_rate):
+            metrics = self.strategy.run(
+                self.train_step, args=(*batch, dropout_rate)
+            )
+            # Which are the same on all replicas.
+            return {
+                name: self.strategy.experimental_local_results(value)[0]
+                for name, value in metrics.items()
+            }
+
+        step = tf.function(
+            step,
+            input_signature=[spec, tf.TensorSpec([], tf.float32)],
+            autograph=False,
+            jit_compile=self.jit_compile or None,
+        )
+        if self.replicas == 1 and strategies.on_cpu() and not self.jit_compile:
+            return _with_few_graph_passes(step)
+        return step
+
+    def train_step(self, images, labels, dropout_rate):
+        """The step of one replica, in a graph or eagerly; see `step`."""
+        self.network.get_layer("head").dropout.rate_variable = dropout_rate
+        step = tf.cast(self._step, tf.float32)
+        variables = [variable.value for variable in self.trained]
+        scale = getattr(self.optimizer, "dynamic_scale", None)
+        scale = 1.0 if scale is None else tf.cast(scale, tf.float32)
+        cross_entropy, logits, gradients = self._accumulate(
+            images, labels, variables, scale
+        )
+        self.network.get_layer("head").dropout.rate_variable = None
+        coefficient = progressive.weight_decay(self.config, self.plan, step)
+        gradients, l2 = self._add_weight_decay(
+            gradients, variables, coefficient, scale
+        )
+        gradients = self._clip(gradients, scale)
+        # Keras adds up what the replicas give it.
+        if self.replicas > 1:
+            gradients = [gradient / self.replicas for gradient in gradients]
+        self.optimizer.apply(gradients, self.trained)
+        self._update_averages(step)
+        top1, top5 = losses.hits(labels, logits)
+        metrics = self._mean_of_replicas(
+            {
+                "loss": cross_entropy + l2,
+                "cross_entropy": cross_entropy,
+                "l2": l2,
+                "top1": tf.reduce_mean(top1),
+                "top5": tf.reduce_mean(top5),
+            }
+        )
+        is_bad = (self._first_bad < 0) & ~tf.math.is_finite(metrics["loss"])
+        self._first_bad.assign(tf.where(is_bad, self._step, self._first_bad))
+        self._step.assign_add(1)
+        return metrics
+
+    def _mean_of_replicas(self, values):
+        """Returns means over all replicas, in whatever structure."""
+        if self.replicas == 1:
+            return values
+        return tf.distribute.get_replica_context().all_reduce(
+            tf.distribute.ReduceOp.MEAN, values
+        )
+
+    def _accumulate(self, images, labels, variables, scale):
+        """Returns what `_side_by_side` does, of one micro-batch at a time."""
+        batch = images.shape[0]
+        size = min(self.micro_batch_size or batch, batch)
+        count = batch // size
+        if count == 1:
+            return self._side_by_side(images, labels, variables, scale)
+
+        def add(index, cross_entropy, logits, gradients):
+            part = [
+                tf.ensure_shape(
+                    values[index * size : (index + 1) * size],
+                    [size, *values.shape[1:]],
+                )
+                for values in (images, labels)
+            ]
+            more = self._side_by_side(*part, variables, scale)
+            return (
+                index + 1,
+                cross_entropy + more[0] / count,
+                logits.write(index, tf.cast(more[1], tf.float32)),
+                [
+                    gradient + addend / count
+                    for gradient, addend in zip(gradients, more[2], strict=True)
+                ],
+            )
+
+        _, cross_entropy, logits, gradients = tf.while_loop(
+            lambda index, *_: index < count,
+            add,
+            (
+                0,
+                tf.zeros([]),
+                tf.TensorArray(
+                    tf.float32, count, element_shape=[size, labels.shape[1]]
+                ),
+                [tf.zeros_like(variable) for variable in variables],
+            ),
+            parallel_iterations=1,
+        )
+        return cross_entropy, logits.concat(), gradients
+
+    def _side_by_side(self, images, labels, variables, scale):
+        """Returns cross-entropy, logits and gradients of images.
+
+        On a CPU the parts of a batch are computed at the same time.
+        """
+        count = self.parts
+        if count == 1:
+            return self._part_step(images, labels, variables, scale)
+        parts = list(
+            zip(tf.split(images, count), tf.split(labels, count), strict=True)
+        )
+        if self.replicas == 1 and tf.inside_function():
+            results = self._call_on_parts(parts, variables, scale / count)
+        else:
+            results = [
+                self._part_step(*part, variables, scale / count)
+                for part in parts
+            ]
+        cross_entropy = tf.add_n([r[0] for r in results]) / count
+        logits = tf.concat([r[1] for r in results], 0)
+        gradients = [
+            tf.add_n(of_parts)
+            for of_parts in zip(*[r[2] for r in results], strict=True)
+        ]
+        return cross_entropy, logits, gradients
+
+    def _call_on_parts(self, parts, variables, scale):
+        """Returns `_part_step` of each part, of which the graph has one copy.
+
+        Copies would double the time to the first step. What the layers write,
+        which would make one call wait for the other, is written afterwards,
+        as if the parts had come in turn.
+        """
+        written = self.network.non_trainable_variables
+
+        @tf.function(
+            autograph=False, experimental_attributes={"_noinline": True}
+        )
+        def step(images, labels, scale, *values):
+            mapping = list(zip(written, values, strict=True))
+            with keras.StatelessScope(mapping) as scope:
+                results = self._part_step(images, labels, variables, scale)
+            return results, [scope.get_current_value(v) for v in written]
+
+        before = [tf.convert_to_tensor(each.value) for each in written]
+        seeds = [value.dtype.is_integer for value in before]
+        answers = [
+            step(
+                *part,
+                scale,
+                *(
+                    # Each layer draws once: a seed is [key, counter].
+                    value + tf.constant([0, index], value.dtype)
+                    if is_seed
+                    else value
+                    for value, is_seed in zip(before, seeds, strict=True)
+                ),
+            )
+            for index, part in enumerate(parts)
+        ]
+        momentum = tf.constant(self.config.model.bn_momentum, tf.float32)
+        for variable, old, is_seed, *new in zip(
+            written, before, seeds, *(a[1] for a in answers), strict=True
+        ):
+            value = new[0]
+            for other in new[1:]:
+                # new = momentum * old + (1 - momentum) * statistics.
+                value = other if is_seed else other + momentum * (value - old)
+            variable.assign(value)
+        return [results for results, _ in answers]
+
+    def _part_step(self, images, labels, variables, scale):
+        """Returns cross-entropy, logits and gradients of a part of a batch.
+
+        The gradients are those of `scale` times the cross-entropy.
+        """
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            logits = self.network(images, training=True)
+            cross_entropy = losses.cross_entropy(
+                labels,
+                logits,
+                self.config.train.loss_type,
+                self.config.train.label_smoothing,
+            )
+            loss = cross_entropy * scale
+        return cross_entropy, logits, tape.gradient(loss, variables)
+
+    def _add_weight_decay(self, gradients, variables, coefficient, scale):
+        """Adds the gradient of coefficient / 2 * |w|^2 and returns the loss.
+
+        By hand rather than by the tape, which would add four operations a
+        variable for the same numbers.
+        """
+        added, squares = [], []
+        factor = coefficient * scale
+        for gradient, variable, decayed in zip(
+            gradients, variables, self._decayed, strict=True
+        ):
+            if decayed:
+                value = tf.convert_to_tensor(variable)
+                gradient += factor * value
+                squares.append(tf.nn.l2_loss(value))
+            added.append(gradient)
+        return added, coefficient * tf.add_n(squares) if squares else 0.0
+
+    def _clip(self, gradients, scale):
+        """Clips the norm of each gradient, then the global norm."""
+        norm = self.config.train.gclip * scale
+        if not self.config.train.gclip:
+            return gradients
+        gradients = self._mean_of_replicas(gradients)
+        gradients = [tf.clip_by_norm(gradient, norm) for gradient in gradients]
+        return tf.clip_by_global_norm(gradients, norm)[0]
+
+    def _update_averages(self, step):
+        if self.averages is None:
+            return
+        part = 1.0 - schedules.ema_decay(self.config, step)
+        for average, weight in zip(
+            self.averages, self.network.weights, strict=True
+        ):
+            # average -= part * (average - weight), in one kernel.
+            tf.raw_ops.ResourceApplyGradientDescent(
+                var=average.handle, alpha=part, delta=average - weight.value
+            )
+
+    # --- Inference ----------------------------------------------------------
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Returns the logits of the averaged weights.
+
+        Args:
+            images: float32 [batch, height, width, 3], any batch.
+
+        Returns:
+            float32 [batch, classes].
+        """
+        if self._logits_function is None:
+            self._logits_function = self._make_logits()
+        return self._logits_function(tf.convert_to_tensor(images)).numpy()
+
+    def _make_logits(self) -> Callable:
+        @tf.function(
+            input_signature=[tf.TensorSpec([None, None, None, 3])],
+            autograph=False,
+            jit_compile=self.jit_compile or None,
+        )
+        def logits(images):
+            size = tf.shape(images)[0]
+            cuts = [size * k // self.parts for k in range(self.parts + 1)]
+            mapping = []
+            if self.averages is not None:
+                mapping = [
+                    (weight, tf.convert_to_tensor(average))
+                    for weight, average in zip(
+                        self.network.weights, self.averages, strict=True
+                    )
+                ]
+            with keras.StatelessScope(mapping):
+                parts = [
+                    self.network(images[first:last], training=False)
+                    for first, last in itertools.pairwise(cuts)
+                ]
+            return tf.cast(tf.concat(parts, 0), tf.float32)
+
+        return logits
+
+    # --- Errors -------------------------------------------------------------
+
+    @staticmethod
+    def is_out_of_memory(error: Exception) -> bool:
+        """Whether an error says that a device has too little memory."""
+        return isinstance(error, tf.errors.ResourceExhaustedError)
+
+    @staticmethod
+    def is_lost_worker(error: Exception) -> bool:
+        """Whether an error says that another machine is gone."""
+        return isinstance(
+            error, tf.errors.OpError
+        ) and "Collective ops is aborted" in str(error)
+
+
+def _with_few_graph_passes(function: Callable) -> Callable:
+    """Returns a `tf.function` whose graph is optimized in a shorter time."""
+
+    @functools.wraps(function)
+    def call(*args):
+        options = tf.config.optimizer
+        before = options.get_experimental_options()
+        # At each call: a graph belongs to the options it is called with.
+        options.set_experimental_options(dict.fromkeys(_SLOW_PASSES, False))
+        try:
+            return function(*args)
+        finally:
+            # Passes that were not set are on.
+            options.set_experimental_options(
+                {name: before.get(name, True) for name in _SLOW_PASSES}
+            )
+
+    return call

@@ -1,0 +1,148 @@
+"""Exact evaluation: every example counts once, whatever the batch size."""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from efficientnetv2 import checkpoints, engines
+from efficientnetv2.data import faults, pipeline, sources
+from efficientnetv2.engines import losses
+from efficientnetv2.models import weights
+from efficientnetv2.runs import Run, read_class_names
+
+
+def evaluate(
+    logits: Callable[[np.ndarray], np.ndarray],
+    dataset,
+    loss_type: str = "softmax",
+    observe: Callable | None = None,
+) -> dict[str, float]:
+    """Returns the metrics of a model on a dataset.
+
+    Args:
+        logits: from images to logits, float32 [batch, classes]; that of an
+            engine, say.
+        dataset: a `tf.data.Dataset` of images and labels, int64 [batch] or
+            float32 [batch, classes] of zeros and ones.
+        loss_type: see `losses.cross_entropy`.
+        observe: called with each batch: images, labels as vectors, logits.
+
+    Returns:
+        'top1' and 'top5' in [0, 1], 'cross_entropy' in nats and 'images', the
+        number of examples. Vectors of labels, of which an image may have
+        several, add
+
+            precision_1, precision_5  share of right classes among the
+                                      likeliest one or five
+            recall_1, recall_5        share of the labels that are among these
+            pr_auc                    area under the curve of precision by
+                                      recall over all pairs of image and
+                                      class, 200 thresholds
+
+        and there 'top1' and 'top5' say how often any of the labels is found.
+    """
+    images, entropy, curve = 0, 0.0, None
+    top1 = top5 = found_labels = all_labels = 0.0
+    for batch_images, labels in dataset.as_numpy_iterator():
+        outputs = logits(batch_images)
+        vectors = to_vectors(labels, outputs.shape[1])
+        found = np.asarray(losses.at_likeliest(vectors, outputs))
+        loss = float(losses.cross_entropy(vectors, outputs, loss_type))
+        images += len(labels)
+        entropy += loss * len(labels)
+        top1 += float(found[:, 0].sum())
+        top5 += float(found.max(axis=1).sum())
+        found_labels += float(found.sum())
+        all_labels += float(vectors.sum())
+        if labels.ndim == 2:
+            curve = curve or keras.metrics.AUC(200, curve="PR")
+            curve.update_state(vectors, keras.ops.sigmoid(outputs))
+        if observe is not None:
+            observe(batch_images, vectors, outputs)
+    result = {
+        "top1": top1 / images,
+        "top5": top5 / images,
+        "cross_entropy": entropy / images,
+        "images": images,
+    }
+    if curve is not None:
+        result |= {
+            "precision_1": top1 / images,
+            "precision_5": found_labels / (found.shape[1] * images),
+            "recall_1": top1 / all_labels,
+            "recall_5": found_labels / all_labels,
+            "pr_auc": float(curve.result()),
+        }
+    return result
+
+
+def to_vectors(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Returns labels as float32 [batch, classes].
+
+    Args:
+        labels: int64 [batch], or float32 [batch, at most classes] of zeros
+            and ones.
+        classes: width of the result.
+    """
+    if labels.ndim == 1:
+        return (labels[:, None] == np.arange(classes)).astype(np.float32)
+    return np.pad(labels, [(0, 0), (0, classes - labels.shape[1])])
+
+
+def load_averaged(
+    network: keras.Model, checkpoint: checkpoints.Checkpoint
+) -> None:
+    """Sets the averaged weights of a checkpoint, else the raw ones."""
+    source = weights.from_arrays(checkpoint.arrays, str(checkpoint.path))
+    weights.assign(network, source)
+
+
+def evaluate_checkpoint(
+    run: Run,
+    name: str | None,
+    observe: Callable | None = None,
+    engine=None,
+) -> dict:
+    """Evaluates the averaged weights of a checkpoint on `eval.split`.
+
+    Args:
+        run: of the checkpoint.
+        name: see `checkpoints.find`.
+        observe: see `evaluate`.
+        engine: whose network is used, its training being over; None: a new
+            one.
+
+    Returns:
+        The metrics of `evaluate`, with 'checkpoint', 'step', 'dataset' and
+        'split'.
+    """
+    config = run.config
+    checkpoint = checkpoints.load(checkpoints.find(run.model_dir, name))
+    source = run.split(config.eval.split)
+    names = read_class_names(run.model_dir)
+    if names is not None and not config.data.multi_label:
+        source = sources.in_order_of(source, names)
+    if engine is None:
+        engine = engines.create(config, run.plan, run.log, training=False)
+    load_averaged(engine.network, checkpoint)
+    with faults.named(source):
+        result = evaluate(
+            engine.logits,
+            pipeline.evaluation_dataset(source, config),
+            config.train.loss_type,
+            observe,
+        )
+    run.left_out.report()
+    result |= {
+        "checkpoint": checkpoint.path.name,
+        "step": checkpoint.meta["step"],
+        "dataset": config.data.ds_name,
+        "split": config.eval.split,
+    }
+    run.log(
+        f"{config.eval.split}: top-1 {result['top1']:.2%} top-5 "
+        f"{result['top5']:.2%} ({result['images']:,} images, "
+        f"{checkpoint.path.name}, step {result['step']:,})"
+    )
+    return result

@@ -1,0 +1,130 @@
+"""Files that are complete or absent, and locks that end with their process."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from efficientnetv2.errors import UserError
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+class CheckpointError(UserError):
+    """A file of a run that cannot be written, found, read or matched."""
+
+
+def cannot_write(path: str | os.PathLike, reason: str) -> CheckpointError:
+    """Returns the error for a file or folder of a run, and what to do."""
+    return CheckpointError(
+        f"Cannot write {path}: {reason}. Earlier files are unharmed; free "
+        "space or make the folder writable, then run the same command to go "
+        "on."
+    )
+
+
+@contextlib.contextmanager
+def writing(folder: str | os.PathLike) -> Iterator[None]:
+    """Converts the errors of a full or read-only disk into CheckpointError.
+
+    Args:
+        folder: that is written.
+
+    Raises:
+        CheckpointError: instead of the error of the system or of TensorFlow.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        # A write to an open file does not say which.
+        path = error.filename or folder
+        raise cannot_write(path, error.strerror) from error
+    except Exception as error:
+        # TensorFlow's errors are recognized without importing it.
+        text = getattr(error, "message", None)
+        for reason in map(os.strerror, _UNWRITABLE):
+            if isinstance(text, str) and reason in text:
+                raise cannot_write(folder, reason) from error
+        raise
+
+
+def write_atomically(path: str | os.PathLike, write) -> None:
+    """Writes a file so that it is either complete or not there.
+
+    Args:
+        path: final place.
+        write: function that writes to an open binary file.
+
+    Raises:
+        CheckpointError: if the disk is full or the folder not writable; a
+            file that was at `path` is unharmed.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        # A folder that became read-only refuses this, too.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error.strerror or str(error)) from error
+
+
+def write_json(path: str | os.PathLike, content) -> None:
+    """Writes JSON atomically; see `write_atomically`."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text atomically; see `write_atomically`."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+class Lock(NamedTuple):
+    """What `locked` has found.
+
+    Attributes:
+        holder: who has the lock, 'process 123 on host'; None: it is ours.
+        descriptor: of the locked file. A child that inherits it holds the
+            lock, too.
+    """
+
+    holder: str | None
+    descriptor: int
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike) -> Iterator[Lock]:
+    """Locks a file, which is made if needed, while the context is open.
+
+    A filesystem without locks locks nothing.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            yield Lock(holder, file.fileno())
+            return
+        except OSError:
+            yield Lock(None, file.fileno())
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield Lock(None, file.fileno())
