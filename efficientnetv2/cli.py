@@ -145,7 +145,7 @@ def help_text(program: str, command: ModuleType, full: bool = False) -> str:
         full: all flags and all of their texts; else a screen of 24 lines of
             80 columns.
     """
-    summary, _, rest = command.__doc__.strip().partition("\n\n")
+    summary, _, rest = command.__doc__.rstrip().partition("\n\n")
     values = own_flags(command)
     if full:
         lines = [f"{program}: {summary}", "", rest, ""]

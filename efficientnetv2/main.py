@@ -18,7 +18,6 @@ from efficientnetv2.errors import UserError
 from efficientnetv2.serving import formats
 
 MODES = (*running.TRAINING_MODES, "eval", "report", "export")
-RARE = (*running.SWITCHES, "allow_disagreement")
 
 
 def define_flags(values: flags.FlagValues) -> None:

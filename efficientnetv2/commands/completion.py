@@ -1,8 +1,10 @@
 """Print a script that completes commands, flags and names in a shell.
 
-eval "$(efficientnetv2 completion bash)"       # in ~/.bashrc
-eval "$(efficientnetv2 completion zsh)"        # in ~/.zshrc
-efficientnetv2 completion fish | source        # in config.fish
+    eval "$(efficientnetv2 completion bash)"       # in ~/.bashrc
+    eval "$(efficientnetv2 completion zsh)"        # in ~/.zshrc
+    efficientnetv2 completion fish | source        # in config.fish
+
+The names of datasets, models, recipes and studies are those of this version.
 """
 
 from collections.abc import Sequence

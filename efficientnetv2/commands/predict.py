@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from efficientnetv2 import quiet
+from efficientnetv2 import files, quiet
 from efficientnetv2.data import folders
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.serving import locate
@@ -202,17 +202,17 @@ def _write_files(given, classifier, path: str, best, is_sure: bool) -> None:
         picture.save(inspection.free_place(given.grad_cam_to, path, ".png"))
 
 
-def _write_features(file: str, classifier, paths, batch_size: int) -> None:
+def _write_features(path: str, classifier, paths, batch_size: int) -> None:
     import numpy as np
 
     from efficientnetv2.serving import inspection
 
     rows = inspection.features(classifier, paths, batch_size)
     files.write_atomically(
-        file, lambda out: np.savez(out, files=np.array(paths), features=rows)
+        path, lambda out: np.savez(out, files=np.array(paths), features=rows)
     )
     print(
-        f"Features {list(rows.shape)} of {len(paths)} images: {file}",
+        f"Features {list(rows.shape)} of {len(paths)} images: {path}",
         file=sys.stderr,
     )
 
