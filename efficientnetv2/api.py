@@ -19,6 +19,7 @@ from efficientnetv2 import (
     files,
     recovery,
     runs,
+    user_callbacks,
 )
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import train as train_lib
@@ -168,6 +169,8 @@ def _train(run: runs.Run, mode: str) -> None:
         train_lib.train(run)
         return
     with runs.claimed(run):
+        named = user_callbacks.load(run.config.train.callbacks)
+        run.callbacks = [*run.callbacks, *named]
         _train_as_chief(run, mode)
 
 

@@ -14,8 +14,14 @@ import ml_collections
 import numpy as np
 
 import efficientnetv2
+from efficientnetv2 import (
+    checkpoints,
+    declarative,
+    files,
+    formatting,
+    progressive,
+)
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative, files, formatting, progressive
 from efficientnetv2.config import RunPlan, run_plan
 from efficientnetv2.data import class_list, faults, registry
 from efficientnetv2.engines import schedules
@@ -200,7 +206,8 @@ def _check_config(run: Run) -> None:
     """Writes config.yaml, which must agree with one that is there."""
     folder = run.model_dir
     path = folder / config_lib.FILE
-    if path.exists():
+    # A start that failed before the first checkpoint binds nobody.
+    if path.exists() and _has_begun(run):
         saved = declarative.read_yaml(path)
         changed = [
             difference
@@ -222,6 +229,12 @@ def _check_config(run: Run) -> None:
         (config_lib.FILE, config_lib.to_yaml(run.config)),
     ):
         files.write_text(folder / name, text)
+
+
+def _has_begun(run: Run) -> bool:
+    """Whether a folder holds a checkpoint to go on with, or a result."""
+    found = checkpoints.folder(run.model_dir).glob("*.npz")
+    return any(found) or bool(run.read_metrics().get("finished"))
 
 
 def read_class_names(model_dir: pathlib.Path) -> list[str] | None:

@@ -134,8 +134,11 @@ def load_info(name: str) -> DatasetInfo:
     path = folders.expand(name)
     if path.is_dir() or "/" in name:
         return _folder_info(name, path)
+    here = [path.name for path in pathlib.Path(".").iterdir() if path.is_dir()]
+    folder = nearest(name, here)
+    hint = f" There is a folder {folder!r} here." if folder else ""
     raise ConfigError(
-        f"Unknown dataset {name!r}."
+        f"Unknown dataset {name!r}.{hint}"
         + suggest(name, names("datasets"))
         + " Or give the path of a folder of images or of a YAML file."
     )

@@ -20,7 +20,14 @@ from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.formatting import format_seconds
-from efficientnetv2 import checkpoints, evaluation, progress, progressive, runs, train
+from efficientnetv2 import (
+    checkpoints,
+    evaluation,
+    progress,
+    progressive,
+    runs,
+    train,
+)
 from efficientnetv2.engines import schedules
 from tests.conftest import trainer_and_batch
 
@@ -611,9 +618,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(checkpoints.CheckpointError, match="No space left"):
-        files.write_atomically(
-            checkpoints.path_of_step(tmp_path, 2), full
-        )
+        files.write_atomically(checkpoints.path_of_step(tmp_path, 2), full)
     assert [p.name for p in checkpoints.folder(tmp_path).iterdir()] == [
         "ckpt-00000001.npz"
     ]
