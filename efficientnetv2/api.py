@@ -23,7 +23,7 @@ from efficientnetv2 import (
 )
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import train as train_lib
-from efficientnetv2.data import preview, registry
+from efficientnetv2.data import checks, preview, registry
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export as export_lib
 from efficientnetv2.serving.spec import ServingSpec
@@ -185,6 +185,7 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
         return
     engines.set_up(run.config)
     run.update_metrics(environment=runs.environment())
+    _look_at_data(run, mode)
     engine = train_lib.train(run)
     if mode == "train":
         run.log(f"Trained: {run.model_dir}")
@@ -201,6 +202,16 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
         f"Done: {split} top-1 {result['top1']:.2%} after "
         f"{metrics['train_seconds'] / 60:.1f} minutes of training.{model}"
     )
+
+
+def _look_at_data(run: runs.Run, mode: str) -> None:
+    """Finds what can be found wrong before the first step in seconds."""
+    options = run.config
+    names = [options.train.split, options.eval.val_split]
+    if mode != "train":
+        names.append(options.eval.split)
+    splits = {name: run.split(name) for name in names if name is not None}
+    checks.before_training(options, splits, run.log)
 
 
 def evaluate_and_report(

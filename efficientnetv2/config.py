@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -37,7 +37,9 @@ _NULLABLE = {
     "model.fused_stages": int,
     "model.round_limit": float,
     "model.bn_type": str,
+    "model.survival_prob": float,
     "model.conv_dropout": float,
+    "model.dropout_rate": float,
     "model.dropout_base": float,
     "model.headbias": float,
     "train.ft_init_ckpt": str,
@@ -70,6 +72,7 @@ _CHOICES = {
     ],
     "train.on_nan": ["stop", "rollback"],
     "data.on_corrupt": ["error", "skip"],
+    "data.cutmix_labels": ["image", "batch"],
     "train.loss_type": ["softmax", "sigmoid", "sigmoid_sum"],
     "train.lr_sched": ["exponential", "cosine", "linear", "constant"],
     "runtime.mixed_precision": ["mixed_bfloat16", "mixed_float16", "float32"],
@@ -91,7 +94,7 @@ _RANGES = {
     "model.depth_coefficient": (1e-3, None),
     "model.depth_divisor": (1, None),
     "model.feature_size": (1, None),
-    "model.survival_prob": (1e-6, 1),
+    "model.survival_prob": (0, 1),
     "model.dropout_rate": (0, 0.999),
     "model.dropout_base": (0, 0.999),
     "model.conv_dropout": (0, 0.999),
@@ -141,7 +144,6 @@ _RANGES = {
     "checkpoint.every_steps": (0, None),
     "runtime.threads": (0, None),
 }
-NOT_SET = "(not set)"
 # Of whole numbers without a limit of their own.
 _LARGEST = 2**31 - 1
 MIN_IMAGE_SIZE = 8
@@ -477,12 +479,19 @@ def read_saved(model_dir: str | os.PathLike) -> dict:
 
 
 def as_begun(
-    config: ml_collections.ConfigDict, model_dir: str | os.PathLike
+    config: ml_collections.ConfigDict,
+    model_dir: str | os.PathLike,
+    log: Callable[[str], None],
 ) -> ml_collections.ConfigDict:
     """Returns the configuration for going on with a run of an older version.
 
     Options that its `config.yaml` does not know keep the values of
     hparams/base.yaml, which are those of the time before.
+
+    Args:
+        config: as it would be now.
+        model_dir: of the run; if there is none, the result is `config`.
+        log: prints one line, for options that are asked for and not taken.
     """
     path = pathlib.Path(model_dir) / FILE
     if not path.exists():
@@ -491,8 +500,13 @@ def as_begun(
     config = config.copy_and_resolve_references().unlock()
     for key, value in _Merger().flat.items():
         section, option = key.split(".")
-        if key not in saved and option in config[section]:
-            config[section][option] = value
+        if key in saved or config[section][option] == value:
+            continue
+        log(
+            f"{path} is older than {key}: the run keeps {value!r}, not "
+            f"{config[section][option]!r}."
+        )
+        config[section][option] = value
     return config.lock()
 
 
@@ -637,19 +651,24 @@ def to_yaml(config: ml_collections.ConfigDict) -> str:
 
 
 def differences(
-    old: Mapping, new: Mapping, free: tuple[str, ...] = ()
+    old: Mapping,
+    new: Mapping,
+    free: tuple[str, ...] = (),
+    only_common: bool = False,
 ) -> list[tuple[str, Any, Any]]:
     """Returns (option, old value, new value) of what differs.
 
     Args:
         old, new: nested mappings, such as two loaded `config.yaml`.
         free: beginnings of options that may differ, see `FREE_OPTIONS`.
+        only_common: pass over options that only one of them has.
     """
     old, new = _flatten(old), _flatten(new)
+    keys = old.keys() & new.keys() if only_common else old.keys() | new.keys()
     return [
-        (key, old.get(key, NOT_SET), new.get(key, NOT_SET))
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, NOT_SET) != new.get(key, NOT_SET)
+        (key, old.get(key, "(not set)"), new.get(key, "(not set)"))
+        for key in sorted(keys)
+        if old.get(key, "(not set)") != new.get(key, "(not set)")
         and not key.startswith(free)
     ]
 

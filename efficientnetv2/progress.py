@@ -284,15 +284,15 @@ class Progress:
         if self.redraws:
             columns = shutil.get_terminal_size((80, 24)).columns
             self.bar.set_description_str(
-                self._describe(columns - _BESIDE), refresh=False
+                self.describe(columns - _BESIDE), refresh=False
             )
             self.bar.n = self.step
             self.bar.refresh()
         else:
             share = f"{self.step / self.total:4.0%} "
-            print(share + self._describe(75), file=self.stream, flush=True)
+            print(share + self.describe(75), file=self.stream, flush=True)
 
-    def _describe(self, columns: int) -> str:
+    def describe(self, columns: int) -> str:
         """Returns as much about the step as fits a number of columns."""
         index = self.run.stage_of_steps[self.step - 1]
         stage, stages = self.run.stages[index], len(self.run.stages)
@@ -300,14 +300,16 @@ class Progress:
         rate, left = self.images_per_second(), self.seconds_left()
         run_left = format_seconds(left)
         stage_left = format_seconds(self.seconds_left(stage.last_step))
-        of_stage = f"{stage_left} of " if not self.is_random else ""
+        both = f"{stage_left}, {run_left}"
+        ends = f"stage ends in {stage_left}, run in {run_left}"
+        if self.is_random:
+            both, ends = run_left, f"run ends in {run_left}"
         size = stage.image_size
         for text in (
             f" stage {index + 1}/{stages} of {size} px  loss {loss:.3f}  "
-            f"top-1 {top1:.1%}  {rate:,.0f} images/s  {of_stage}{run_left} "
-            "left",
+            f"top-1 {top1:.1%}  {rate:,.0f} images/s  {ends}",
             f" {index + 1}/{stages} {size}px loss {loss:.3f} top-1 {top1:.1%} "
-            f"{rate:.0f} images/s {of_stage}{run_left} left",
+            f"{rate:.0f} images/s {both} left",
             f" {index + 1}/{stages} {size}px loss {loss:.2f} {top1:.0%} "
             f"{run_left} left",
             f" {size}px {loss:.2f} {run_left}",

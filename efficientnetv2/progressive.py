@@ -68,9 +68,10 @@ def build_stages(
     train, data, model = config.train, config.data, config.model
     stages = train.stages
     ends = [plan.total_steps * (k + 1) // stages for k in range(stages)]
+    dropout_rate = model.dropout_rate or 0.0
     dropout_base = model.dropout_base
     if dropout_base is None:
-        dropout_base = model.dropout_rate
+        dropout_base = dropout_rate
     columns = zip(
         [0] + ends[:-1],
         ends,
@@ -88,7 +89,7 @@ def build_stages(
             stages,
             train.adaptive_mixing,
         ),
-        _ramp(dropout_base, model.dropout_rate, stages, train.adaptive_dropout),
+        _ramp(dropout_base, dropout_rate, stages, train.adaptive_dropout),
         [train.batch_size] * stages,
         strict=True,
     )

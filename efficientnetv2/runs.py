@@ -162,7 +162,7 @@ def make_run(
     log: Callable[[str], None] = print,
 ) -> Run:
     """Returns a run; writes no file."""
-    config = config_lib.as_begun(config, model_dir)
+    config = config_lib.as_begun(config, model_dir, log)
     plan = run_plan(config)
     stages = progressive.build_stages(config, plan)
     return Run(config, plan, stages, pathlib.Path(model_dir), log)
@@ -208,14 +208,13 @@ def _check_config(run: Run) -> None:
     path = folder / config_lib.FILE
     # A start that failed before the first checkpoint binds nobody.
     if path.exists() and _has_begun(run):
-        saved = declarative.read_yaml(path)
-        changed = [
-            difference
-            for difference in config_lib.differences(
-                saved, run.config.to_dict(), config_lib.FREE_OPTIONS
-            )
-            if difference[1] != config_lib.NOT_SET
-        ]
+        # What an earlier version wrote lacks the options that came later.
+        changed = config_lib.differences(
+            declarative.read_yaml(path),
+            run.config.to_dict(),
+            config_lib.FREE_OPTIONS,
+            only_common=True,
+        )
         if changed:
             lines = config_lib.format_differences(changed)
             raise RunError(

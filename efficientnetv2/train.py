@@ -209,16 +209,12 @@ def _evaluate(run: Run, engine, dataset, state: State, clock: Clock) -> dict:
 
 
 def _out_of_patience(run: Run, state: State) -> bool:
-    """Whether the last `eval.patience` evaluations brought nothing better."""
-    patience, history = run.config.eval.patience, state.history
-    if not patience or not history["evaluations"]:
-        return False
-    since_best = [
-        each
-        for each in history["evaluations"]
-        if each["step"] > history["best"]["step"]
-    ]
-    return len(since_best) >= patience
+    """Whether `eval.patience` evaluations in a row brought nothing better."""
+    best, since_best = -1.0, 0
+    for each in state.history["evaluations"]:
+        since_best = 0 if each["top1"] > best else since_best + 1
+        best = max(best, each["top1"])
+    return 0 < run.config.eval.patience <= since_best
 
 
 def _scalars(run: Run, state: State, progress: Progress, clock: Clock) -> dict:

@@ -11,9 +11,10 @@ from absl import logging
 from efficientnetv2 import checkpoints
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import nearest
-from efficientnetv2.models import architecture, published, weights
+from efficientnetv2.models import architecture, weights
 from efficientnetv2.models.block_strings import expand_blocks
 from efficientnetv2.models.naming import WeightsError
+from efficientnetv2.models.weights import published
 
 _V1_ROUND_LIMIT = 0.9
 

@@ -6,6 +6,7 @@ import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import numpy as np
 import pytest
 
 from efficientnetv2 import config as config_lib
@@ -40,8 +41,6 @@ def tiny_config():
 
 def make_source():
     """Returns 200 small examples whose class can be seen in the picture."""
-    import numpy as np
-
     from efficientnetv2.data.sources import ArraySource
 
     labels = np.arange(200, dtype=np.int64) % 10
@@ -64,7 +63,7 @@ def small_data(monkeypatch, source):
     from efficientnetv2.data import registry, sources
 
     splits = {
-        name: registry.Split(200, tfds_split="train")
+        name: registry.Split(200, part="train")
         for name in ("train", "minival", "trainval", "eval")
     }
     info = dataclasses.replace(
@@ -107,15 +106,16 @@ def folder_run(tmp_path_factory, source):
     return root / "run"
 
 
-def trainer_and_batch(config, source, folder):
-    """Returns a trainer that has made fifty steps, and a batch for it."""
+def engine_and_batch(config, source, folder):
+    """Returns an engine that has done fifty steps, and a batch for it."""
+    from efficientnetv2 import engines, runs
     from efficientnetv2.data import pipeline
-    from efficientnetv2 import runs, train
 
     run = runs.make_run(config, folder, print)
-    trainer = loop.build_trainer(run)
-    trainer.step.assign(50)
-    trainer.optimizer.iterations.assign(50)
+    engine = engines.create(config, run.plan)
+    state = engine.arrays()
+    state["step"] = state["optimizer/iteration"] = np.int64(50)
+    engine.restore(state, "the test")
     plan = config_lib.RunPlan(200, 6, run.plan.total_steps)
     dataset = pipeline.training_dataset(source, config, plan, run.stages)
-    return trainer, next(iter(dataset))
+    return engine, next(iter(dataset))

@@ -90,11 +90,11 @@ def check_images(first: int, last: int, report) -> dict[str, int]:
     """Decodes the damaged images of some seeds."""
     import tensorflow as tf
 
-    from efficientnetv2.data import preprocessing
+    from efficientnetv2.data import decoding
 
     files = seeds_of_images()
     decode = tf.function(
-        preprocessing.decode,
+        decoding.decode,
         input_signature=[tf.TensorSpec([], tf.string)],
         autograph=False,
     )

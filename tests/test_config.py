@@ -5,15 +5,17 @@ import functools
 import json
 
 import ml_collections
+import numpy as np
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative
+from efficientnetv2 import declarative, progressive
 from efficientnetv2.config import ConfigError, load
 from efficientnetv2.errors import UserError
+from efficientnetv2.models import architecture
 
 
 def test_later_layers_win():
@@ -123,12 +125,44 @@ def test_every_recipe_and_model_loads():
         assert config.model.model_name == model
 
 
+@pytest.mark.parametrize("survival", ["0", "null", "1"])
+def test_regularization_that_is_off_as_in_the_released_code(survival):
+    """There both are switched off by 0 or None."""
+    config = load(
+        "fashion_mnist",
+        hparam_str=f"model.survival_prob={survival},model.dropout_rate=null,"
+        "model.blocks=r2_k3_s1_e1_i8_o8_c1,model.feature_size=8",
+    )
+    stages = progressive.build_stages(config, config_lib.run_plan(config))
+    assert {stage.dropout_rate for stage in stages} == {0.0}
+    model = architecture.build(config.model.to_dict())
+    images = np.ones((8, 8, 8, 3), np.float32)
+    first, second = (model(images, training=True) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_steps_follow_main_tf2_and_can_follow_main():
+    """main_tf2.py counts whole batches, main.py divides as floats."""
+    images, batch, epochs = 1_256_144, 4096, 350
+    whole = load("imagenet", "efficientnetv2-s")
+    plan = config_lib.run_plan(whole)
+    assert plan.steps_per_epoch == images // batch
+    assert plan.total_steps == epochs * (images // batch)
+    steps = epochs * images // batch
+    assert steps == 107_336
+    longer = load(
+        "imagenet", "efficientnetv2-s", hparam_str=f"train.min_steps={steps}"
+    )
+    assert config_lib.run_plan(longer).total_steps == steps
+
+
 def test_differences_name_both_values():
     old, new = {"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}
     assert config_lib.differences(old, new) == [
         ("a.c", 2, 3),
         ("d", "(not set)", 4),
     ]
+    assert config_lib.differences(old, new, only_common=True) == [("a.c", 2, 3)]
 
 
 @settings(max_examples=150, deadline=None)

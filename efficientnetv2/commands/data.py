@@ -5,10 +5,13 @@ r"""List datasets; see, write or prepare one.
     efficientnetv2 data preview --dataset=fashion_mnist --output_dir=preview
     efficientnetv2 data export --dataset=fashion_mnist --images_per_class=100 \
         --output_dir=photos
+    efficientnetv2 data check --dataset=photos
 
 `preview` writes a contact sheet for each stage of a run: what the network
 sees, with the labels and their weights below each image. `export` writes a
 dataset as a folder of images, or as TFRecord shards with their YAML file.
+`check` decodes every image and lists those that cannot be read; the exit
+status is then 1.
 """
 
 import pathlib
@@ -17,10 +20,10 @@ from collections.abc import Sequence
 from absl import flags
 
 from efficientnetv2 import cli, config, declarative, quiet, tables
-from efficientnetv2.data import registry
+from efficientnetv2.data import fashion_mnist, registry
 from efficientnetv2.errors import UserError
 
-ACTIONS = ("preview", "export")
+ACTIONS = ("preview", "export", "check")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -57,7 +60,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
 
 
-def run(given: flags.FlagValues, words: Sequence[str]) -> None:
+def run(given: flags.FlagValues, words: Sequence[str]) -> int | None:
     action, *more = words or [None]
     if action is not None and action not in ACTIONS:
         raise UserError(
@@ -73,16 +76,21 @@ def run(given: flags.FlagValues, words: Sequence[str]) -> None:
         _preview(given)
     elif action == "export":
         _export(given, folder)
+    elif action == "check":
+        return _check(given, folder)
     elif given.dataset:
         _one(given.dataset, folder)
     else:
         _table(folder)
+    return None
 
 
 def _state(info: registry.DatasetInfo, folder: pathlib.Path) -> str:
     """Returns what of a dataset is on this machine, in a word or two."""
     if info.source == "folder":
         return "here"
+    if info.source == "idx":
+        return "here" if fashion_mnist.is_here(folder) else "-"
     if info.source == "tfds":
         place = folder / info.tfds_name.replace(":", "/")
         return "here" if any(place.rglob("dataset_info.json")) else "-"
@@ -144,7 +152,7 @@ def _one(name: str, folder: pathlib.Path) -> None:
     if more > 0:
         rows[0] = (rows[0][0], f"{rows[0][1]} and {more:,} more")
     for split, content in info.splits.items():
-        where = content.tfds_split or content.files or ""
+        where = content.tfds_split or content.part or content.files or ""
         shards = [n for n in content.shards if n is not None]
         text = f"{content.num_images:,} images  {where}"
         if shards:
@@ -197,3 +205,13 @@ def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
         f"Train on them: {cli.program()} train --dataset={path} "
         f"--model_dir=runs/{name}"
     )
+
+
+def _check(given: flags.FlagValues, folder: pathlib.Path) -> int:
+    info = registry.load_info(given.dataset)
+    with quiet.importing_tensorflow():
+        from efficientnetv2.data import checks, sources
+    wrong = checks.check(
+        info, lambda split: sources.load_from(info, split, folder)
+    )
+    return 1 if wrong else 0

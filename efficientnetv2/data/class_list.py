@@ -1,13 +1,19 @@
-"""The file of the names of the classes: one a line, in the order of labels.
+"""Names of classes: their file, and how two lists of them are compared.
 
-A folder of images may have one; a run and a SavedModel leave one.
+The file has one name per line, in the order of the labels. A folder of images
+may have one; a run and a SavedModel leave one.
 """
 
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from efficientnetv2.data.listing import normal_form
+from efficientnetv2.errors import DataError, nearest
 
 FILE = "class_names.txt"
+# Lists up to this length are shown whole.
+_SHOWN = 24
 
 
 def to_text(names: Iterable[str]) -> str:
@@ -22,5 +28,60 @@ def read(path: str | os.PathLike) -> list[str]:
         OSError: if it cannot be read.
         UnicodeDecodeError: if it is no UTF-8.
     """
-    text = pathlib.Path(path).read_text(encoding="utf-8")
+    text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     return text.removesuffix("\n").split("\n") if text else []
+
+
+def folder_name(class_name: str) -> str:
+    """Returns a class's name as that of a folder: 'T-shirt-top'."""
+    return normal_form(class_name).replace("/", "-").lstrip(".")
+
+
+def places(found: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """Returns where each of some names stands in a list of names.
+
+    Args:
+        found: names of classes, or of their folders.
+        wanted: of which each must be one.
+
+    Raises:
+        DataError: shows both lists, and names what is not in `wanted`.
+    """
+    by_name: dict[str, list[int]] = {}
+    for place, name in enumerate(wanted):
+        for key in {name, folder_name(name)}:
+            by_name.setdefault(key, []).append(place)
+    order = []
+    for name in found:
+        known = by_name.get(name) or by_name.get(folder_name(name), [])
+        if len(known) != 1:
+            near = nearest(name, wanted)
+            hint = f" Did you mean {near!r}?" if near and not known else ""
+            what = "has several classes" if known else "does not know the class"
+            raise DataError(
+                f"The model {what} {name!r}.{hint}\n"
+                f"{both(wanted, found, 'the model', 'the data')}"
+            )
+        order.append(known[0])
+    return order
+
+
+def both(
+    one: Sequence[str], other: Sequence[str], one_is: str, other_is: str
+) -> str:
+    """Returns two lists of names for an error, in two lines or more.
+
+    Of long lists only what differs is shown.
+    """
+    lines = []
+    for label, names, others in ((one_is, one, other), (other_is, other, one)):
+        shown = [f"{k} {name!r}" for k, name in enumerate(names)]
+        if len(names) > _SHOWN:
+            shown = [
+                text
+                for k, text in enumerate(shown)
+                if k >= len(others) or names[k] != others[k]
+            ][:_SHOWN]
+            shown.append("...")
+        lines.append(f"  {label}: {len(names):,} classes: {', '.join(shown)}")
+    return "\n".join(lines)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import yaml
 
-from efficientnetv2.data import class_list, folders, pipeline
+from efficientnetv2.data import class_list, pipeline
 from efficientnetv2.data.registry import DatasetInfo
 from efficientnetv2.data.sources import ArraySource, Source
 from efficientnetv2.errors import DataError
@@ -119,7 +119,7 @@ def encoded(source: Source, images_per_class: int | None = None) -> Examples:
 def _write_folder(
     examples: Examples, class_names: Sequence[str], folder: pathlib.Path
 ) -> None:
-    places = [folder / folders.folder_name(name) for name in class_names]
+    places = [folder / class_list.folder_name(name) for name in class_names]
     for place in places:
         place.mkdir(parents=True)
     for number, (image, label) in enumerate(examples):

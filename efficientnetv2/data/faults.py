@@ -10,12 +10,12 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import ml_collections
 import tensorflow as tf
 
-from efficientnetv2.data import preprocessing, sources
+from efficientnetv2.data import decoding, sources
 from efficientnetv2.data.sources import (
     ArraySource,
     EncodedSource,
@@ -25,6 +25,7 @@ from efficientnetv2.data.sources import (
 from efficientnetv2.errors import DataError
 
 _SHOWN = 5
+_AT_ONCE = 1_000
 # TensorFlow quotes a record that it cannot parse in its message; where the
 # record is no UTF-8, raising the error fails itself.
 _NO_EXAMPLE = "Could not parse example input"
@@ -157,55 +158,105 @@ def _fault_of_item(source: EncodedSource, item) -> str | None:
 def find(source: Source) -> str | None:
     """Returns what is wrong with the first bad example, None if all are good.
 
-    Reads and decodes every example in turn.
+    Reads and decodes examples until then.
+    """
+    return next(every(source), None)
+
+
+def every(
+    source: Source, advance: Callable[[int], object] = lambda _: None
+) -> Iterator[str]:
+    """Yields what is wrong with each bad example, in order.
+
+    Reads and decodes every example, several at once.
+
+    Args:
+        source: a split.
+        advance: called with a number of examples when they are done.
     """
     if isinstance(source, ArraySource):
-        return None
-    if isinstance(source, EncodedSource):
-        return _in_examples(source)
-    return _in_shards(source)
+        advance(len(source))
+        return
+    threads = os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        if isinstance(source, EncodedSource):
+            yield from _in_examples(source, pool, advance)
+        else:
+            yield from _in_shards(source, pool, advance)
 
 
-def _in_examples(source: EncodedSource) -> str | None:
-    for index, item in enumerate(source.items):
-        reason = _fault_of_item(source, item)
-        if reason:
-            return (
-                f"{source.describe(index)} cannot be read: {reason}. Repair "
-                "or remove it."
-            )
-    return None
+def _in_examples(source: EncodedSource, pool, advance) -> Iterator[str]:
+    fault_of = functools.partial(_fault_of_item, source)
+    # Whoever wants one fault alone need not wait for the others.
+    for first in range(0, len(source), _AT_ONCE):
+        part = source.items[first : first + _AT_ONCE]
+        for index, reason in enumerate(pool.map(fault_of, part), first):
+            advance(1)
+            if reason:
+                yield (
+                    f"{source.describe(index)} cannot be read: {reason}. "
+                    "Repair or remove it."
+                )
 
 
-def _in_shards(source: StreamSource) -> str | None:
+def _in_shards(source: StreamSource, pool, advance) -> Iterator[str]:
     total = 0
-    for shard in source.shards:
-        number = shard.skip
-        place = shard.path
-        try:
-            for record in sources.records(shard):
-                place = f"{shard.path}, record {number:,}"
-                encoded, _ = source.parse(record)
-                reason = fault_of_image(encoded)
-                if reason:
-                    return f"{place}: the image cannot be read: {reason}."
-                number += 1
-            place = shard.path
-        except tf.errors.DataLossError:
-            return (
-                f"{shard.path} is corrupt or cut short at record {number:,}. "
-                "Write or copy it anew."
-            )
-        except READ_ERRORS as error:
-            return f"{place}: {_reason(error)}."
-        total += number - shard.skip
+    threads = os.cpu_count() or 1
+    for first in range(0, len(source.shards), threads):
+        part = source.shards[first : first + threads]
+        for count, faults in pool.map(
+            lambda shard: _in_shard(source, shard, advance), part
+        ):
+            total += count
+            yield from faults
     if total < source.num_images:
-        return (
+        yield (
             f"The shards hold {total:,} examples, fewer than the "
             f"{source.num_images:,} that the dataset's YAML says: "
             f"{source.shards[0].path} and {len(source.shards) - 1} more."
         )
-    return None
+
+
+def _in_shard(
+    source: StreamSource, shard: sources.Shard, advance
+) -> tuple[int, list[str]]:
+    """Returns the number of a shard's records, and what is wrong."""
+    number, faults = shard.skip, []
+    records = iter(sources.records(shard))
+    while True:
+        place = f"{shard.path}, record {number:,}"
+        try:
+            record = next(records)
+        except StopIteration:
+            break
+        except tf.errors.DataLossError:
+            faults.append(
+                f"{shard.path} is corrupt or cut short at record {number:,}. "
+                "Write or copy it anew."
+            )
+            break
+        except READ_ERRORS as error:
+            faults.append(f"{shard.path}: {_reason(error)}.")
+            break
+        try:
+            reason = fault_of_image(source.parse(record)[0])
+            if reason:
+                faults.append(f"{place}: the image cannot be read: {reason}.")
+        except READ_ERRORS as error:
+            faults.append(f"{place}: {_reason(error)}.")
+        number += 1
+        advance(1)
+    return number - shard.skip, faults
+
+
+@functools.cache
+def _decode():
+    """Returns `decoding.decode`, traced once: threads can run it at once."""
+    return tf.function(
+        decoding.decode,
+        input_signature=[tf.TensorSpec([], tf.string)],
+        autograph=False,
+    )
 
 
 def fault_of_image(data: tf.Tensor) -> str | None:
@@ -213,7 +264,7 @@ def fault_of_image(data: tf.Tensor) -> str | None:
     if not tf.strings.length(data):
         return "it is empty"
     try:
-        preprocessing.decode(data)
+        _decode()(data)
     except READ_ERRORS as error:
         return _reason(error)
     return None

@@ -1,11 +1,12 @@
-"""Folders of images: one sub-folder a class.
+"""Folders of images: one sub-folder per class.
 
 Either the class folders lie in the folder itself, which is then split by a
-rule that depends on the files' names only:
+rule that depends on each file's name only:
 
     photos/cat/1.jpg  photos/dog/7.png
 
-or they lie in train/ and validation/ (or val/), and perhaps test/:
+or they lie in train/ and validation/, and perhaps test/, or under another
+common name of these splits:
 
     photos/train/cat/1.jpg  photos/validation/cat/2.jpg
 
@@ -14,54 +15,60 @@ of a file class_names.txt in the folder name them.
 
 The splits are `train`, `minival` (chooses the best checkpoint), `trainval`
 (both) and `eval`. What the folders do not give is taken from the training
-images: a tenth for `minival`, a tenth for `eval`, of each class.
+images: about a tenth for `minival`, a tenth for `eval`.
 """
 
 import dataclasses
 import functools
-import hashlib
-import math
 import os
 import pathlib
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 
 from efficientnetv2.data import class_list
-from efficientnetv2.errors import DataError
+from efficientnetv2.data.listing import (
+    Listing,
+    divide,
+    normal_form,
+    notes_on_classes,
+    some,
+    split_of,
+)
+from efficientnetv2.errors import DataError, nearest
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
-_NAMES = {
-    "train": ("train", "training"),
-    "minival": ("validation", "valid", "val"),
-    "eval": ("test", "testing"),
+# Every usual suffix of the formats that `preprocessing.decode` reads.
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp"),
+    *(".png", ".apng"),
+    ".gif",
+    *(".bmp", ".dib"),
+    ".webp",
+)
+# Written by file managers and archivers, not by people.
+_LITTER = {
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+    "lost+found",
 }
-_HELD_OUT = 0.1
 
 
-@dataclasses.dataclass(frozen=True)
-class FolderIndex:
-    """The images of a folder.
-
-    Attributes:
-        class_names: of the class folders, in the order of the labels.
-        splits: name to (paths, labels), equally long lists.
-    """
-
-    class_names: list[str]
-    splits: Mapping[str, tuple[list[str], list[int]]]
-
-
-def scan(path: str | os.PathLike) -> FolderIndex:
+def scan(path: str | os.PathLike) -> Listing:
     """Lists the images of a folder; opens none of them.
 
-    Within a process a folder is listed once.
+    A folder is listed once until `registry.forget` is called.
 
     Raises:
         DataError: if the folder is missing, holds no class folders, a class
-            is empty, two classes differ only in upper and lower case, a
-            split has no images, or class_names.txt names other classes. The
-            message names the folder.
+            has no images, two classes have the same name but for case and
+            encoding, a split has no images, class_names.txt names other
+            classes, or it is not clear what are classes and what are splits.
+            The message names the folder and what to do.
     """
-    return _scan(expand(path).absolute())
+    return scan_absolute(expand(path).absolute())
 
 
 def expand(path: str | os.PathLike) -> pathlib.Path:
@@ -72,74 +79,302 @@ def expand(path: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(path))
 
 
+# --- What lies in a folder --------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Tree:
+    """A folder and all that is below, without hidden files and litter.
+
+    Attributes:
+        path: of the folder.
+        name: in normal form, see `normal_form`.
+        images, others: names of files.
+        folders: with files.
+    """
+
+    path: str
+    name: str
+    images: list[str]
+    others: list[str]
+    folders: "list[_Tree]"
+
+    def files(self, kind: str) -> Iterator[str]:
+        """Yields the images or others below, relative to the folder."""
+        yield from getattr(self, kind)
+        for folder in self.folders:
+            for name in folder.files(kind):
+                yield f"{os.path.basename(folder.path)}/{name}"
+
+    @property
+    def has_images(self) -> bool:
+        return bool(self.images) or any(f.has_images for f in self.folders)
+
+    @property
+    def holds_folders(self) -> bool:
+        """Whether there are folders of images below."""
+        return any(folder.has_images for folder in self.folders)
+
+
+def _read(path: str, above: frozenset = frozenset()) -> _Tree:
+    """Lists a folder; follows links, but not to a folder that it is in."""
+    tree = _Tree(path, normal_form(os.path.basename(path)), [], [], [])
+    try:
+        status = os.stat(path)
+        here = above | {(status.st_dev, status.st_ino)}
+        if len(here) == len(above):
+            return tree
+        with os.scandir(path) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            name = entry.name
+            if name.startswith(".") or name.casefold() in _LITTER:
+                continue
+            _check_name(entry.path)
+            if entry.is_dir():
+                tree.folders.append(_read(entry.path, here))
+            elif name.lower().endswith(SUFFIXES) and entry.is_file():
+                tree.images.append(name)
+            else:
+                tree.others.append(name)
+    except OSError as error:
+        place = error.filename or path
+        raise DataError(f"Cannot read {place}: {error.strerror}.") from None
+    return tree
+
+
+def _check_name(path: str) -> None:
+    name = os.path.basename(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{path!r}: the name of a file or folder is not valid UTF-8. "
+            "Rename it."
+        ) from None
+
+
+def images_below(folder: str | os.PathLike) -> list[str]:
+    """Returns the images of a folder and all its sub-folders, in no order.
+
+    What begins with a dot is passed over; links to folders are followed.
+
+    Raises:
+        DataError: if a folder cannot be read.
+    """
+    tree = _read(os.fspath(folder))
+    return [os.path.join(tree.path, name) for name in tree.files("images")]
+
+
+# --- Classes and splits -----------------------------------------------------
+
+
 @functools.lru_cache(maxsize=8)
-def _scan(root: pathlib.Path) -> FolderIndex:
+def scan_absolute(root: pathlib.Path) -> Listing:
     if not root.is_dir():
         raise DataError(
             f"There is no folder of images at {root}. Give a folder with one "
-            "sub-folder a class, or the name of a dataset."
+            "sub-folder per class, or the name of a dataset."
         )
-    entries = _folders(root)
-    parts = {
-        split: root / by_name[alias]
-        for by_name in [{name.casefold(): name for name in entries}]
-        for split, aliases in _NAMES.items()
-        for alias in aliases
-        if alias in by_name
-    }
-    if "train" in parts and len(parts) > 1:
-        listed = {split: _classes(path) for split, path in parts.items()}
-    else:
-        listed = {"train": _classes(root)}
-    folder_names = sorted(listed["train"])
-    for split, classes in listed.items():
-        unknown = sorted(classes.keys() - set(folder_names))
-        if unknown:
-            raise DataError(
-                f"{parts[split]} has the class {unknown[0]!r}, which "
-                f"{parts['train']} has not."
-            )
-    if len(folder_names) < 2:
-        raise DataError(f"{root} has one class only: {folder_names[0]!r}.")
-    class_names = folder_names
+    tree = _read(str(root))
     names_file = root / class_list.FILE
-    if names_file.exists():
-        class_names = _read_class_names(names_file, folder_names)
-        folder_names = [folder_name(name) for name in class_names]
-    if listed.keys() == {"train", "minival"}:
-        # What is called validation is what people report.
-        listed["eval"] = listed.pop("minival")
-    _hold_out(listed)
-    listed["trainval"] = {
-        name: listed["train"].get(name, []) + listed["minival"].get(name, [])
-        for name in folder_names
+    declared = _declared(names_file) if names_file.exists() else None
+    parts, unused = _parts(tree, declared)
+    notes = []
+    if parts.keys() == {"train"} and parts["train"] is not tree:
+        notes.append(
+            f"{root} has no folder for validation or test beside "
+            f"{parts['train'].name}/, whose images are split by their names."
+        )
+    listed = {
+        split: _classes(part, split, declared) for split, part in parts.items()
     }
-    splits = {
-        split: _flatten(classes, folder_names)
+    found = list(listed["train"])
+    _check_classes(parts, listed, found)
+    class_names = found
+    if declared is not None:
+        _check_declared(names_file, declared, found)
+        class_names = declared
+    labels = {
+        class_list.folder_name(name): k for k, name in enumerate(class_names)
+    }
+    entries = {
+        split: sorted(
+            (labels[name], f"{name}/{normal_form(file)}", f"{place}/{file}")
+            for name, folder in classes.items()
+            for place in [folder.path]
+            for file in folder.files("images")
+        )
         for split, classes in listed.items()
     }
-    for split, (files, _) in splits.items():
-        if not files:
+    splits = divide(entries, str(root), class_names)
+    notes += _notes_on_files(tree, parts, listed, unused)
+    notes += notes_on_classes(splits, class_names, str(root))
+    return Listing(class_names, splits, notes)
+
+
+def _parts(
+    tree: _Tree, declared: list[str] | None
+) -> tuple[dict[str, _Tree], list[_Tree]]:
+    """Returns the folder of each split, and the folders that are in none.
+
+    If the class folders lie in the folder itself, it is the split 'train'.
+    """
+    folders = tree.folders
+    named = {class_list.folder_name(name) for name in declared or ()}
+    if named and named == {folder.name for folder in folders}:
+        return {"train": tree}, []
+    alike: dict[str, list[_Tree]] = {}
+    for folder in folders:
+        split = split_of(folder.name)
+        if split:
+            alike.setdefault(split, []).append(folder)
+    parts = {
+        split: of_split
+        for split, of_split in alike.items()
+        if any(folder.holds_folders for folder in of_split)
+    }
+    rest = [f for f in folders if f.has_images and not split_of(f.name)]
+    if not parts:
+        if len(alike) > 1 and not rest:
+            names = " and ".join(f"{folder.name}/" for folder in folders)
             raise DataError(
-                f"The split {split!r} of {root} has no images; each class "
-                "needs at least three where it is split here."
+                f"{tree.path}: {names} look like splits, but hold images and "
+                "no class folders. Give each one folder per class, such as "
+                f"{folders[0].name}/cat. {_if_classes(tree)}"
             )
-    return FolderIndex(class_names, splits)
+        return {"train": tree}, []
+    for split in alike.keys() - parts.keys():
+        folder = alike[split][0]
+        there = "images and no class folders" if folder.images else "no images"
+        raise DataError(
+            f"{folder.path} looks like a split, but holds {there}. Give it "
+            "one folder per class, or move it elsewhere. "
+            f"{_if_classes(tree)}"
+        )
+    for split, of_split in alike.items():
+        if len(of_split) > 1:
+            names = " and ".join(f"{folder.name}/" for folder in of_split)
+            raise DataError(
+                f"{tree.path} has {names}, which both look like the split "
+                f"{split!r}. Merge them, or move one elsewhere."
+            )
+    if "train" not in parts:
+        names = " and ".join(f"{f.name}/" for (f,) in parts.values())
+        raise DataError(
+            f"{tree.path} has {names}, but no train/. Call the folder of the "
+            f"training images so. {_if_classes(tree)}"
+        )
+    direct = [folder for folder in rest if folder.images]
+    if len(parts) == 1 and direct:
+        raise DataError(
+            f"{tree.path} has {parts['train'][0].name}/ with folders of "
+            f"images and, beside it, {direct[0].name}/ with images: it is not "
+            "clear whether these are splits or classes. Move one of them "
+            f"elsewhere. {_if_classes(tree)}"
+        )
+    return {split: folder for split, (folder,) in parts.items()}, rest
 
 
-def folder_name(class_name: str) -> str:
-    """Returns a class's name as that of a folder: 'T-shirt-top'."""
-    return class_name.replace("/", "-").lstrip(".")
+def _if_classes(tree: _Tree) -> str:
+    return (
+        "If these are classes, write their names into "
+        f"{tree.path}/{class_list.FILE}, one per line."
+    )
 
 
-def _read_class_names(path: pathlib.Path, found: list[str]) -> list[str]:
-    """Returns the lines of a file, of which each names one folder found."""
+def _classes(
+    tree: _Tree, split: str, declared: list[str] | None
+) -> dict[str, _Tree]:
+    """Returns the class folders by name, in its order."""
+    if not tree.folders:
+        count = len(tree.images)
+        where = f", but {count:,} images itself" if count else ""
+        raise DataError(
+            f"{tree.path} has no sub-folders{where}; there must be one per "
+            "class. A CSV file of images and labels will do, too."
+        )
+    if len(tree.folders) == 1 and tree.folders[0].holds_folders:
+        inner = tree.folders[0]
+        raise DataError(
+            f"{tree.path} holds one folder only, {inner.name}/, with folders "
+            f"of images in it. Give --dataset={inner.path}."
+        )
+    folded: dict[str, str] = {}
+    classes = {}
+    for folder in sorted(tree.folders, key=lambda folder: folder.name):
+        name = folder.name
+        if any(unicodedata.category(letter) == "Cc" for letter in name):
+            raise DataError(
+                f"{folder.path!r}: the name of a class has a control "
+                "character, such as a line break. Rename the folder."
+            )
+        other = folded.setdefault(name.casefold(), name)
+        if other != name or name in classes:
+            raise DataError(
+                f"{tree.path} has two folders of one class, {other!r} and "
+                f"{name!r}, that differ only in upper and lower case or in "
+                "how accents are encoded. Merge them."
+            )
+        if folder.has_images:
+            classes[name] = folder
+        elif split == "train":
+            raise DataError(
+                f"The class folder {folder.path} has no images "
+                f"({', '.join(SUFFIXES)}){_kinds_there(folder)}. Remove it, "
+                "or put some there."
+            )
+        if folder.holds_folders and not folder.images and declared is None:
+            inner = [f.name for f in folder.folders if f.has_images]
+            raise DataError(
+                f"The class folder {folder.path} holds no images, but folders "
+                f"of images: {some(inner)}. Move the images up if they are "
+                f"all {name!r}. If {name!r} is a split, call it train, val or "
+                f"test. {_if_classes(tree)}"
+            )
+    return classes
+
+
+def _kinds_there(folder: _Tree) -> str:
+    kinds = sorted({_kind(name) for name in folder.files("others")})
+    return f", but {some(kinds)}" if kinds else ""
+
+
+def _kind(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "files without a suffix"
+
+
+def _check_classes(parts, listed, found: list[str]) -> None:
+    """Refuses classes that only some split has, and a single class."""
+    for split, classes in listed.items():
+        unknown = sorted(classes.keys() - set(found))
+        if unknown:
+            near = nearest(unknown[0], found)
+            hint = f" Did you mean {near!r}?" if near else ""
+            raise DataError(
+                f"{parts[split].path} has the class {unknown[0]!r}, which "
+                f"{parts['train'].path} has not.{hint}"
+            )
+    if len(found) < 2:
+        raise DataError(
+            f"{parts['train'].path} has one class only: {found[0]!r}. "
+            "Each class needs a folder of its own."
+        )
+
+
+def _declared(path: pathlib.Path) -> list[str]:
     try:
-        names = class_list.read(path)
+        return [normal_form(name) for name in class_list.read(path)]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}.") from None
-    named = sorted(map(folder_name, names))
-    if named != found:
+
+
+def _check_declared(
+    path: pathlib.Path, names: list[str], found: list[str]
+) -> None:
+    """Checks that each of the names is that of one folder found."""
+    named = sorted(map(class_list.folder_name, names))
+    if named != sorted(found):
         wrong = sorted(set(named) ^ set(found)) or [
             name for name in found if named.count(name) > 1
         ]
@@ -148,89 +383,68 @@ def _read_class_names(path: pathlib.Path, found: list[str]) -> list[str]:
             f"{wrong[0]!r}. Correct it, or remove it to number the classes "
             "in the order of the folders' names."
         )
-    return names
 
 
-def _folders(path: pathlib.Path) -> list[str]:
-    try:
-        with os.scandir(path) as found:
-            return sorted(
-                entry.name
-                for entry in found
-                if entry.is_dir() and not entry.name.startswith(".")
-            )
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from None
+# --- What may surprise ------------------------------------------------------
 
 
-def _classes(path: pathlib.Path) -> dict[str, list[str]]:
-    """Returns the sorted images of each class folder."""
-    names = _folders(path)
-    if not names:
-        raise DataError(
-            f"{path} has no sub-folders; there must be one a class."
+def _notes_on_files(tree, parts, listed, unused) -> list[str]:
+    notes = []
+    left_out = [
+        name
+        for name in tree.files("others")
+        if os.path.basename(name) != class_list.FILE
+    ]
+    stray = [
+        f"{folder.name}/{n}"
+        for folder in unused
+        for n in folder.files("images")
+    ]
+    for part in {id(part): part for part in [tree, *parts.values()]}.values():
+        place = "" if part is tree else f"{part.name}/"
+        stray += [place + name for name in part.images]
+    if left_out or stray:
+        notes.append(left_out_note(tree.path, left_out, stray))
+    nested = [
+        f"{name}/{file}"
+        for classes in listed.values()
+        for name, folder in classes.items()
+        for inner in folder.folders
+        for file in (f"{inner.name}/{n}" for n in inner.files("images"))
+    ]
+    if nested:
+        notes.append(
+            f"{tree.path}: {len(nested):,} images lie in sub-folders of class "
+            f"folders, such as {nested[0]}; they belong to the class."
         )
-    folded: dict[str, str] = {}
-    classes = {}
-    for name in names:
-        other = folded.setdefault(name.casefold(), name)
-        if other != name:
-            raise DataError(
-                f"{path} has two folders of one class, {other!r} and "
-                f"{name!r}, that differ only in upper and lower case. Merge "
-                "them."
-            )
-        classes[name] = sorted(images_below(path / name))
-        if not classes[name]:
-            raise DataError(
-                f"The class folder {path / name} has no images "
-                f"({', '.join(SUFFIXES)}). Remove it, or put some there."
-            )
-    return classes
+    return notes
 
 
-def images_below(folder: str | os.PathLike) -> list[str]:
-    """Returns the images of a folder and all its sub-folders, in no order.
+def left_out_note(
+    root: str, others: Iterable[str], stray: Sequence[str] = ()
+) -> str:
+    """Returns the line about files that are not used.
 
-    What begins with a dot is passed over.
+    Args:
+        root: the folder.
+        others: files that have no suffix of an image.
+        stray: images outside the class folders.
     """
-    found = []
-    for parent, names, files in os.walk(folder):
-        names[:] = [name for name in names if not name.startswith(".")]
-        found += [
-            os.path.join(parent, file)
-            for file in files
-            if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-        ]
-    return found
-
-
-def _hold_out(listed: dict[str, dict[str, list[str]]]) -> None:
-    """Moves a part of each class from 'train' to the splits that lack."""
-    lacking = [split for split in ("eval", "minival") if split not in listed]
-    for split in lacking:
-        listed[split] = {}
-    for name, files in listed["train"].items():
-        # The order of a hash: the same on every machine, and a file stays
-        # where it is when others are added, but for those at the margins.
-        ordered = sorted(files, key=_order)
-        part = math.ceil(_HELD_OUT * len(files))
-        if len(files) <= part * len(lacking):
-            part = 0
-        for split in lacking:
-            listed[split][name] = sorted(ordered[:part])
-            ordered = ordered[part:]
-        listed["train"][name] = sorted(ordered)
-
-
-def _order(path: str) -> bytes:
-    return hashlib.sha256(os.path.basename(path).encode()).digest()
-
-
-def _flatten(classes, folder_names) -> tuple[list[str], list[int]]:
-    files, labels = [], []
-    for label, name in enumerate(folder_names):
-        of_class = classes.get(name, [])
-        files += of_class
-        labels += [label] * len(of_class)
-    return files, labels
+    kinds: dict[str, list[str]] = {}
+    for name in others:
+        kinds.setdefault(_kind(name), []).append(name)
+    counted = [
+        f"{len(names):,} {kind} (such as {names[0]})"
+        for kind, names in sorted(
+            kinds.items(), key=lambda item: (-len(item[1]), item[0])
+        )
+    ]
+    if stray:
+        counted.insert(
+            0,
+            f"{len(stray):,} images outside the class folders (such as "
+            f"{stray[0]})",
+        )
+    total = len(stray) + sum(map(len, kinds.values()))
+    files = "file" if total == 1 else "files"
+    return f"{root}: {total:,} {files} left out: {some(counted)}."

@@ -7,21 +7,42 @@ Yun et al., arXiv 1905.04899 (CutMix).
 """
 
 import tensorflow as tf
+import tensorflow.experimental.numpy as tnp
 
+# Draws an image: Mixup's weight, CutMix's area, the centre of its box.
+_WEIGHT, _AREA, _CENTRE = slice(0, 4), slice(4, 8), slice(8, 10)
+DRAWS = 10
 # Below this, a Beta(alpha, alpha) draw is 0 or 1 in float32.
-_MIN_ALPHA = 1e-3
+_MIN_ALPHA = 1e-6
 
 
-def _beta(shape, seed: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
-    """Draws from Beta(alpha, alpha), float32 of the given shape."""
-    seed = tf.convert_to_tensor(seed)
-    alpha = tf.maximum(tf.cast(alpha, tf.float32), _MIN_ALPHA)
-    first = tf.random.stateless_gamma(shape, seed, alpha)
-    second = tf.random.stateless_gamma(shape, seed + [0, 1 << 20], alpha)
-    total = first + second
-    # Both draws underflow for a small alpha: then the coin decides.
-    coin = tf.random.stateless_uniform(shape, seed + [0, 2 << 20])
-    return tf.where(total > 0, first / tf.maximum(total, 1e-37), tf.round(coin))
+def symmetric_beta(uniforms, alpha, ops=tnp):
+    """Turns uniform draws into draws from Beta(alpha, alpha).
+
+    Exact for every alpha above 0, without rejection and without a Gamma
+    distribution, which XLA has no kernel for. A draw B from Beta(a, a) with
+    a = alpha + 1 is the shadow on one axis of a point in a disc, by Ulrich's
+    method (Devroye, Non-Uniform Random Variate Generation, 1986, section
+    IX.3). As Gamma(alpha) is Gamma(alpha + 1) * U ** (1 / alpha), the result's
+    logit is that of B plus a Laplace draw divided by alpha.
+
+    Args:
+        uniforms: float32 [..., 4] in [0, 1).
+        alpha: float32 scalar or [...].
+        ops: a module with NumPy's names: `keras.ops`, `jax.numpy`, ...
+
+    Returns:
+        float32 [...] in [0, 1].
+    """
+    alpha = ops.maximum(alpha, ops.full_like(alpha, _MIN_ALPHA))
+    logs = ops.log1p(-uniforms[..., :3])
+    radius = ops.sqrt(-ops.expm1(logs[..., 0] * (2.0 / (2.0 * alpha + 1.0))))
+    shadow = radius * ops.cos(6.283185307 * uniforms[..., 3])
+    # Not 1, whose logit is infinite.
+    shadow = shadow * (1.0 - 2.0**-22)
+    logit = ops.log1p(shadow) - ops.log1p(-shadow)
+    logit = logit + (logs[..., 1] - logs[..., 2]) / alpha
+    return 0.5 + 0.5 * ops.tanh(0.5 * logit)
 
 
 def partners(batch_size, mixup_alpha, cutmix_alpha) -> tuple:
@@ -48,35 +69,38 @@ def partners(batch_size, mixup_alpha, cutmix_alpha) -> tuple:
     return partner, in_mixup
 
 
-def cutmix_masks(
-    size, seed: tf.Tensor, alpha: tf.Tensor, batch_size, rows=None
-) -> tf.Tensor:
-    """Draws one rectangle an image: 1 where the partner shows.
+def cutmix_boxes(size, uniforms: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
+    """Draws the rectangle in which each image shows its partner.
 
     Args:
         size: side of the images in pixels.
-        seed: int32 [2].
-        alpha: scalar above 0.
-        batch_size: scalar integer.
-        rows: int64 [rows], of which masks are wanted; None: all.
+        uniforms: float32 [batch, 6] in [0, 1).
+        alpha: scalar; the part of the image that is kept, before the box is
+            cut off at the border, is a draw from Beta(alpha, alpha).
 
     Returns:
-        float32 [batch or rows, size, size, 1].
+        int32 [2, 2, batch]: first and last (excluded) pixel, by axis.
     """
-    seed = tf.convert_to_tensor(seed)
-    rows = tf.range(batch_size) if rows is None else rows
-    centre = tf.random.stateless_uniform([2, batch_size], seed + [1, 0])
-    centre = tf.gather(centre, rows, axis=1)
+    kept = symmetric_beta(uniforms[:, :4], alpha)
     sizef = tf.cast(size, tf.float32)
-    centre = tf.cast(tf.floor(centre * sizef), tf.int32)
-    kept = tf.gather(_beta([batch_size], seed + [2, 0], alpha), rows)
-    side = tf.cast(tf.sqrt(1.0 - kept) * sizef, tf.int32)
-    low = tf.clip_by_value(centre - side // 2, 0, size)
-    high = tf.clip_by_value(centre + side // 2, 0, size)
+    centre = tf.cast(tf.floor(tf.transpose(uniforms[:, 4:]) * sizef), tf.int32)
+    half = tf.cast(tf.sqrt(1.0 - kept) * sizef, tf.int32) // 2
+    return tf.clip_by_value(tf.stack([centre - half, centre + half]), 0, size)
+
+
+def _masks(boxes: tf.Tensor, size) -> tf.Tensor:
+    """Returns float32 [batch, size, size, 1]: 1 where the partner shows."""
+    low, high = tf.unstack(boxes[..., tf.newaxis])
     line = tf.range(size)[tf.newaxis, tf.newaxis]
-    inside = (line >= low[..., tf.newaxis]) & (line < high[..., tf.newaxis])
+    inside = (line >= low) & (line < high)
     mask = inside[0][:, :, tf.newaxis] & inside[1][:, tf.newaxis, :]
     return tf.cast(mask, tf.float32)[..., tf.newaxis]
+
+
+def _areas(boxes: tf.Tensor, size) -> tf.Tensor:
+    """Returns the boxes' parts of the image: float32 [batch]."""
+    sides = tf.cast(boxes[1] - boxes[0], tf.float32) / tf.cast(size, tf.float32)
+    return sides[0] * sides[1]
 
 
 def mix(
@@ -87,11 +111,12 @@ def mix(
     cutmix_alpha,
     rows=None,
     whole_batch: int | None = None,
+    cutmix_labels: str = "image",
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Applies Mixup and CutMix to a batch, or to some rows of one.
 
     Args:
-        images: float32 [batch, size, size, channels].
+        images: float32, float16 or bfloat16 [batch, size, size, channels].
         labels: float32 [batch, classes], one-hot; each row sums to one
             before and after.
         seed: int32 [2]; the same seed gives the same batch.
@@ -99,25 +124,57 @@ def mix(
         rows: int64 [batch], which rows of a larger batch these are; each has
             its partner among them. None: all.
         whole_batch: size of that batch.
+        cutmix_labels: 'image': a label is mixed by the area of the image's
+            own box, as in the paper of CutMix; 'batch': by the mean area of
+            all boxes of the whole batch's part, as in the released code.
 
     Returns:
-        Mixed images and labels of the same shapes.
+        Mixed images and labels of the same shapes and types.
+
+    Raises:
+        TypeError: for images of whole numbers.
     """
+    images = tf.convert_to_tensor(images)
+    if not images.dtype.is_floating:
+        raise TypeError(
+            f"Images of {images.dtype.name} cannot be mixed: normalize them to "
+            "float32, float16 or bfloat16 first."
+        )
     batch_size, size = tf.shape(images)[0], tf.shape(images)[1]
     if rows is None:
         rows, whole_batch = tf.range(batch_size), batch_size
+    mixup_alpha = tf.cast(mixup_alpha, tf.float32)
+    cutmix_alpha = tf.cast(cutmix_alpha, tf.float32)
+    # One algorithm, so that every device draws the same.
+    draws = tf.random.stateless_uniform(
+        [whole_batch, DRAWS], seed, alg="philox"
+    )
     partner, in_mixup = partners(batch_size, mixup_alpha, cutmix_alpha)
-    weight = tf.gather(_beta([whole_batch], seed, mixup_alpha), rows)
+    weight = symmetric_beta(tf.gather(draws, rows)[:, _WEIGHT], mixup_alpha)
     weight = tf.maximum(weight, 1.0 - weight)
-    weight = tf.where(in_mixup, weight, 1.0)[:, None, None, None]
+    weight = tf.where(in_mixup, weight, 1.0)
 
-    mask = cutmix_masks(size, seed, cutmix_alpha, whole_batch, rows)
-    in_cutmix = ~in_mixup & (tf.cast(cutmix_alpha, tf.float32) > 0)
-    mask *= tf.cast(in_cutmix, tf.float32)[:, None, None, None]
+    in_cutmix = tf.cast(~in_mixup & (cutmix_alpha > 0), tf.float32)
+    boxes = cutmix_boxes(
+        size,
+        tf.concat([draws[:, _AREA], draws[:, _CENTRE]], 1),
+        cutmix_alpha,
+    )
+    areas = _areas(boxes, size)
+    boxes = tf.gather(boxes, rows, axis=2)
+    if cutmix_labels == "batch":
+        _, others = partners(whole_batch, mixup_alpha, cutmix_alpha)
+        counted = tf.cast(~others, tf.float32)
+        areas = tf.reduce_sum(areas * counted) / tf.maximum(
+            tf.reduce_sum(counted), 1.0
+        )
+    else:
+        areas = tf.gather(areas, rows)
+    masks = _masks(boxes, size) * in_cutmix[:, None, None, None]
 
     # Part of the partner at each pixel; one of both terms is always zero.
-    part = (1.0 - weight) + mask
+    part = tf.cast((1.0 - weight)[:, None, None, None] + masks, images.dtype)
     images += (tf.gather(images, partner) - images) * part
-    label_part = tf.reduce_mean(part * tf.ones_like(mask), axis=[1, 2])
-    labels += (tf.gather(labels, partner) - labels) * label_part
+    label_part = tf.where(in_mixup, 1.0 - weight, areas * in_cutmix)
+    labels += (tf.gather(labels, partner) - labels) * label_part[:, None]
     return images, labels

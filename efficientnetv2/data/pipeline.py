@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2.config import RunPlan
-from efficientnetv2.data import mixing, preprocessing, sources
+from efficientnetv2.data import decoding, mixing, preprocessing, sources
 from efficientnetv2.data.augment import policies
 from efficientnetv2.data.sources import (
     ArraySource,
@@ -195,7 +195,11 @@ class _Schedule:
         height, width = tf.unstack(tf.shape(images)[1:3])
         boxes, flip, uniforms = _boxes(self.config, uniforms, height, width)
         images = preprocessing.crop_resize_flip(
-            images, boxes, flip, self.sizes[self.stage(step)]
+            images,
+            boxes,
+            flip,
+            self.sizes[self.stage(step)],
+            self.config.data.antialias,
         )
         return images, uniforms
 
@@ -203,23 +207,27 @@ class _Schedule:
         """Returns what `crop` does, of one encoded image."""
 
         def decode_all():
-            image = preprocessing.decode(encoded)
+            image = decoding.decode(encoded)
             return self.crop(image[tf.newaxis], uniforms, step)
 
         def decode_part():
             size = self.sizes[self.stage(step)]
-            height, width = tf.unstack(tf.io.extract_jpeg_shape(encoded)[:2])
+            antialias = self.config.data.antialias
+            turned = decoding.orientation(encoded)
+            height, width = tf.unstack(decoding.upright_shape(encoded, turned))
             boxes, flip, unused = _boxes(self.config, uniforms, height, width)
-            image, box = preprocessing.decode_part(encoded, boxes[0], size)
+            image, box = decoding.decode_part(
+                encoded, boxes[0], size, antialias, turned
+            )
             images = preprocessing.crop_resize_flip(
-                image[tf.newaxis], box[tf.newaxis], flip, size
+                image[tf.newaxis], box[tf.newaxis], flip, size, antialias
             )
             return images, unused
 
         if not self.config.data.fast_jpeg:
             return decode_all()
         return tf.cond(
-            preprocessing.can_decode_part(encoded), decode_part, decode_all
+            decoding.can_decode_part(encoded), decode_part, decode_all
         )
 
     def finish(self, images, labels, uniforms, step):
@@ -277,6 +285,7 @@ def mixer(
             cutmix_alpha,
             rows,
             config.train.batch_size,
+            config.data.cutmix_labels,
         )
 
     return mix
@@ -471,15 +480,18 @@ def evaluation_dataset(
     """
     mode, _ = preprocessing.parse_augname(config.data.augname)
     size, chosen = config.eval.isize, config.data.eval_transformations
+    antialias = config.data.antialias
 
     def decode(encoded, label):
-        image = preprocessing.decode_for_eval(encoded, size, mode, chosen)
+        image = preprocessing.decode_for_eval(
+            encoded, size, mode, chosen, antialias
+        )
         image.set_shape([size, size, 3])
         return image, label
 
     def preprocess(images, labels):
         images = preprocessing.preprocess_for_eval(
-            preprocessing.to_rgb(images), size, mode, chosen
+            preprocessing.to_rgb(images), size, mode, chosen, antialias
         )
         images.set_shape([None, size, size, 3])
         return images, labels

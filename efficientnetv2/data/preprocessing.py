@@ -8,23 +8,15 @@ Three conventions of the released code, chosen by `data.augname`:
              and standard deviation
 """
 
-import io
-
-import numpy as np
 import tensorflow as tf
-from PIL import Image
 
+from efficientnetv2.data import decoding
 from efficientnetv2.models import architecture
 
 MODES = ("default", "ft", "v1")
 _V1_MEAN = [255 * mean for mean in architecture.IMAGENET_MEAN]
 _V1_STD = [255 * deviation for deviation in architecture.IMAGENET_STD]
 _CROP_PADDING = 32
-# By which a JPEG can be decoded smaller.
-_RATIOS = (1, 2, 4, 8)
-# Pixels that are decoded around what is read: at the edge of what is decoded
-# colours, which a JPEG has at half the resolution, are interpolated otherwise.
-_MARGIN = 4
 
 
 def parse_augname(augname: str | None) -> tuple[str, str | None]:
@@ -113,27 +105,49 @@ def central_window(height, width, size, rounding: int = 0) -> tf.Tensor:
     return tf.stack([top, left, side, side])
 
 
-def _crops(size, mode: str, transformations: list[str] | None) -> bool:
+def crops(size, mode: str, transformations: list[str] | None) -> bool:
+    """Returns whether evaluation takes the central part of an image."""
     if transformations is not None:
         return "crop" in transformations
     return mode == "v1" or (mode == "default" and size < 320)
 
 
-def resize(images: tf.Tensor, size, mode: str) -> tf.Tensor:
-    """Resizes to [..., size, size, channels], float32, without antialiasing.
+def resize(
+    images: tf.Tensor, size, mode: str, antialias: bool = False
+) -> tf.Tensor:
+    """Resizes to [..., size, size, channels], float32.
 
     Bilinear with pixel centres at one half; 'v1' is bicubic with pixel
-    centres at zero, TensorFlow 1's `resize_bicubic`.
+    centres at zero, TensorFlow 1's `resize_bicubic`, but for what is
+    antialiased.
+
+    Args:
+        images: [..., height, width, channels], any numeric type.
+        size: side of the result in pixels, Python or tensor integer.
+        mode: one of `MODES`.
+        antialias: whether images that are larger in either direction are
+            averaged where they would otherwise be sampled.
     """
     images = tf.convert_to_tensor(images)
     single = images.shape.rank == 3
     images = images[tf.newaxis] if single else images
-    size = tf.stack([size, size])
-    if mode == "v1":
-        images = tf.raw_ops.ResizeBicubic(images=images, size=size)
+    sides = tf.stack([size, size])
+
+    def sample():
+        if mode == "v1":
+            return tf.raw_ops.ResizeBicubic(images=images, size=sides)
+        return tf.image.resize(images, sides)
+
+    def average():
+        method = "bicubic" if mode == "v1" else "bilinear"
+        return tf.image.resize(images, sides, method, antialias=True)
+
+    if antialias:
+        larger = tf.reduce_max(tf.shape(images)[1:3]) > size
+        resized = tf.cond(larger, average, sample)
     else:
-        images = tf.image.resize(images, size)
-    return images[0] if single else images
+        resized = sample()
+    return resized[0] if single else resized
 
 
 def preprocess_for_eval(
@@ -141,6 +155,7 @@ def preprocess_for_eval(
     size,
     mode: str = "default",
     transformations: list[str] | None = None,
+    antialias: bool = False,
 ) -> tf.Tensor:
     """Evaluation preprocessing: central crop, resize, normalize.
 
@@ -150,6 +165,7 @@ def preprocess_for_eval(
         mode: one of `MODES`.
         transformations: ['crop'] or []; None for the released code's rule,
             which crops below 320 pixels ('ft' never, 'v1' always).
+        antialias: see `resize`.
 
     Returns:
         float32 [..., size, size, 3].
@@ -158,129 +174,14 @@ def preprocess_for_eval(
     if mode == "ft":
         # The released code normalizes before it resizes.
         images = normalize(images, mode)
-    if _crops(size, mode, transformations):
+    if crops(size, mode, transformations):
         shape = tf.shape(images)
         top, left, height, width = tf.unstack(
             central_window(shape[-3], shape[-2], size, int(mode == "v1"))
         )
         images = images[..., top : top + height, left : left + width, :]
-    images = resize(images, size, mode)
+    images = resize(images, size, mode, antialias)
     return images if mode == "ft" else normalize(images, mode)
-
-
-def decode(data: tf.Tensor, portable: bool = False) -> tf.Tensor:
-    """Decodes an encoded image to RGB.
-
-    Grayscale is repeated, transparency left out, of 16 bits the upper eight
-    are taken, CMYK is converted, and of an animation the first frame is
-    taken.
-
-    Args:
-        data: string scalar: JPEG, PNG, BMP, GIF or WebP.
-        portable: TensorFlow operations only, for a model that is exported;
-            all but BMP with a palette is then right.
-
-    Returns:
-        uint8 [height, width, 3].
-    """
-
-    def by_tensorflow():
-        return tf.io.decode_image(data, channels=3, expand_animations=False)
-
-    def by_pillow():
-        image = tf.numpy_function(_decode_with_pillow, [data], tf.uint8)
-        return tf.ensure_shape(image, [None, None, 3])
-
-    if portable:
-        image = by_tensorflow()
-        image.set_shape([None, None, 3])
-        return image
-    # As `to_portable`, for a tensor.
-    head = tf.io.decode_raw(tf.strings.substr(data, 0, 29), tf.uint8)
-    head = tf.pad(head, [[0, 29 - tf.size(head)]])
-    palette = (tf.strings.substr(data, 0, 2) == "BM") & (head[28] <= 8)
-    image = tf.cond(palette, by_pillow, by_tensorflow)
-    image.set_shape([None, None, 3])
-    return image
-
-
-def to_portable(data: bytes) -> bytes:
-    """Returns an encoded image that `decode(data, portable=True)` reads right.
-
-    TensorFlow takes the numbers of a palette in a BMP for shades of gray;
-    such an image becomes a PNG, any other stays as it is.
-
-    Raises:
-        tf.errors.OpError: if such an image cannot be decoded.
-    """
-    # Byte 28 is the number of bits of a pixel.
-    if data[:2] != b"BM" or len(data) <= 28 or data[28] > 8:
-        return data
-    return tf.io.encode_png(decode(tf.constant(data))).numpy()
-
-
-def can_decode_part(data: tf.Tensor) -> tf.Tensor:
-    """Returns whether an image is a JPEG other than CMYK: bool scalar.
-
-    Args:
-        data: string scalar, see `decode`.
-    """
-    return tf.cond(
-        tf.io.is_jpeg(data),
-        lambda: tf.io.extract_jpeg_shape(data)[2] <= 3,
-        lambda: False,
-    )
-
-
-def decode_part(
-    data: tf.Tensor, box: tf.Tensor, size
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decodes the part of a JPEG that a crop reads.
-
-    A box of at least 2, 4 or 8 times `size` is decoded smaller by that
-    factor: the decoder averages pixels, where resizing would skip them.
-    What lies below the crop is not read: an image that is cut short there is
-    no error.
-
-    Args:
-        data: string scalar, an image that `can_decode_part` accepts.
-        box: float32 [4]: top, left, height, width in pixels of the whole
-            image, beyond which it may reach.
-        size: side to which the box will be resized, Python or tensor integer.
-
-    Returns:
-        uint8 [height, width, 3], and the box in its pixels, float32 [4].
-        `crop_resize_flip` gives the same of both as of the whole image and
-        its box, but for what is decoded smaller.
-    """
-    ratios = tf.constant(_RATIOS)
-    fitting = tf.reduce_min(box[2:]) >= tf.cast(size * ratios, tf.float32)
-    chosen = tf.maximum(tf.reduce_sum(tf.cast(fitting, tf.int32)) - 1, 0)
-    box /= tf.cast(ratios[chosen], tf.float32)
-    extent = -(-tf.io.extract_jpeg_shape(data)[:2] // ratios[chosen])
-    first = tf.cast(tf.floor(box[:2]), tf.int32) - _MARGIN
-    last = tf.cast(tf.math.ceil(box[:2] + box[2:]), tf.int32) + _MARGIN
-    first = tf.clip_by_value(first, 0, extent - 1)
-    last = tf.clip_by_value(last, first + 1, extent)
-    window = tf.concat([first, last - first], 0)
-
-    def decode_by(ratio):
-        return lambda: tf.io.decode_and_crop_jpeg(
-            data, window, channels=3, ratio=ratio
-        )
-
-    image = tf.switch_case(chosen, [decode_by(ratio) for ratio in _RATIOS])
-    return image, box - tf.pad(tf.cast(first, tf.float32), [[0, 2]])
-
-
-def as_bytes(value: bytes | np.ndarray) -> bytes:
-    """Returns a string that `tf.numpy_function` passed, in either form."""
-    return np.asarray(value, dtype=object).item()
-
-
-def _decode_with_pillow(data: bytes | np.ndarray) -> np.ndarray:
-    with Image.open(io.BytesIO(as_bytes(data))) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 def decode_for_eval(
@@ -288,6 +189,7 @@ def decode_for_eval(
     size,
     mode: str = "default",
     transformations: list[str] | None = None,
+    antialias: bool = False,
     portable: bool = False,
 ) -> tf.Tensor:
     """Decodes an encoded image and preprocesses it for evaluation.
@@ -296,9 +198,9 @@ def decode_for_eval(
     changes the colours at the edges a little.
 
     Args:
-        data: string scalar, see `decode`.
-        size, mode, transformations: see `preprocess_for_eval`.
-        portable: see `decode`.
+        data: string scalar, see `decoding.decode`.
+        size, mode, transformations, antialias: see `preprocess_for_eval`.
+        portable: see `decoding.decode`.
 
     Returns:
         float32 [size, size, 3].
@@ -306,16 +208,21 @@ def decode_for_eval(
 
     def decode_all():
         return preprocess_for_eval(
-            decode(data, portable), size, mode, transformations
+            decoding.decode(data, portable),
+            size,
+            mode,
+            transformations,
+            antialias,
         )
 
     def decode_crop():
-        shape = tf.io.extract_jpeg_shape(data)
-        window = central_window(shape[0], shape[1], size, 1)
-        image = tf.io.decode_and_crop_jpeg(data, window, channels=3)
-        return preprocess_for_eval(image, size, mode, [])
+        turned = decoding.orientation(data)
+        height, width = tf.unstack(decoding.upright_shape(data, turned))
+        window = central_window(height, width, size, 1)
+        image = decoding.decode_window(data, window, turned)
+        return preprocess_for_eval(image, size, mode, [], antialias)
 
-    if mode == "v1" and _crops(size, mode, transformations):
+    if mode == "v1" and crops(size, mode, transformations):
         return tf.cond(tf.io.is_jpeg(data), decode_crop, decode_all)
     return decode_all()
 
@@ -338,9 +245,11 @@ def random_crop_boxes(
 
     The distribution is that of TensorFlow's `sample_distorted_bounding_box`,
     which the released code uses: a uniform aspect ratio, then a uniform
-    height among those whose area lies in [area_min, 1] and that fit; boxes
-    that miss the area are drawn again, and the whole image is used where all
-    tries fail.
+    height among those whose area lies in [area_min, 1] and that fit, by one
+    pixel more or less where rounding misses the area, then a uniform place.
+    A box smaller than the image never touches its lower or right edge. Boxes
+    that still miss the area are drawn again, and the whole image is used
+    where all tries fail: 10 here, 100 in TensorFlow.
 
     Args:
         uniforms: float32 [batch, 4 * tries] in [0, 1).
@@ -358,25 +267,28 @@ def random_crop_boxes(
     low, high = aspect_ratio_range
     aspect = low + (high - low) * draws[..., 0]
     tallest = tf.round(tf.sqrt(area / aspect))
-    tallest = tf.where(
-        tf.round(tallest * aspect) > width,
-        tf.floor((width + 0.4999) / aspect),
-        tallest,
-    )
+    widest = tf.floor((width + 0.5) / aspect)
+    widest -= tf.cast(tf.round(widest * aspect) > width, tf.float32)
+    tallest = tf.where(tf.round(tallest * aspect) > width, widest, tallest)
     tallest = tf.minimum(tallest, height)
     shortest = tf.minimum(tf.round(tf.sqrt(area_min * area / aspect)), tallest)
     box_height = shortest + tf.floor(draws[..., 1] * (tallest - shortest + 1.0))
+    box_area = box_height * tf.round(box_height * aspect)
+    box_height += tf.cast(box_area < area_min * area, tf.float32)
+    box_area = box_height * tf.round(box_height * aspect)
+    box_height -= tf.cast(box_area > area, tf.float32)
     box_width = tf.round(box_height * aspect)
     box_area = box_height * box_width
     valid = (
         (box_area >= area_min * area)
         & (box_area <= area)
         & (box_width <= width)
+        & (box_height <= height)
         & (box_height > 0)
         & (box_width > 0)
     )
-    top = tf.floor(draws[..., 2] * (height - box_height + 1.0))
-    left = tf.floor(draws[..., 3] * (width - box_width + 1.0))
+    top = tf.floor(draws[..., 2] * (height - box_height))
+    left = tf.floor(draws[..., 3] * (width - box_width))
     boxes = tf.stack([top, left, box_height, box_width], axis=-1)
     first = tf.argmax(tf.cast(valid, tf.int32), axis=1)
     chosen = tf.gather(boxes, first, batch_dims=1)
@@ -385,7 +297,11 @@ def random_crop_boxes(
 
 
 def crop_resize_flip(
-    images: tf.Tensor, boxes: tf.Tensor, flip: tf.Tensor, size
+    images: tf.Tensor,
+    boxes: tf.Tensor,
+    flip: tf.Tensor,
+    size,
+    antialias: bool = False,
 ) -> tf.Tensor:
     """Crops, resizes bilinearly and flips a batch in one resampling.
 
@@ -397,10 +313,77 @@ def crop_resize_flip(
         boxes: float32 [batch, 4]: top, left, height, width in pixels.
         flip: bool [batch].
         size: side of the result, Python or tensor integer.
+        antialias: whether boxes that are larger than `size` in either
+            direction are averaged where they would otherwise be sampled.
 
     Returns:
         float32 [batch, size, size, channels].
     """
+    boxes, flip = tf.convert_to_tensor(boxes), tf.convert_to_tensor(flip)
+
+    def sample():
+        return _sample(images, boxes, flip, size)
+
+    def average():
+        if images.shape[0] == 1:
+            averaged = _average(images[0], boxes[0], size)[tf.newaxis]
+        else:
+            averaged = tf.map_fn(
+                lambda pair: _average(*pair, size),
+                (images, boxes),
+                fn_output_signature=tf.float32,
+            )
+        averaged = tf.where(
+            flip[:, None, None, None], averaged[:, :, ::-1], averaged
+        )
+        if images.shape[0] == 1:
+            return averaged
+        # What becomes of an image does not depend on the others.
+        return tf.where(larger[:, None, None, None], averaged, sample())
+
+    if not antialias:
+        return sample()
+    larger = tf.reduce_max(boxes[:, 2:], axis=1) > tf.cast(size, tf.float32)
+    result = tf.cond(tf.reduce_any(larger), average, sample)
+    return tf.reshape(
+        result, [tf.shape(images)[0], size, size, images.shape[-1]]
+    )
+
+
+def _average(image: tf.Tensor, box: tf.Tensor, size) -> tf.Tensor:
+    """Crops and resizes an image with antialiasing, see `crop_resize_flip`."""
+    first = tf.cast(tf.floor(box[:2]), tf.int32)
+    last = tf.cast(tf.math.ceil(box[:2] + box[2:]), tf.int32)
+    last = tf.maximum(last, first + 1)
+    shape = tf.shape(image)[:2]
+
+    def inside():
+        return image[first[0] : last[0], first[1] : last[1]]
+
+    def beyond():
+        part = image
+        for axis in (0, 1):
+            places = tf.range(first[axis], last[axis])
+            places = tf.clip_by_value(places, 0, shape[axis] - 1)
+            part = tf.gather(part, places, axis=axis)
+        return part
+
+    part = tf.cond(
+        tf.reduce_all((first >= 0) & (last <= shape)), inside, beyond
+    )
+    scale = tf.cast(size, tf.float32) / box[2:]
+    return tf.raw_ops.ScaleAndTranslate(
+        images=part[tf.newaxis],
+        size=tf.stack([size, size]),
+        scale=scale,
+        translation=(tf.cast(first, tf.float32) - box[:2]) * scale,
+        kernel_type="triangle",
+        antialias=True,
+    )[0]
+
+
+def _sample(images, boxes, flip, size) -> tf.Tensor:
+    """Crops, resizes and flips without antialiasing."""
     top, left, height, width = tf.unstack(boxes, axis=1)
     sizef = tf.cast(size, tf.float32)
     scale_y, scale_x = height / sizef, width / sizef

@@ -1,7 +1,7 @@
 """The registry of datasets: what each is, before anything is read.
 
-A dataset is a file of `datasets/`, a user's YAML file of the same form, or a
-folder of images.
+A dataset is a file of `datasets/`, a user's YAML file of the same form, a
+folder of images, or a CSV file that lists images.
 """
 
 import dataclasses
@@ -10,18 +10,23 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from efficientnetv2.data import folders
+from efficientnetv2.data import class_list, csv_list, folders
+from efficientnetv2.data.listing import Listing
 from efficientnetv2.declarative import (
     ConfigError,
     named_or_path,
     names,
     suggest,
 )
-from efficientnetv2.errors import nearest
+from efficientnetv2.errors import DataError, nearest
 
 DEFAULT_DATA_DIR = "~/.cache/efficientnetv2/data"
 _YAML = (".yaml", ".yml")
-SOURCES = ("tfds", "tfrecord", "folder")
+SOURCES = ("tfds", "tfrecord", "folder", "csv", "idx")
+# Sources whose images are single files.
+LISTED = ("folder", "csv")
+# Of a run whose data are not there, see `remember`.
+ABSENT = "absent"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +36,14 @@ class Split:
     Attributes:
         num_images: exact number.
         tfds_split: of TensorFlow Datasets, such as 'train[:55000]'.
+        part: of the IDX archives, such as 'train[:55000]'.
         files: pattern of TFRecord shards, such as 'train-*'.
         shards: first and last (excluded) of the sorted shards, or None.
     """
 
     num_images: int
     tfds_split: str | None = None
+    part: str | None = None
     files: str | None = None
     shards: tuple[int | None, int | None] = (None, None)
 
@@ -47,7 +54,7 @@ class DatasetInfo:
 
     Attributes:
         name: in the registry, or the path that the user gave.
-        source: one of `SOURCES`.
+        source: one of `SOURCES`; 'idx' is Fashion-MNIST's four archives.
         num_classes: number of classes.
         splits: 'train' and 'eval', often 'minival' and 'trainval'.
         class_names: one a class, in the order of the labels.
@@ -58,7 +65,7 @@ class DatasetInfo:
         tfds_name: of the builder, such as 'cifar10'.
         image_key, label_key: features of a TFRecord example.
         label_offset: added to the stored label; -1 where they begin at 1.
-        folder: of the images.
+        folder: of the images, or the CSV file that lists them.
         license, citation, how_to_get: for people.
     """
 
@@ -87,7 +94,7 @@ _FIELDS = {
     if field.name != "name"
 }
 _SPLIT_FIELDS = [field.name for field in dataclasses.fields(Split)]
-_NEEDED = {"tfds": "tfds_split", "tfrecord": "files"}
+_NEEDED = {"tfds": "tfds_split", "tfrecord": "files", "idx": "part"}
 
 
 def data_dir(folder: str | None = None) -> pathlib.Path:
@@ -118,29 +125,105 @@ def shard_folders(
     return [folder / path.stem, folder, *beside]
 
 
+def is_registered(name: str) -> bool:
+    """Whether a name is one of `datasets/`, and not that of a file here."""
+    return name in names("datasets")
+
+
+def normalized(name: str) -> str:
+    """Returns one name for a dataset, however and wherever it was written.
+
+    Args:
+        name: in `datasets/`, which stays, or a path, which becomes absolute.
+    """
+    path = folders.expand(name)
+    if is_registered(name) or not (_is_path(name) or path.is_dir()):
+        return name
+    return os.path.abspath(path)
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or name.endswith((*_YAML, *csv_list.SUFFIXES))
+
+
 def load_info(name: str) -> DatasetInfo:
     """Returns what is known of a dataset.
 
     Args:
-        name: in `datasets/`, or the path of a YAML file or of a folder.
+        name: in `datasets/`, or the path of a YAML file, of a folder or of a
+            CSV file.
 
     Raises:
         ConfigError: for an unknown name, of which the nearest is given, or a
             YAML file with a mistake.
-        DataError: for a folder that is not one of images by class.
+        DataError: for a folder that is not one of images by class, or a CSV
+            file that is none of images and labels.
     """
-    if name in names("datasets") or name.endswith(_YAML):
+    try:
+        return _load_info(name)
+    except (ConfigError, DataError) as error:
+        if name not in _remembered:
+            raise
+        return dataclasses.replace(
+            _remembered[name], source=ABSENT, how_to_get=str(error)
+        )
+
+
+_remembered: dict[str, DatasetInfo] = {}
+
+
+def remember(info: DatasetInfo) -> None:
+    """Keeps what a run knows of its data, for where these are not there.
+
+    `load_info` then returns it with the source `ABSENT`; its images cannot be
+    loaded.
+    """
+    _remembered[info.name] = info
+
+
+def forget() -> None:
+    """Lists folders and CSV files again when they are next needed."""
+    folders.scan_absolute.cache_clear()
+    csv_list.scan.cache_clear()
+
+
+def listing(path: str | os.PathLike) -> Listing:
+    """Returns the images of a folder or of a CSV file.
+
+    Raises:
+        DataError: see `folders.scan` and `csv_list.scan`.
+    """
+    if str(path).endswith(csv_list.SUFFIXES):
+        return csv_list.scan(folders.expand(path).absolute())
+    return folders.scan(path)
+
+
+def notes(info: DatasetInfo) -> list[str]:
+    """Returns what the user may not expect of a dataset, a line each."""
+    if info.source in LISTED:
+        return listing(info.folder).notes
+    if is_registered(info.name) and pathlib.Path(info.name).is_dir():
+        return [
+            f"--dataset={info.name} is that of the registry, not the folder "
+            f"{info.name}/ here, which is --dataset=./{info.name}."
+        ]
+    return []
+
+
+def _load_info(name: str) -> DatasetInfo:
+    if is_registered(name) or name.endswith(_YAML):
         return parse_info(name, named_or_path("datasets", name))
     path = folders.expand(name)
-    if path.is_dir() or "/" in name:
-        return _folder_info(name, path)
+    if path.is_dir() or _is_path(name):
+        return _listed_info(name, path)
     here = [path.name for path in pathlib.Path(".").iterdir() if path.is_dir()]
     folder = nearest(name, here)
     hint = f" There is a folder {folder!r} here." if folder else ""
     raise ConfigError(
         f"Unknown dataset {name!r}.{hint}"
         + suggest(name, names("datasets"))
-        + " Or give the path of a folder of images or of a YAML file."
+        + " Or give the path of a folder of images, of a CSV file or of a "
+        "YAML file."
     )
 
 
@@ -163,13 +246,8 @@ def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
     source = values.get("source")
     if source not in SOURCES:
         fail(f"source must be one of {', '.join(SOURCES)}, not {source!r}.")
-    if source == "folder":
-        if not isinstance(values.get("folder"), str):
-            fail("source folder needs 'folder: path'.")
-        base = pathlib.Path(name).parent if name.endswith(_YAML) else "."
-        path = folders.expand(pathlib.Path(base, values["folder"]))
-        found = _folder_info(name, path)
-        return dataclasses.replace(found, **values | {"folder": str(path)})
+    if source in LISTED:
+        return _parse_listed(name, values, fail)
     if source == "tfds" and not isinstance(values.get("tfds_name"), str):
         fail("source tfds needs 'tfds_name: NAME'.")
     if not isinstance(values.get("splits"), dict):
@@ -225,16 +303,36 @@ def _parse_split(content, source: str, label: str, fail) -> Split:
     return Split(**{**content, "shards": tuple(shards)})
 
 
-def _folder_info(name: str, path: pathlib.Path) -> DatasetInfo:
-    index = folders.scan(path)
+def _parse_listed(name: str, values: dict, fail) -> DatasetInfo:
+    """Returns a folder or CSV file that a YAML file names."""
+    if not isinstance(values.get("folder"), str):
+        what = "path" if values["source"] == "folder" else "path.csv"
+        fail(f"source {values['source']} needs 'folder: {what}'.")
+    for key in ("class_names", "num_classes", "splits", "multi_label"):
+        if key in values:
+            fail(
+                f"{key} is not for source {values['source']}, of which it is "
+                f"read. The order of classes is in {class_list.FILE} in the "
+                "folder."
+            )
+    base = pathlib.Path(name).parent if name.endswith(_YAML) else "."
+    path = folders.expand(pathlib.Path(base, values["folder"]))
+    is_csv = path.name.endswith(csv_list.SUFFIXES)
+    if is_csv != (values["source"] == "csv"):
+        fail(f"source {values['source']} does not go with {path}.")
+    found = _listed_info(name, path)
+    return dataclasses.replace(found, **values | {"folder": str(path)})
+
+
+def _listed_info(name: str, path: pathlib.Path) -> DatasetInfo:
+    index = listing(path)
     return DatasetInfo(
         name=name,
-        source="folder",
+        source="csv" if path.name.endswith(csv_list.SUFFIXES) else "folder",
         num_classes=len(index.class_names),
         class_names=index.class_names,
-        splits={
-            key: Split(len(files)) for key, (files, _) in index.splits.items()
-        },
+        splits={key: Split(len(part)) for key, part in index.splits.items()},
         recipe="own_images",
+        multi_label=index.multi_label,
         folder=str(path),
     )

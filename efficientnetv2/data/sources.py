@@ -12,6 +12,7 @@ import http.client
 import pathlib
 import re
 import threading
+import types
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -19,15 +20,15 @@ from collections.abc import Callable, Sequence
 import ml_collections
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from efficientnetv2.data import (
+    class_list,
+    decoding,
     fashion_mnist,
-    folders,
-    preprocessing,
     registry,
 )
 from efficientnetv2.data.registry import DatasetInfo, Split
-from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import DataError
 
 # A TFDS split of images of several sizes is kept in memory, encoded, up to
@@ -74,10 +75,12 @@ class EncodedSource:
 
     def describe(self, index: int) -> str:
         """Returns what an error calls an example."""
-        name = self.class_names[self.labels[index]]
+        labels = self.labels[index]
+        labels = np.flatnonzero(labels) if labels.ndim else [labels]
+        names = " and ".join(repr(self.class_names[k]) for k in labels)
         if self.in_files:
-            return f"{self.items[index]} (class {name!r})"
-        return f"example {index:,} (class {name!r})"
+            return f"{self.items[index]} (class {names or 'none'})"
+        return f"example {index:,} (class {names or 'none'})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +126,10 @@ class StreamSource:
     def __len__(self) -> int:
         return self.num_images
 
+    def describe(self, index: int) -> str:
+        """Returns what an error calls a shard."""
+        return self.shards[index].path
+
     def part(self, number: int, parts: int) -> "StreamSource":
         """Returns every so many of the shards, for one of several workers.
 
@@ -144,7 +151,7 @@ class StreamSource:
             return dataset
 
         def check(data):
-            return np.bool_(self.is_good(preprocessing.as_bytes(data)))
+            return np.bool_(self.is_good(decoding.as_bytes(data)))
 
         def is_good(encoded, _):
             good = tf.numpy_function(check, [encoded], tf.bool)
@@ -160,39 +167,37 @@ def in_order_of(source: Source, class_names: Sequence[str]) -> Source:
     """Returns a split whose labels are places in a list of names.
 
     Args:
-        source: of one class an image, of any number and order of classes.
+        source: of any number and order of classes.
         class_names: of which each class of the source is one, as a class or
             as the name of its folder.
 
     Raises:
-        DataError: names a class that is not in the list.
+        DataError: names the classes that are not in the list, and both lists.
     """
-    if list(source.class_names) == list(class_names):
+    class_names = list(class_names)
+    if list(source.class_names) == class_names:
         return source
-    places = {folders.folder_name(n): k for k, n in enumerate(class_names)}
-    order = []
-    for name in source.class_names:
-        if folders.folder_name(name) not in places:
-            raise DataError(
-                f"The model does not know the class {name!r}."
-                f"{suggest(name, list(class_names))}"
-            )
-        order.append(places[folders.folder_name(name)])
+    order = class_list.places(source.class_names, class_names)
+    classes = len(class_names)
+
+    def reorder(labels):
+        if not labels.shape.rank:
+            return tf.gather(tf.constant(order, tf.int64), labels)
+        return tf.scatter_nd(tf.constant(order)[:, None], labels, [classes])
+
     if isinstance(source, StreamSource):
-        table = tf.constant(order, tf.int64)
 
         def parse(record):
             image, label = source.parse(record)
-            return image, table[label]
+            return image, reorder(label)
 
-        return dataclasses.replace(
-            source, parse=parse, class_names=list(class_names)
-        )
-    return dataclasses.replace(
-        source,
-        labels=np.array(order, np.int64)[source.labels],
-        class_names=list(class_names),
-    )
+        return dataclasses.replace(source, parse=parse, class_names=class_names)
+    if source.labels.ndim == 1:
+        labels = np.array(order, np.int64)[source.labels]
+    else:
+        labels = np.zeros((len(source), classes), np.float32)
+        labels[:, order] = source.labels
+    return dataclasses.replace(source, labels=labels, class_names=class_names)
 
 
 def parse_slice(text: str) -> tuple[str, slice]:
@@ -241,22 +246,48 @@ def load_from(
             says.
     """
     expected = info.splits[split]
-    if info.source == "folder":
-        files, labels = folders.scan(info.folder).splits[split]
-        log(f"{info.name}: {split}: {len(files):,} images in {info.folder}")
-        return EncodedSource(
-            files, True, np.array(labels, np.int64), info.class_names
-        )
+    for note in registry.notes(info):
+        log(note)
+    if info.source == registry.ABSENT:
+        raise DataError(info.how_to_get)
+    if info.source in registry.LISTED:
+        return _load_listed(info, split, log)
     if info.source == "tfrecord":
         return open_shards(info, expected, folder)
-    source = _load_tfds(info, expected, folder, log)
+    if info.source == "idx":
+        part, rows = parse_slice(expected.part)
+        images, labels = fashion_mnist.load(folder, part, log)
+        source = ArraySource(images[rows], labels[rows], info.class_names)
+        log(f"{info.name}: {split}: {len(source):,} images")
+        advice = "Correct its YAML file."
+    else:
+        source = _load_tfds(info, expected, folder, log)
+        advice = "Remove its folder there to prepare it anew."
     if len(source) != expected.num_images:
         raise DataError(
             f"{info.name}: the split {split!r} has {len(source):,} images in "
             f"{folder}, not {expected.num_images:,} as the registry says. "
-            "Remove its folder there to prepare it anew."
+            f"{advice}"
         )
     return source
+
+
+# --- Folders and lists of images --------------------------------------------
+
+
+def _load_listed(
+    info: DatasetInfo, split: str, log: Callable[[str], None]
+) -> EncodedSource:
+    index = registry.listing(info.folder)
+    part = index.splits[split]
+    log(f"{info.name}: {split}: {len(part):,} images in {info.folder}")
+    if index.multi_label:
+        labels = np.zeros((len(part), len(index.class_names)), np.float32)
+        for row, found in zip(labels, part.labels, strict=True):
+            row[found] = 1.0
+    else:
+        labels = np.array(part.labels, np.int64)
+    return EncodedSource(part.files, True, labels, index.class_names)
 
 
 # --- TFRecord shards --------------------------------------------------------
@@ -336,17 +367,39 @@ def _parse_example(record: tf.Tensor, info: DatasetInfo):
 # --- TensorFlow Datasets ----------------------------------------------------
 
 
+def import_tfds() -> types.ModuleType:
+    """Imports TensorFlow Datasets.
+
+    Its own import logs what went wrong, and leaves a module without names.
+
+    Raises:
+        DataError: says why it cannot be imported, and what to install.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        import tensorflow_datasets as tfds
+        import tensorflow_datasets.public_api
+    except Exception as error:
+        package = "tensorflow-datasets"
+        if "protobuf" in str(error).lower():
+            # That of Colab is generated by a newer protobuf than is there.
+            package = "'tensorflow-metadata<1.18'"
+        raise DataError(
+            f"TensorFlow Datasets cannot be imported: {error}\nRun `pip "
+            f"install {package}` and then the command again."
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    return tfds
+
+
 def _load_tfds(
     info: DatasetInfo,
     split: Split,
     folder: pathlib.Path,
     log: Callable[[str], None],
 ) -> Source:
-    if info.tfds_name.startswith("fashion_mnist"):
-        name, rows = parse_slice(split.tfds_split)
-        prepared = fashion_mnist.prepare(folder, log=log)
-        images, labels = fashion_mnist.load_arrays(prepared, name)
-        return ArraySource(images[rows], labels[rows], info.class_names)
     with _explained_tfds(info, folder) as state:
         builder = _prepare_tfds(info.tfds_name, folder, state, log)
         shape = builder.info.features["image"].shape
@@ -377,8 +430,7 @@ def records(shard: Shard) -> tf.data.Dataset:
 
 
 def _tfds_stream(builder, info: DatasetInfo, split: Split) -> StreamSource:
-    import tensorflow_datasets as tfds
-
+    tfds = import_tfds()
     features = builder.info.features
     decoders = {"image": tfds.decode.SkipDecoding()}
 
@@ -399,8 +451,7 @@ def _tfds_stream(builder, info: DatasetInfo, split: Split) -> StreamSource:
 
 
 def _prepare_tfds(name: str, folder: pathlib.Path, state: dict, log):
-    import tensorflow_datasets as tfds
-
+    tfds = import_tfds()
     builder = tfds.builder(name, data_dir=folder)
     state["prepared"] = builder.data_path.exists()
     if not state["prepared"]:
@@ -418,6 +469,8 @@ def _explained_tfds(info: DatasetInfo, folder: pathlib.Path):
     state = {"prepared": False}
     try:
         yield state
+    except DataError:
+        raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         problem = (

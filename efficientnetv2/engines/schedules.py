@@ -101,12 +101,15 @@ def learning_rate(
 
 
 def ema_decay(config: ml_collections.ConfigDict, step):
-    """Returns min(ema_decay, (1 + step) / (10 + step)).
+    """Returns min(ema_decay, (2 + step) / (11 + step)).
+
+    TensorFlow's average rises by (1 + n) / (10 + n), and the released code
+    reads n after the step that it averages.
 
     Args:
-        step: number of steps done before this update, a float or a tensor.
+        step: number of steps done before this one, a float or a tensor.
     """
-    rising = (1.0 + step) / (10.0 + step)
+    rising = (2.0 + step) / (11.0 + step)
     if isinstance(step, (int, float)):
         return min(config.train.ema_decay, rising)
     return keras.ops.minimum(config.train.ema_decay, rising)

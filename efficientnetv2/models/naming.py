@@ -1,14 +1,11 @@
-"""What a weight of a model is called elsewhere.
+"""The weights of a model by what they are.
 
 Every weight of a model is a `Slot`: a part of the network, a layer in it and
-an attribute. For each foreign format a function maps a slot to its name there;
-nothing is matched by order or by shape.
-
-Sources of the names: checkpoints of the released code (google/automl), the
-models of `keras.applications`, and the `tf_efficientnetv2_*` models of
-PyTorch Image Models.
+an attribute. For each foreign format a function maps a slot to its name there
+(see `models.weights`); nothing is matched by order or by shape.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable
 
@@ -32,6 +29,7 @@ class Block:
         index: over all blocks, from 0.
         stage: from 0.
         repeat: in its stage, from 0.
+        ordinal: among the blocks of its kind, from 0.
         fused: whether it is a Fused-MBConv.
         expands: whether it has an expanding convolution.
     """
@@ -39,6 +37,7 @@ class Block:
     index: int
     stage: int
     repeat: int
+    ordinal: int
     fused: bool
     expands: bool
 
@@ -155,6 +154,7 @@ class _Positions:
         self.stage = -1
         self.repeat = 0
         self.last = None
+        self.kinds = collections.Counter()
 
     def next(self, layer) -> Block:
         options = layer.get_config()
@@ -175,139 +175,15 @@ class _Positions:
         else:
             self.repeat += 1
         self.last = kind
+        fused = isinstance(layer, blocks.FusedMBConv)
         block = Block(
             self.count,
             self.stage,
             self.repeat,
-            isinstance(layer, blocks.FusedMBConv),
+            self.kinds[fused],
+            fused,
             options["expand_ratio"] != 1,
         )
         self.count += 1
+        self.kinds[fused] += 1
         return block
-
-
-# Layers outside the blocks, by their places.
-_OBJECT_ENDS = {
-    "stem/conv": "_stem/_conv_stem",
-    "stem/norm": "_stem/_norm",
-    "head/conv": "_head/_conv_head",
-    "head/norm": "_head/_norm",
-    CLASSIFIER: "_fc",
-}
-_KERAS_ENDS = {
-    "stem/conv": "stem_conv",
-    "stem/norm": "stem_bn",
-    "head/conv": "top_conv",
-    "head/norm": "top_bn",
-    CLASSIFIER: "predictions",
-}
-_TIMM_ENDS = {
-    "stem/conv": "conv_stem",
-    "stem/norm": "bn1",
-    "head/conv": "conv_head",
-    "head/norm": "bn2",
-    CLASSIFIER: "classifier",
-}
-
-
-def _numbered(name: str, index: int) -> str:
-    return f"{name}_{index}" if index else name
-
-
-def reference_names(slot: Slot) -> list[str]:
-    """Names in the released code's name-based checkpoints, below the model.
-
-    The classifier is below 'head' or 'head_1', depending on how often the
-    graph opened that scope.
-    """
-    if slot.is_classifier:
-        return [f"{head}/dense/{slot.attribute}" for head in ("head_1", "head")]
-    norm = "tpu_batch_normalization"
-    if not isinstance(slot.part, Block):
-        layer = {"conv": "conv2d", "norm": norm}[slot.layer]
-        return [f"{slot.part}/{layer}/{slot.attribute}"]
-    part, attribute = slot.part, slot.attribute
-    if slot.layer in part.convs:
-        layer = _numbered("conv2d", part.convs.index(slot.layer))
-    elif slot.layer in part.norms:
-        layer = _numbered(norm, part.norms.index(slot.layer))
-    elif slot.layer == "depthwise_conv":
-        layer, attribute = "depthwise_conv2d", "depthwise_kernel"
-    else:
-        layer = {"se/reduce": "se/conv2d", "se/expand": "se/conv2d_1"}[
-            slot.layer
-        ]
-    return [f"blocks_{part.index}/{layer}/{attribute}"]
-
-
-def object_names(slot: Slot) -> list[str]:
-    """Names in the released code's object-based checkpoints."""
-    attribute = slot.attribute
-    path = _OBJECT_ENDS.get(slot.place)
-    if path is None:
-        layer = {
-            "se/reduce": "_se/_se_reduce",
-            "se/expand": "_se/_se_expand",
-            "expand_norm": "_norm0",
-            "depthwise_norm": "_norm1",
-            "project_norm": "_norm1" if slot.part.fused else "_norm2",
-        }.get(slot.layer, f"_{slot.layer}")
-        path = f"_blocks/{slot.part.index}/{layer}"
-        if slot.layer == "depthwise_conv":
-            attribute = "depthwise_kernel"
-    return [f"{path}/{attribute}"]
-
-
-def keras_names(slot: Slot) -> list[str]:
-    """Names in `keras.applications`: layer and attribute.
-
-    The depthwise layers are called otherwise in V1 and V2, and their kernel
-    otherwise in Keras 2 and 3.
-    """
-    layers = [_KERAS_ENDS.get(slot.place)]
-    if isinstance(slot.part, Block):
-        prefix = f"block{slot.part.stage + 1}{chr(97 + slot.part.repeat)}_"
-        names = {
-            "depthwise_conv": ["dwconv2", "dwconv"],
-            "depthwise_norm": ["bn"],
-        }.get(
-            slot.layer,
-            [slot.layer.replace("/", "_").replace("norm", "bn")],
-        )
-        layers = [prefix + name for name in names]
-    attributes = [slot.attribute]
-    if slot.layer == "depthwise_conv":
-        attributes.append("depthwise_kernel")
-    return [
-        f"{layer}/{attribute}" for layer in layers for attribute in attributes
-    ]
-
-
-def timm_names(slot: Slot) -> list[str]:
-    """Names in PyTorch Image Models."""
-    attribute = {
-        "kernel": "weight",
-        "gamma": "weight",
-        "beta": "bias",
-        "moving_mean": "running_mean",
-        "moving_variance": "running_var",
-    }.get(slot.attribute, slot.attribute)
-    layer = _TIMM_ENDS.get(slot.place)
-    if layer is None:
-        layer = f"blocks.{slot.part.stage}.{slot.part.repeat}."
-        layer += _timm_layer(slot.part, slot.layer)
-    return [f"{layer}.{attribute}"]
-
-
-def _timm_layer(block: Block, layer: str) -> str:
-    if layer in block.norms:
-        return f"bn{block.norms.index(layer) + 1}"
-    if layer.startswith("se/"):
-        return layer.replace("se/", "se.conv_")
-    if layer == "depthwise_conv":
-        return "conv_dw"
-    if layer == "expand_conv":
-        return "conv_exp" if block.fused else "conv_pw"
-    if block.expands:
-        return "conv_pwl"
-    return "conv" if block.fused else "conv_pw"

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2.data import faults, pipeline, preprocessing
+from efficientnetv2.data import decoding, faults, pipeline, preprocessing
 from efficientnetv2.data.sources import ArraySource, EncodedSource, Source
 from efficientnetv2.serving.spec import ServingSpec
 
@@ -128,7 +128,7 @@ def _raw(source: Source, rows: slice) -> np.ndarray | list[bytes]:
     items = source.items[rows]
     if source.in_files:
         items = [tf.io.read_file(item).numpy() for item in items]
-    return [preprocessing.to_portable(item) for item in items]
+    return [decoding.to_portable(item) for item in items]
 
 
 def run_keras(network: keras.Model, spec: ServingSpec) -> Runner:

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from efficientnetv2 import checkpoints, evaluation, runs, zoo
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import faults, preprocessing, registry
+from efficientnetv2.data import decoding, faults, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import locate, saved_model
@@ -183,7 +183,7 @@ def encode(image: Image) -> bytes:
                 "not uint8 [height, width, 3]."
             )
         return tf.io.encode_png(image).numpy()
-    return preprocessing.to_portable(_read(image))
+    return decoding.to_portable(_read(image))
 
 
 def _best(row: np.ndarray, names: Sequence[str], top: int) -> list[Prediction]:

@@ -53,7 +53,11 @@ class ServingModel(tf.Module):
         spec = self.spec
         return self._classify(
             preprocessing.preprocess_for_eval(
-                images, spec.image_size, spec.mode, spec.transformations
+                images,
+                spec.image_size,
+                spec.mode,
+                spec.transformations,
+                spec.antialias,
             )
         )
 
@@ -70,6 +74,7 @@ class ServingModel(tf.Module):
                 spec.image_size,
                 spec.mode,
                 spec.transformations,
+                spec.antialias,
                 portable=True,
             )
 

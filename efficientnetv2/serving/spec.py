@@ -31,6 +31,8 @@ class ServingSpec:
         activation: 'softmax', or 'sigmoid' where the classes of an image are
             independent.
         class_names: one a logit.
+        antialias: see `preprocessing.resize`; False in the records of
+            versions that had no antialiasing.
     """
 
     image_size: int
@@ -38,6 +40,7 @@ class ServingSpec:
     transformations: Sequence[str] | None
     activation: str
     class_names: Sequence[str]
+    antialias: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping, class_names: Sequence[str]):
@@ -59,6 +62,7 @@ class ServingSpec:
             transformations=None if chosen is None else list(chosen),
             activation="softmax" if loss == "softmax" else "sigmoid",
             class_names=[*class_names, *further],
+            antialias=config["data"]["antialias"],
         )
 
     def probabilities(self, logits: tf.Tensor) -> tf.Tensor:

@@ -13,18 +13,18 @@ import tensorflow_datasets as tfds
 import yaml
 from PIL import Image
 
-from efficientnetv2 import api, declarative
+from efficientnetv2 import api, declarative, progressive
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import run_plan
 from efficientnetv2.data import (
+    decoding,
     faults,
     folders,
     pipeline,
-    preprocessing,
+    registry,
     sources,
 )
 from efficientnetv2.errors import DataError
-from efficientnetv2 import progressive
 from tests.conftest import TINY
 
 CLASSES = [f"class {k}" for k in range(10)]
@@ -287,7 +287,7 @@ def test_bad_images_can_be_left_out(tmp_path, source):
         config.unlock()
         config.train.split = config.eval.split = config.eval.val_split = split
         if dataset != name:
-            files = folders.scan(dataset).splits[split][0]
+            files = folders.scan(dataset).splits[split].files
             pathlib.Path(files[3]).write_bytes(b"")
             pathlib.Path(files[90]).write_bytes(b"no image")
         lines = []
@@ -387,7 +387,7 @@ def test_bad_shards_are_named(tmp_path, source, kind, words):
 
 def test_hosts_read_files_of_their_own(tmp_path, source):
     _write_shards(tmp_path, source)
-    info = sources.registry.load_info(_records_yaml(tmp_path / "mine.yaml"))
+    info = registry.load_info(_records_yaml(tmp_path / "mine.yaml"))
     whole = sources.open_shards(info, info.splits["train"], tmp_path)
     parts = [whole.part(host, 3) for host in range(3)]
     paths = [shard.path for part in parts for shard in part.shards]
@@ -510,7 +510,7 @@ def _encoded():
     [pytest.param(*case, id=case[0]) for case in _encoded()],
 )
 def test_every_kind_of_image_becomes_right_rgb(name, data, right, tolerance):
-    decoded = preprocessing.decode(tf.constant(data)).numpy()
+    decoded = decoding.decode(tf.constant(data)).numpy()
     assert decoded.shape == (32, 40, 3) and decoded.dtype == np.uint8
     with Image.open(io.BytesIO(data)) as image:
         right = image.convert("RGB") if right is None else right.convert("RGB")
@@ -527,7 +527,7 @@ def _touch(root, *paths):
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(b"")
-    folders._scan.cache_clear()
+    registry.forget()
     return root
 
 
@@ -536,15 +536,17 @@ def test_class_folders_are_split_by_name(tmp_path):
     root = _touch(tmp_path, *names, "a/.hidden.jpg", "a/notes.txt")
     index = folders.scan(root)
     assert index.class_names == ["a", "b"]
-    counts = {name: len(files) for name, (files, _) in index.splits.items()}
+    counts = {name: len(part) for name, part in index.splits.items()}
     assert counts == {"train": 38, "minival": 6, "eval": 6, "trainval": 44}
-    everything = index.splits["trainval"][0] + index.splits["eval"][0]
+    everything = index.splits["trainval"].files + index.splits["eval"].files
     assert len(set(everything)) == 50
-    assert not set(index.splits["train"][0]) & set(index.splits["minival"][0])
-    for files, labels in index.splits.values():
-        for file, label in zip(files, labels, strict=True):
+    assert not set(index.splits["train"].files) & set(
+        index.splits["minival"].files
+    )
+    for part in index.splits.values():
+        for file, label in zip(part.files, part.labels, strict=True):
             assert f"/{index.class_names[label]}/" in file
-    folders._scan.cache_clear()
+    registry.forget()
     assert folders.scan(root) == index
 
 
@@ -555,13 +557,13 @@ def test_train_and_validation_folders(tmp_path, test):
     if test:
         names += [f"test/{c}/{k}.png" for c in "ab" for k in range(2)]
     index = folders.scan(_touch(tmp_path, *names))
-    counts = {name: len(files) for name, (files, _) in index.splits.items()}
+    counts = {name: len(part) for name, part in index.splits.items()}
     if test:
         assert counts == {"train": 20, "minival": 6, "eval": 4, "trainval": 26}
-        assert all("/val/" in file for file in index.splits["minival"][0])
+        assert all("/val/" in file for file in index.splits["minival"].files)
     else:
         assert counts == {"train": 18, "minival": 2, "eval": 6, "trainval": 20}
-        assert all("/val/" in file for file in index.splits["eval"][0])
+        assert all("/val/" in file for file in index.splits["eval"].files)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """Mixup and CutMix."""
 
+import jax
+import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efficientnetv2.data import mixing
+from efficientnetv2.data import mixing, pipeline
 
 
 def _batch(size=12, pixels=16):
@@ -109,6 +112,111 @@ def test_both_share_the_batch_and_pair_within_their_half():
     assert in_mixup.numpy().all() and partner.numpy().tolist() == [3, 2, 1, 0]
     _, in_mixup = mixing.partners(4, 0.0, 0.2)
     assert not in_mixup.numpy().any()
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.0167, 0.2, 1.0, 8.0])
+def test_draws_are_those_of_the_beta_distribution(alpha):
+    random = np.random.default_rng(3)
+    uniforms = random.random((200_000, 4), np.float32)
+    draws = np.asarray(mixing.symmetric_beta(uniforms, np.float32(alpha)))
+    assert draws.dtype == np.float32
+    # Nearer to 0 or 1 than the first edge float32 does not resolve.
+    edges = [0, 1e-5, 1e-3, 0.01, 0.1, 0.3, 0.45]
+    edges = np.array([*edges, *(1 - np.array(edges[::-1]))])
+    parts = np.diff(scipy.stats.beta.cdf(edges, alpha, alpha))
+    # By symmetry, where 1 - edge has lost its digits.
+    parts[-6:] = parts[:6][::-1]
+    counts, _ = np.histogram(draws, edges)
+    keep = parts > 1e-7
+    result = scipy.stats.chisquare(
+        counts[keep], parts[keep] / parts[keep].sum() * counts[keep].sum()
+    )
+    assert counts[~keep].sum() <= 1 and result.pvalue > 1e-3
+    if alpha == 0.0167:
+        inside = np.mean((draws > 0.01) & (draws < 0.99))
+        assert inside == pytest.approx(0.073, abs=0.003)
+    for ops in (np, jax.numpy, keras.ops):
+        again = mixing.symmetric_beta(uniforms, np.float32(alpha), ops)
+        np.testing.assert_allclose(again, draws, atol=2e-4)
+
+
+def test_mixing_runs_under_xla_and_in_half_precision():
+    images, labels = _batch()
+
+    @tf.function(jit_compile=True)
+    def compiled(images, labels, alpha):
+        return mixing.mix(images, labels, [1, 2], alpha, alpha)
+
+    expected = mixing.mix(images, labels, [1, 2], 0.3, 0.3)
+    for one, two in zip(
+        compiled(images, labels, tf.constant(0.3)), expected, strict=True
+    ):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+    for dtype in (tf.float16, tf.bfloat16):
+        mixed, mixed_labels = mixing.mix(
+            tf.cast(images, dtype), labels, [1, 2], 0.3, 0.3
+        )
+        assert mixed.dtype == dtype and mixed_labels.dtype == tf.float32
+        np.testing.assert_allclose(
+            tf.cast(mixed, tf.float32), expected[0], atol=0.1
+        )
+    with pytest.raises(TypeError, match="uint8"):
+        mixing.mix(tf.cast(images, tf.uint8), labels, [1, 2], 0.3, 0.3)
+
+
+def test_mixing_shares_no_draw_with_cutouts_noise():
+    """Streams are told apart by a seed's first number, steps by its second."""
+    asked = []
+    draw = tf.random.stateless_uniform
+
+    def note(shape, seed, *args, **kwargs):
+        asked.append(tuple(np.asarray(seed).tolist()))
+        return draw(shape, seed, *args, **kwargs)
+
+    images, labels = _batch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.random, "stateless_uniform", note)
+        mixing.mix(images, labels, [6, 9], 0.3, 0.3)
+    assert set(asked) == {(6, 9)}
+
+
+def test_labels_of_cutmix_by_image_or_as_in_the_released_code():
+    images, labels = _batch(40, 20)
+    by = {
+        name: mixing.mix(images, labels, [4, 5], 0.3, 1.0, cutmix_labels=name)
+        for name in ("image", "batch")
+    }
+    np.testing.assert_array_equal(by["image"][0], by["batch"][0])
+    # CutMix has the second half of the batch.
+    number = np.arange(40)[20:]
+    pasted = by["image"][0].numpy()[20:, ..., 0] != number[:, None, None]
+    own, mean = (np.diag(by[name][1])[20:] for name in ("image", "batch"))
+    np.testing.assert_allclose(own, 1 - pasted.mean(axis=(1, 2)), atol=1e-5)
+    np.testing.assert_allclose(mean, 1 - pasted.mean(), atol=1e-5)
+    assert np.ptp(own) > 0.3
+    np.testing.assert_array_equal(by["image"][1][:20], by["batch"][1][:20])
+
+
+@pytest.mark.parametrize("cutmix_labels", ["image", "batch"])
+def test_parts_of_a_batch_are_mixed_like_the_whole(cutmix_labels):
+    images, labels = _batch(16)
+
+    def mix(*values, **kwargs):
+        return mixing.mix(
+            *values, [1, 2], 0.3, 0.3, cutmix_labels=cutmix_labels, **kwargs
+        )
+
+    whole = mix(images, labels)
+    for part in range(2):
+        rows = pipeline.rows_of_part(16, part, 2)
+        mixed = mix(
+            tf.gather(images, rows),
+            tf.gather(labels, rows),
+            rows=rows,
+            whole_batch=16,
+        )
+        for one, two in zip(mixed, whole, strict=True):
+            np.testing.assert_allclose(one, two.numpy()[rows], atol=1e-5)
 
 
 def test_mixup_keeps_the_larger_part():

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from efficientnetv2 import progressive
 from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline
-from efficientnetv2 import progressive
 
 
 def _plan(config, images=200, epochs=2):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 
 from efficientnetv2.data import preprocessing
@@ -91,31 +92,39 @@ def test_crop_boxes_stay_inside_and_keep_the_area():
     assert ((aspect > 0.70) & (aspect < 1.40))[partial].all()
 
 
-def test_crop_boxes_have_tensorflows_distribution():
-    ours = _boxes()
-    generator = [
-        tf.image.stateless_sample_distorted_bounding_box(
-            [30, 40, 3],
+@pytest.mark.parametrize("shape", [(28, 28), (32, 32), (30, 40)])
+def test_crop_boxes_have_tensorflows_distribution(shape):
+    def theirs(index):
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            [*shape, 3],
             tf.zeros([0, 0, 4]),
-            seed=[7, index],
-            area_range=(0.2, 1.0),
-            aspect_ratio_range=(0.75, 1.33),
+            seed=tf.stack([7, index]),
+            area_range=(0.05, 1.0),
             min_object_covered=0.0,
-            max_attempts=100,
             use_image_if_no_bounding_boxes=True,
         )
-        for index in range(1500)
-    ]
-    theirs = np.array(
-        [
-            [*begin.numpy()[:2], *size.numpy()[:2]]
-            for begin, size, _ in generator
-        ]
-    )
-    for column in range(4):
-        a, b = ours[:, column], theirs[:, column]
-        assert abs(a.mean() - b.mean()) < 5 * b.std() / len(b) ** 0.5 + 0.1
-        assert abs(a.std() / b.std() - 1) < 0.12
+        return tf.concat([begin[:2], size[:2]], 0)
+
+    count = 30_000
+    numbers = tf.data.Dataset.range(count, output_type=tf.int32)
+    theirs = np.stack(list(numbers.map(theirs).batch(count)))[0]
+    uniforms = tf.random.stateless_uniform([count, 40], [1, 2])
+    ours = preprocessing.random_crop_boxes(uniforms, *shape, 0.05).numpy()
+    # Each column alone, and the joint size and place in coarser bins.
+    pairs = [(ours[:, k], theirs[:, k]) for k in range(4)]
+    pairs.append([(box // 4) @ [1, 16, 256, 4096] for box in (ours, theirs)])
+    for pair in pairs:
+        values, inverse = np.unique(np.concatenate(pair), return_inverse=True)
+        counts = np.stack(
+            [
+                np.bincount(part, minlength=len(values))
+                for part in np.split(inverse, 2)
+            ]
+        )
+        rare = counts.sum(axis=0) < 20
+        table = np.c_[counts[:, ~rare], counts[:, rare].sum(axis=1)]
+        table = table[:, table.sum(axis=0) > 0]
+        assert scipy.stats.chi2_contingency(table).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("flip", [False, True])

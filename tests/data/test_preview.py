@@ -9,10 +9,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from efficientnetv2 import api
+from efficientnetv2 import api, progressive, runs
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import (
     class_list,
+    decoding,
     export,
     folders,
     pipeline,
@@ -22,7 +23,6 @@ from efficientnetv2.data import (
     sources,
 )
 from efficientnetv2.errors import DataError
-from efficientnetv2 import progressive, runs
 from tests.conftest import TINY
 
 SPLITS = ("train", "minival", "eval")
@@ -102,7 +102,7 @@ def test_a_folder_written_from_a_dataset(tmp_path, source):
             files = np.array(read.items)[read.labels == label]
             for file, index in zip(files, chosen, strict=True):
                 np.testing.assert_array_equal(
-                    preprocessing.decode(tf.io.read_file(file)),
+                    decoding.decode(tf.io.read_file(file)),
                     source.images[index].repeat(3, axis=-1),
                 )
 
@@ -117,7 +117,7 @@ def test_a_list_of_classes_orders_a_folder(tmp_path, source):
     assert registry.load_info(str(path)).class_names == names
     read = sources.load_from(registry.load_info(str(path)), "train", tmp_path)
     for file, label in zip(read.items, read.labels, strict=True):
-        assert folders.folder_name(names[label]) in file
+        assert class_list.folder_name(names[label]) in file
     other = tmp_path / "other"
     path.rename(other)
     (other / class_list.FILE).unlink()
@@ -128,7 +128,7 @@ def test_a_list_of_classes_orders_a_folder(tmp_path, source):
     again = sources.in_order_of(read, names)
     assert again.class_names == names and again.describe(0)
     for file, label in zip(again.items, again.labels, strict=True):
-        assert folders.folder_name(names[label]) in file
+        assert class_list.folder_name(names[label]) in file
     with pytest.raises(DataError, match="does not know the class '1 things'"):
         sources.in_order_of(read, ["3 thing", *names[:6]])
 
@@ -208,8 +208,8 @@ def test_nothing_is_written_over(tmp_path, source):
 
 
 def test_class_names_that_no_folder_can_have():
-    assert folders.folder_name("T-shirt/top") == "T-shirt-top"
-    assert folders.folder_name("../up") == "-up"
+    assert class_list.folder_name("T-shirt/top") == "T-shirt-top"
+    assert class_list.folder_name("../up") == "-up"
 
 
 def test_the_command(tmp_path, source):

@@ -1,10 +1,17 @@
 """Splits of datasets."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import fashion_mnist, registry, sources
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_slices():
@@ -20,7 +27,7 @@ def test_train_and_minival_are_disjoint_and_make_trainval(dataset):
     splits = registry.load_info(dataset).splits
     rows = {
         name: range(split.num_images + 100_000)[
-            sources.parse_slice(split.tfds_split)[1]
+            sources.parse_slice(split.part or split.tfds_split)[1]
         ]
         for name, split in splits.items()
     }
@@ -29,16 +36,14 @@ def test_train_and_minival_are_disjoint_and_make_trainval(dataset):
         splits["train"].num_images + splits["minival"].num_images
         == splits["trainval"].num_images
     )
-    assert sources.parse_slice(splits["eval"].tfds_split)[0] == "test"
+    test = splits["eval"].part or splits["eval"].tfds_split
+    assert sources.parse_slice(test)[0] == "test"
 
 
 def _fake_fashion_mnist(monkeypatch, count):
     images = np.zeros((count, 28, 28, 1), np.uint8)
     labels = np.arange(count) % 10
-    monkeypatch.setattr(fashion_mnist, "prepare", lambda *_, **__: None)
-    monkeypatch.setattr(
-        fashion_mnist, "load_arrays", lambda *_: (images, labels)
-    )
+    monkeypatch.setattr(fashion_mnist, "load", lambda *_: (images, labels))
 
 
 def test_a_split_is_a_slice(monkeypatch):
@@ -55,6 +60,32 @@ def test_a_wrong_number_of_images_is_an_error(monkeypatch):
     config = config_lib.load("fashion_mnist")
     with pytest.raises(sources.DataError, match="4,999 images"):
         sources.load_split(config, "minival", log=lambda _: None)
+
+
+def test_a_failed_import_of_tensorflow_datasets_says_why(tmp_path):
+    # As in Colab: it imports, logs a traceback, and has no names.
+    broken = tmp_path / "tensorflow_metadata"
+    broken.mkdir()
+    (broken / "__init__.py").write_text(
+        "raise ImportError('incompatible Protobuf gencode')"
+    )
+    program = """
+from efficientnetv2.data import sources
+from efficientnetv2.errors import DataError
+try:
+    sources.import_tfds()
+except DataError as error:
+    print(error)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+    assert "incompatible Protobuf gencode" in result.stdout
+    assert "pip install 'tensorflow-metadata<1.18'" in result.stdout
+    assert "Traceback" not in result.stderr
 
 
 def test_missing_data_without_a_network(tmp_path):

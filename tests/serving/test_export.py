@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnetv2 import api
+from efficientnetv2 import api, checkpoints, evaluation
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import preprocessing, registry
 from efficientnetv2.errors import DataError, UserError
@@ -27,7 +27,6 @@ from efficientnetv2.serving import (
 from efficientnetv2.serving import spec as spec_lib
 from efficientnetv2.serving.comparison import Batch, Result
 from efficientnetv2.serving.spec import ServingSpec
-from efficientnetv2 import checkpoints, train
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import json
 import random
 
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import progressive
 from efficientnetv2.models import counting
 from efficientnetv2.study import definition
 from efficientnetv2.study.records import Folder
-from efficientnetv2 import progressive
 
 ENVIRONMENT = {
     "python": "3.11.7",

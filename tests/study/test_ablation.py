@@ -13,7 +13,7 @@ import time
 import pytest
 from PIL import Image
 
-from efficientnetv2 import locks
+from efficientnetv2 import files
 from efficientnetv2.config import ConfigError
 from efficientnetv2.study import ablation, definition, records
 from efficientnetv2.study.ablation import Driver, plan_tasks
@@ -239,7 +239,7 @@ def test_a_failing_child_shows_its_last_lines(tmp_path):
 def test_the_code_that_counts():
     names = set(records.code_hashes("fashion_mnist"))
     assert "datasets/fashion_mnist.yaml" in names
-    assert "efficientnetv2/training/loop.py" in names
+    assert "efficientnetv2/train.py" in names
     assert not [n for n in names if "/study/" in n or "/serving/" in n]
     assert all(name.endswith((".py", ".yaml")) for name in names)
 

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import runs
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import counting
 from efficientnetv2.study import benchmark, speed
-from efficientnetv2 import runs
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"
 

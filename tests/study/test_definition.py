@@ -5,11 +5,10 @@ import copy
 import pytest
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative
+from efficientnetv2 import declarative, progressive
 from efficientnetv2.config import ConfigError
-from efficientnetv2.study import definition
-from efficientnetv2 import progressive
 from efficientnetv2.engines import schedules
+from efficientnetv2.study import definition
 from tests.study.conftest import SMALL
 
 

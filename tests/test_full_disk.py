@@ -14,11 +14,10 @@ import keras
 import numpy as np
 import pytest
 
-from efficientnetv2 import api
+from efficientnetv2 import api, checkpoints, progress, runs, train
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import export, registry
 from efficientnetv2.errors import UserError
-from efficientnetv2 import checkpoints, progress, runs, train
 from tests.conftest import TINY
 
 MIB = 1 << 20
@@ -231,9 +230,9 @@ def _save(run):
 
 
 def _write_events(run):
-    events = callbacks.Events(run.model_dir / "tensorboard")
-    for step in range(99):
-        events.write(step, {"a": 1.0})
+    with progress.Events(run.model_dir / "tensorboard") as events:
+        for step in range(99):
+            events.write(step, {"a": 1.0})
 
 
 WRITES = {

@@ -5,6 +5,7 @@ import json
 import ml_collections
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,15 +59,32 @@ def test_weight_decay_ramps_and_can_be_switched_off():
         assert schedules.weight_decay(off, plan, step) == 1e-5
 
 
-def test_ema_decay_rises_to_its_limit():
-    config = config_lib.load(
-        "fashion_mnist", hparam_str="train.ema_decay=0.9999"
-    )
-    assert schedules.ema_decay(config, 0) == pytest.approx(0.1)
-    assert schedules.ema_decay(config, 90) == pytest.approx(0.91)
-    assert schedules.ema_decay(config, 10**7) == 0.9999
-    assert float(schedules.ema_decay(config, np.float32(90))) == pytest.approx(
-        0.91
+def test_the_average_is_the_one_of_the_released_code():
+    """Its graph: the optimizer counts the step, then the average reads it."""
+    v1 = tf.compat.v1
+    values = np.random.default_rng(0).normal(size=20)
+    theirs = []
+    with tf.Graph().as_default(), v1.Session() as session:
+        value = v1.get_variable("value", initializer=0.0, use_resource=True)
+        step = v1.train.get_or_create_global_step()
+        average = v1.train.ExponentialMovingAverage(0.6, num_updates=step)
+        fed = v1.placeholder(tf.float32, [])
+        with tf.control_dependencies([value.assign(fed)]):
+            train = step.assign_add(1)
+        with tf.control_dependencies([train]):
+            update = average.apply([value])
+        session.run(v1.global_variables_initializer())
+        for each in values:
+            session.run(update, {fed: each})
+            theirs.append(session.run(average.average(value)))
+    config = config_lib.load("fashion_mnist", hparam_str="train.ema_decay=0.6")
+    ours = [0.0]
+    for number, each in enumerate(values):
+        decay = schedules.ema_decay(config, number)
+        ours.append(decay * ours[-1] + (1 - decay) * each)
+    np.testing.assert_allclose(ours[1:], theirs, rtol=1e-5)
+    assert (
+        schedules.ema_decay(config, 9) < 0.6 == schedules.ema_decay(config, 19)
     )
 
 
@@ -188,6 +206,6 @@ def test_any_ema_decay_rises_to_its_limit(limit, step):
         schedules.ema_decay(config, s) for s in (step, step + 1)
     )
     assert 0 <= value <= following <= limit
-    assert value == limit or value == (1 + step) / (10 + step)
+    assert value == limit or value == (2 + step) / (11 + step)
     in_float32 = float(schedules.ema_decay(config, np.float32(step)))
     assert in_float32 == pytest.approx(value, abs=1e-6)

@@ -14,22 +14,23 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnetv2 import api
+from efficientnetv2 import (
+    api,
+    checkpoints,
+    engines,
+    evaluation,
+    files,
+    fine_tuning,
+    progressive,
+    recovery,
+    runs,
+)
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline, registry
+from efficientnetv2.engines import schedules, tensorflow
 from efficientnetv2.errors import UserError
-from efficientnetv2.formatting import format_seconds
-from efficientnetv2 import (
-    checkpoints,
-    evaluation,
-    progress,
-    progressive,
-    runs,
-    train,
-)
-from efficientnetv2.engines import schedules
-from tests.conftest import trainer_and_batch
+from tests.conftest import engine_and_batch
 
 pytestmark = pytest.mark.usefixtures("small_data")
 
@@ -233,15 +234,17 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
 ):
     config = tiny_config(RESUMED)
     whole = _run_once(config, uninterrupted)
-    real = callbacks.Stages.on_train_batch_begin
+    real = tensorflow.Engine.step
+    steps = []
 
-    def interrupt(self, batch, logs=None):
-        if self.next_step == stop_at:
+    def interrupt(self, *arguments):
+        if len(steps) == stop_at:
             raise KeyboardInterrupt
-        real(self, batch, logs)
+        steps.append(real(self, *arguments))
+        return steps[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Stages, "on_train_batch_begin", interrupt)
+        patch.setattr(tensorflow.Engine, "step", interrupt)
         with pytest.raises(KeyboardInterrupt):
             _execute(config, tmp_path / "parts", mode="train")
     text = _execute(config, tmp_path / "parts", mode="train")
@@ -260,25 +263,26 @@ def test_stages_drawn_at_random(tiny_config, tmp_path, monkeypatch):
         "model.blocks=r1_k3_s2_e1_i8_o8_c1"
     )
     seen = []
-    real = callbacks.Stages.on_train_batch_begin
+    real = tensorflow.Engine.step
 
-    def record(self, batch, logs=None):
-        real(self, batch, logs)
-        seen.append((self.next_step - 1, round(float(self.rate), 3)))
-        if interrupts and self.next_step == 8:
+    def record(self, batch, dropout_rate):
+        if interrupts and len(seen) == 23:
             raise KeyboardInterrupt
+        seen.append((batch[0].shape[1], round(dropout_rate, 3)))
+        return real(self, batch, dropout_rate)
 
-    monkeypatch.setattr(callbacks.Stages, "on_train_batch_begin", record)
+    monkeypatch.setattr(tensorflow.Engine, "step", record)
     interrupts = False
     text = _execute(config, tmp_path / "whole", mode="train")
     assert text.count(" drawn  ") == 3
     plan = config_lib.run_plan(config)
     stages = progressive.build_stages(config, plan)
     order = progressive.stage_of_steps(config, stages)
-    assert [step for step, _ in seen] == list(range(15))
     assert len(set(order)) == 3 and sorted(order) != list(order)
-    for step, rate in seen:
-        assert rate == round(stages[order[step]].dropout_rate, 3)
+    drawn = [stages[index] for index in order]
+    assert seen == [
+        (stage.image_size, round(stage.dropout_rate, 3)) for stage in drawn
+    ]
     interrupts = True
     with pytest.raises(KeyboardInterrupt):
         _execute(config, tmp_path / "parts", mode="train")
@@ -311,15 +315,17 @@ def test_a_corrupt_checkpoint_is_passed_over(
 
 def test_a_signal_writes_a_checkpoint(tiny_config, tmp_path, monkeypatch):
     config = tiny_config(RESUMED)
-    real = callbacks.Stages.on_train_batch_begin
+    real = tensorflow.Engine.step
+    steps = []
 
-    def terminate(self, batch, logs=None):
-        if self.next_step == 5:
+    def terminate(self, *arguments):
+        if len(steps) == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        real(self, batch, logs)
+        steps.append(real(self, *arguments))
+        return steps[-1]
 
-    monkeypatch.setattr(callbacks.Stages, "on_train_batch_begin", terminate)
-    with pytest.raises(callbacks.Interrupted, match="SIGTERM at step 6"):
+    monkeypatch.setattr(tensorflow.Engine, "step", terminate)
+    with pytest.raises(recovery.Interrupted, match="SIGTERM at step 6"):
         _execute(config, tmp_path / "run", mode="train")
     assert checkpoints.list_steps(tmp_path / "run")[-1] == 6
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -329,7 +335,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
     config = tiny_config(
         "train.lr_base=1e30,train.lr_warmup_epoch=0,data.augname=null"
     )
-    with pytest.raises(callbacks.NotFiniteError, match="step .*stage 1"):
+    with pytest.raises(recovery.NotFiniteError, match="step .*stage 1"):
         _execute(config, tmp_path, mode="train")
 
 
@@ -343,11 +349,11 @@ def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
         "train.lr_warmup_epoch=0,train.lr_sched=constant"
     )
     run = runs.make_run(config, tmp_path, print)
-    trainer = loop.build_trainer(run)
+    engine = engines.create(config, run.plan)
     # A reference copy that goes through Keras' own layers and tape.
-    network = loop.build_trainer(run).network
-    network.set_weights(trainer.network.get_weights())
-    trainer.step.assign(5)
+    network = engines.create(config, run.plan).network
+    network.set_weights(engine.network.get_weights())
+    engine.restore({**engine.arrays(), "step": np.int64(5)}, "the test")
     plan = RunPlan(200, 6, run.plan.total_steps)
     batch = next(
         iter(pipeline.training_dataset(source, config, plan, run.stages))
@@ -379,48 +385,39 @@ def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
     gradients, _ = tf.clip_by_global_norm(gradients, 0.5)
     rate = config.train.lr_base * 32 / 256
     before = [variable.numpy() for variable in variables]
-    averages = [v.numpy() for v in trainer.ema_network.trainable_variables]
-    logs = trainer.train_step(batch)
+    names = [variable.path for variable in network.trainable_variables]
+    old_state = engine.arrays()
+    logs = engine.step(batch, 0.0)
+    new_state = engine.arrays()
     assert float(logs["loss"]) == pytest.approx(float(loss), rel=1e-5)
     decay = schedules.ema_decay(config, 5)
-    for old, gradient, new, average, old_average in zip(
-        before,
-        gradients,
-        trainer.network.trainable_variables,
-        trainer.ema_network.trainable_variables,
-        averages,
-        strict=True,
-    ):
+    for old, gradient, name in zip(before, gradients, names, strict=True):
         square = 0.9 + 0.1 * gradient.numpy() ** 2
         expected = old - rate * gradient.numpy() / np.sqrt(square + 1e-3)
-        np.testing.assert_allclose(new.numpy(), expected, atol=2e-6)
+        new = new_state[f"network/{name}"]
+        np.testing.assert_allclose(new, expected, atol=2e-6)
         np.testing.assert_allclose(
-            average.numpy(),
-            decay * old_average + (1 - decay) * expected,
+            new_state[f"ema/{name}"],
+            decay * old_state[f"ema/{name}"] + (1 - decay) * expected,
             atol=2e-6,
         )
     # Batch-norm statistics are averaged too.
     moved = [
-        not np.array_equal(a.numpy(), b.numpy())
-        for a, b in zip(
-            trainer.ema_network.non_trainable_variables,
-            network.non_trainable_variables,
-            strict=True,
-        )
-        if "moving" in a.path
+        not np.array_equal(new_state[name], old_state[name])
+        for name in new_state
+        if name.startswith("ema/") and "moving" in name
     ]
     assert moved and all(moved)
 
 
-def test_the_waiting_for_batches_is_measured(tiny_config, source, tmp_path):
-    config = tiny_config("data.augname=null,train.stages=2")
+def test_the_waiting_for_batches_is_measured(
+    tiny_config, source, tmp_path, monkeypatch
+):
+    config = tiny_config(
+        "data.augname=null,train.stages=2,train.epochs=1,eval.val_split=null"
+    )
     run = runs.make_run(config, tmp_path)
-    stages = [
-        dataclasses.replace(stage, first_step=3 * k, last_step=3 * k + 3)
-        for k, stage in enumerate(run.stages)
-    ]
-    plan = RunPlan(200, 6, 6)
-    batches = pipeline.training_dataset(source, config, plan, stages)
+    batches = pipeline.training_dataset(source, config, run.plan, run.stages)
     options = tf.data.Options()
     # Nothing is read while a step computes, so that all sleep is waiting.
     options.experimental_optimization.inject_prefetch = False
@@ -432,47 +429,33 @@ def test_the_waiting_for_batches_is_measured(tiny_config, source, tmp_path):
             return tf.identity(images), tf.identity(labels)
 
     slow = batches.map(delay).with_options(options)
-    weights, seconds, traces = [], [], []
+    weights, shares = [], []
     for dataset in (batches, slow):
-        trainer = loop.build_trainer(run)
-        plain = trainer.train_step
-        trainer.train_step = lambda batch, plain=plain: (
-            traces.append(batch[0].shape) or plain(batch)
+        monkeypatch.setattr(
+            pipeline, "training_dataset", lambda *_, found=dataset: found
         )
-        trainer.fit(dataset, steps_per_epoch=6, shuffle=False, verbose=0)
-        weights.append([v.numpy() for v in trainer.network.weights])
-        seconds.append(trainer.seconds.numpy())
-    # Two stages, two trainers, and one trace each.
-    assert len(traces) == 2
-    for one, other in zip(*weights, strict=True):
-        np.testing.assert_array_equal(one, other)
-    fast, slow = seconds
+        folder = tmp_path / f"run{len(weights)}"
+        _execute(config, folder, mode="train")
+        weights.append(_weights(folder))
+        shares.append(json.loads((folder / "metrics.json").read_text()))
+    for name, value in weights[0].items():
+        np.testing.assert_array_equal(value, weights[1][name], err_msg=name)
+    fast, slow = (each["step_seconds"] for each in shares)
     assert slow[0] > 6 * 0.2 and slow[0] > fast[0]
 
 
-def test_mixing_on_the_device_trains_the_same(tiny_config, source, tmp_path):
-    options = (
-        "data.augname=null,train.stages=2,data.mixup_alpha=0.4,"
-        "data.cutmix_alpha=1,data.mix_on_device="
-    )
-    weights, labels = [], []
-    for value in ("false", "true"):
-        config = tiny_config(options + value)
-        run = runs.make_run(config, tmp_path)
-        # The second stage alone, whose alphas are above zero.
-        stages = [dataclasses.replace(run.stages[1], first_step=0, last_step=4)]
-        run = dataclasses.replace(run, stages=stages)
-        trainer = loop.build_trainer(run)
-        dataset = pipeline.training_dataset(
-            source, config, RunPlan(200, 6, 4), stages
-        )
-        labels.append(next(iter(dataset))[1].numpy())
-        trainer.fit(dataset, steps_per_epoch=4, shuffle=False, verbose=0)
-        weights.append([v.numpy() for v in trainer.network.weights])
-    in_pipeline, on_device = labels
-    assert (in_pipeline.max(1) < 1).any() and (on_device.max(1) == 1).all()
-    for one, other in zip(*weights, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+def test_one_trace_serves_all_stages(tiny_config, tmp_path, monkeypatch):
+    traces = []
+    plain = tensorflow.Engine.train_step
+
+    def traced(self, images, *arguments):
+        traces.append(images.shape)
+        return plain(self, images, *arguments)
+
+    monkeypatch.setattr(tensorflow.Engine, "train_step", traced)
+    config = tiny_config("data.augname=null,train.stages=3,train.epochs=1")
+    _execute(config, tmp_path, mode="train")
+    assert len(traces) == 1
 
 
 def test_parts_of_a_batch_average_their_gradients(
@@ -487,9 +470,9 @@ def test_parts_of_a_batch_average_their_gradients(
     for parts in (1, 4):
         # Group normalization, so that parts do not change the statistics.
         config = tiny_config(f"{options}train.batch_parts={parts}")
-        trainer, batch = trainer_and_batch(config, source, tmp_path)
-        logs = trainer.train_step(batch)
-        weights.append([v.numpy() for v in trainer.network.weights])
+        engine, batch = engine_and_batch(config, source, tmp_path)
+        logs = engine.step(batch, 0.0)
+        weights.append([v.numpy() for v in engine.network.weights])
         assert set(logs) == {"loss", "cross_entropy", "l2", "top1", "top5"}
     for one, four in zip(*weights, strict=True):
         np.testing.assert_allclose(one, four, atol=1e-5)
@@ -502,12 +485,12 @@ def test_parts_at_once_give_what_parts_in_turn_give(
     config = tiny_config("train.stages=1,train.batch_parts=4")
     first, states = None, []
     for wrap in (lambda step: step, tf.function):
-        trainer, batch = trainer_and_batch(config, source, tmp_path)
+        engine, batch = engine_and_batch(config, source, tmp_path)
         if first is not None:
-            trainer.restore(first, "the first")
-        first = trainer.state_arrays()
-        wrap(trainer.train_step)(batch)
-        states.append(trainer.state_arrays())
+            engine.restore(first, "the first")
+        first = engine.arrays()
+        wrap(engine.train_step)(*batch, tf.constant(0.2))
+        states.append(engine.arrays())
     in_turn, at_once = states
     assert in_turn.keys() == at_once.keys()
     for name, value in in_turn.items():
@@ -537,14 +520,12 @@ def test_mixed_precision_trains(tiny_config, tmp_path, precision):
 
 
 def test_evaluation_counts_every_example(source, tiny_config):
-    class Constant(keras.Model):
-        def call(self, images, training=False):
-            return tf.one_hot(tf.zeros([tf.shape(images)[0]], tf.int32), 10)
-
     for batch_size in (7, 64, 1000):
         config = tiny_config(f"eval.batch_size={batch_size}")
-        evaluate = evaluation.make_evaluator(Constant())
-        result = evaluate(pipeline.evaluation_dataset(source, config))
+        result = evaluation.evaluate(
+            lambda images: np.eye(10, dtype=np.float32)[[0] * len(images)],
+            pipeline.evaluation_dataset(source, config),
+        )
         assert result["images"] == 200
         assert result["top1"] == pytest.approx(0.1)
 
@@ -554,15 +535,14 @@ def test_fine_tuning_starts_from_a_run(tiny_config, finished, tmp_path):
     overrides = f"{LEARNS},train.ft_init_ckpt={finished}"
     for classes, left_out in ((10, False), (12, True)):
         config = tiny_config(f"{overrides},model.num_classes={classes}")
-        lines = []
-        run = runs.make_run(config, tmp_path, lines.append)
-        trainer = loop.build_trainer(run)
+        network = engines.create(config, config_lib.run_plan(config)).network
+        text = fine_tuning.initialize(network, config)
         expected = checkpoints.load(checkpoints.find(finished, None)).arrays
         np.testing.assert_array_equal(
-            trainer.network.get_layer("stem").conv.kernel,
+            network.get_layer("stem").conv.kernel,
             expected["ema/stem/conv/kernel"],
         )
-        assert ("logits/kernel" in "\n".join(lines)) == left_out
+        assert ("logits/kernel" in text) == left_out
 
 
 def test_a_classifier_of_other_names_is_not_kept(
@@ -572,32 +552,65 @@ def test_a_classifier_of_other_names_is_not_kept(
         registry.load_info("any"), class_names=[f"other {k}" for k in range(10)]
     )
     monkeypatch.setattr(registry, "load_info", lambda _: other)
-    lines = []
     config = tiny_config(f"{LEARNS},train.ft_init_ckpt={finished}")
-    run = runs.make_run(config, tmp_path, lines.append)
-    trainer = loop.build_trainer(run)
-    assert "the classifier starts anew" in "\n".join(lines)
+    network = engines.create(config, config_lib.run_plan(config)).network
+    text = fine_tuning.initialize(network, config)
+    assert "the classifier starts anew" in text
     loaded = checkpoints.load(checkpoints.find(finished, None)).arrays
     for part, equal in (("stem/conv", True), ("logits", False)):
-        layer = trainer.network.get_layer(part.partition("/")[0])
+        layer = network.get_layer(part.partition("/")[0])
         kernel = (layer.conv if "/" in part else layer).kernel
         assert np.array_equal(kernel, loaded[f"ema/{part}/kernel"]) == equal
 
 
-def test_only_chosen_variables_train(tiny_config, tmp_path):
-    config = tiny_config("train.varsexp=logits")
-    run = runs.make_run(config, tmp_path)
-    assert [v.path for v in loop.build_trainer(run).trained] == [
-        "logits/kernel",
-        "logits/bias",
-    ]
-    config = tiny_config("train.varsexp=(head|logits)/.*")
-    run = runs.make_run(config, tmp_path)
-    paths = [v.path for v in loop.build_trainer(run).trained]
+def _engine(config):
+    return engines.create(config, config_lib.run_plan(config))
+
+
+def test_only_chosen_variables_train(tiny_config):
+    engine = _engine(tiny_config("train.varsexp=logits"))
+    paths = [variable.path for variable in engine.trained]
+    assert paths == ["logits/kernel", "logits/bias"]
+    engine = _engine(tiny_config("train.varsexp=(head|logits)/.*"))
+    paths = [variable.path for variable in engine.trained]
     assert {path.split("/")[0] for path in paths} == {"head", "logits"}
-    config = tiny_config("train.varsexp=nothing")
     with pytest.raises(UserError, match="nothing"):
-        loop.build_trainer(runs.make_run(config, tmp_path))
+        _engine(tiny_config("train.varsexp=nothing"))
+
+
+def test_frozen_layers_keep_their_statistics(tiny_config, source, tmp_path):
+    """Only what is trained changes, batch norm's statistics included."""
+    config = tiny_config("train.varsexp=(head|logits)/.*")
+    engine, batch = engine_and_batch(config, source, tmp_path)
+    before = engine.arrays()
+    engine.step(batch, 0.0)
+    changed = {
+        name.split("/")[1]
+        for name, value in engine.arrays().items()
+        if name.startswith("network/")
+        and "seed_generator" not in name
+        and not np.array_equal(value, before[name])
+    }
+    assert changed == {"head", "logits"}
+
+
+def test_patience_ends_a_run_early(tiny_config, tmp_path):
+    # Nothing changes, so no evaluation is better than the first.
+    config = tiny_config(
+        "train.lr_base=0,train.ema_decay=0,train.epochs=9,train.stages=1,"
+        "data.augname=null,eval.patience=2,eval.every_epochs=0.5,"
+        "model.bn_type=gn,model.gn_groups=4"
+    )
+    _execute(config, tmp_path, mode="train_and_test")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["stopped"] == metrics["steps"] == 9
+    assert [each["step"] for each in metrics["evaluations"]] == [3, 6, 9]
+    assert metrics["finished"] and metrics["test"]["images"] == 200
+    # The end is kept: the same command does not go on.
+    metrics_path = tmp_path / "metrics.json"
+    metrics_path.write_text(json.dumps({**metrics, "finished": False}))
+    _execute(config, tmp_path, mode="train")
+    assert checkpoints.list_steps(tmp_path)[-1] == 9
 
 
 def test_a_model_dir_that_cannot_be_used(tiny_config, tmp_path):
@@ -623,19 +636,3 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         "ckpt-00000001.npz"
     ]
     assert checkpoints.load_latest(tmp_path).meta["step"] == 1
-
-
-def test_progress_estimates_by_pixels():
-    stages = [
-        progressive.Stage(0, 10, 10, 0, 0, 0, 0, 4),
-        progressive.Stage(10, 20, 20, 0, 0, 0, 0, 4),
-    ]
-    order = np.repeat([0, 1], 10)
-    progress = callbacks.Progress(stages, order, 10, 5)
-    progress.step = 5
-    progress.window = [(4, 0.0), (5, 0.1)]
-    assert progress.images_per_second() == pytest.approx(40)
-    # 5 steps of 0.1 s, then 10 of four times the pixels.
-    assert progress.seconds_left() == pytest.approx(5 * 0.1 + 10 * 0.4)
-    assert format_seconds(3723) == "1:02:03"
-    assert format_seconds(float("nan")) == "?"

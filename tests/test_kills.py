@@ -7,9 +7,9 @@ import random
 import numpy as np
 import pytest
 
+from efficientnetv2 import checkpoints
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import export, registry
-from efficientnetv2 import checkpoints
 from tests.conftest import TINY
 
 KILLS = 20

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnetv2 import api, locks
+from efficientnetv2 import api, checkpoints, files, recovery, runs
 from efficientnetv2.config import ConfigError
 from efficientnetv2.data import pipeline
-from efficientnetv2 import checkpoints, progress, recovery, runs
-from efficientnetv2.training.trainer import Trainer
-from tests.conftest import trainer_and_batch
+from efficientnetv2.engines.tensorflow import Engine
+from tests.conftest import engine_and_batch
 
 pytestmark = pytest.mark.usefixtures("small_data")
 
@@ -47,7 +46,7 @@ def _poison(monkeypatch, bad_steps):
 
         return tf.data.Dataset.zip(dataset, numbers).map(spoil)
 
-    monkeypatch.setattr(fitting.pipeline, "training_dataset", poisoned)
+    monkeypatch.setattr(pipeline, "training_dataset", poisoned)
 
 
 def test_rollback_leaves_out_the_data_that_led_to_it(
@@ -85,9 +84,9 @@ def test_rollback_ends_where_there_is_no_way_on(
     tiny_config, tmp_path, monkeypatch
 ):
     _poison(monkeypatch, list(range(100)))
-    monkeypatch.setattr(fitting, "_MOST_ROLLBACKS", 1)
+    monkeypatch.setattr(recovery, "_MOST_ROLLBACKS", 1)
     config = tiny_config(f"{SHORT},train.on_nan=rollback")
-    with pytest.raises(callbacks.NotFiniteError, match="went back 1 times"):
+    with pytest.raises(recovery.NotFiniteError, match="went back 1 times"):
         _train(config, tmp_path)
 
 
@@ -100,12 +99,11 @@ def test_micro_batches_give_the_gradients_of_the_batch(
             f"{SHORT},{EXACT},train.micro_batch_size={micro},"
             f"train.batch_parts={parts}"
         )
-        trainer, batch = trainer_and_batch(config, source, tmp_path)
-        step = tf.function(trainer.train_step, autograph=False)
-        logs = step(batch)
+        engine, batch = engine_and_batch(config, source, tmp_path)
+        metrics = engine.step(batch, 0.0)
         results.append(
-            [v.numpy() for v in trainer.network.weights]
-            + [logs[name] for name in ("loss", "top1", "top5")]
+            [v.numpy() for v in engine.network.weights]
+            + [metrics[name] for name in ("loss", "top1", "top5")]
         )
     for other in results[1:]:
         for one, value in zip(results[0], other, strict=True):
@@ -122,14 +120,14 @@ def test_wrong_micro_batches(tiny_config):
 
 
 def _limit_memory(monkeypatch, most):
-    whole = Trainer._side_by_side
+    whole = Engine._side_by_side
 
     def limited(self, images, *arguments):
         if images.shape[0] > most:
             raise tf.errors.ResourceExhaustedError(None, None, "OOM")
         return whole(self, images, *arguments)
 
-    monkeypatch.setattr(Trainer, "_side_by_side", limited)
+    monkeypatch.setattr(Engine, "_side_by_side", limited)
 
 
 def test_too_little_memory_is_answered_by_smaller_parts(
@@ -151,7 +149,7 @@ def test_too_little_memory_is_answered_by_smaller_parts(
 
 def test_too_little_memory_for_one_image(tiny_config, tmp_path, monkeypatch):
     _limit_memory(monkeypatch, 0)
-    with pytest.raises(fitting.OutOfMemoryError, match="with 1 images"):
+    with pytest.raises(recovery.OutOfMemoryError, match="with 1 images"):
         _train(
             tiny_config(f"{SHORT},train.batch_size=4,train.batch_parts=1"),
             tmp_path,

@@ -1,14 +1,12 @@
 """The published weights: where they are, and a cache that is verified."""
 
-import contextlib
-import hashlib
 import os
 import pathlib
 import shutil
 import tarfile
 import tempfile
 
-import keras
+import pooch
 
 from efficientnetv2.models.naming import WeightsError
 
@@ -31,6 +29,10 @@ _FILES = {
     "efficientnet-l2": {
         "jft": _V1["jft"],
         "jft-475": "noisystudent/noisy_student_{name}_475.tar.gz",
+    },
+    **{
+        f"efficientnet-lite{size}": {"imagenet": "lite/{name}.tar.gz"}
+        for size in range(5)
     },
 }
 NAMES = tuple(dict.fromkeys([*_V2, *_V1, "jft-475"]))
@@ -73,18 +75,14 @@ def fetch(model_name: str, weights: str) -> pathlib.Path:
     note = archive.with_name(f"{archive.name}.sha256")
     folder = cache / archive.name.partition(".")[0]
     try:
-        cache.mkdir(parents=True, exist_ok=True)
         known = note.read_text().strip() if note.exists() else None
         if known is None or not archive.exists():
             # Without a note, what is there may be cut short.
             archive.unlink(missing_ok=True)
+        if known is None or not _is(archive, known):
             shutil.rmtree(folder, ignore_errors=True)
-        elif _sha256(archive) != known:
-            archive.unlink()
-            shutil.rmtree(folder, ignore_errors=True)
-        if not archive.exists():
             _download(archive, address, known)
-            note.write_text(_sha256(archive) + "\n")
+            note.write_text(f"{pooch.file_hash(archive)}\n")
         if not folder.exists():
             _extract(archive, folder)
     except (OSError, tarfile.TarError) as error:
@@ -106,15 +104,18 @@ def _keras_home() -> pathlib.Path:
     return pathlib.Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
 
 
+def _is(archive: pathlib.Path, known: str) -> bool:
+    return archive.exists() and pooch.file_hash(archive) == known
+
+
 def _download(archive: pathlib.Path, address: str, known: str | None) -> None:
     try:
-        keras.utils.get_file(
-            archive.name,
+        pooch.retrieve(
             address,
-            cache_dir=str(archive.parent.parent),
-            cache_subdir="models",
-            file_hash=known,
-            hash_algorithm="sha256",
+            known_hash=known,
+            fname=archive.name,
+            path=archive.parent,
+            progressbar=True,
         )
     except Exception as error:
         archive.unlink(missing_ok=True)
@@ -132,14 +133,8 @@ def _download(archive: pathlib.Path, address: str, known: str | None) -> None:
 
 
 def _extract(archive: pathlib.Path, folder: pathlib.Path) -> None:
-    with contextlib.ExitStack() as stack:
-        temporary = tempfile.mkdtemp(dir=folder.parent)
-        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        content = pathlib.Path(temporary, "content")
         with tarfile.open(archive) as file:
-            file.extractall(temporary, filter="data")
-        os.replace(temporary, folder)
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            file.extractall(content, filter="data")
+        content.rename(folder)

@@ -1,6 +1,6 @@
 """A run on several replicas, for test_distribution.py.
 
-    python -m tests.training.distributed_run DATASET MODEL_DIR STRATEGY [MORE]
+    python -m tests.engines.distributed_run DATASET MODEL_DIR STRATEGY [MORE]
 
 Writes the logs of each step to MODEL_DIR/logs_WORKER.json.
 """
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from efficientnetv2 import api
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import progress
+from efficientnetv2.engines.tensorflow import Engine
 from tests.conftest import TINY
 
 # Without what each replica draws for itself.
@@ -40,17 +40,18 @@ def main(
         flags={"runtime.strategy": strategy},
     )
     kept = []
-    check = callbacks.StopOnNonFinite.on_train_batch_end
+    step = Engine.step
 
-    def keep(self, batch, logs=None):
-        kept.append(dict(logs))
-        check(self, batch, logs)
+    def keep(self, *arguments):
+        metrics = step(self, *arguments)
+        kept.append({name: float(value) for name, value in metrics.items()})
+        return metrics
 
-    callbacks.StopOnNonFinite.on_train_batch_end = keep
+    Engine.step = keep
     api.execute(config, model_dir, mode="train")
     cluster = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))
     path = pathlib.Path(model_dir, f"logs_{cluster['task']['index']}.json")
-    path.write_text(json.dumps(kept, default=float))
+    path.write_text(json.dumps(kept))
 
 
 if __name__ == "__main__":

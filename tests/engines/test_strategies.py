@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efficientnetv2.data import export, mixing, pipeline, registry
 from efficientnetv2 import checkpoints, progressive, runs
+from efficientnetv2.data import export, mixing, pipeline, registry
 from efficientnetv2.engines import strategies
 from tests.conftest import TINY
-from tests.training.distributed_run import SAME
+from tests.engines.distributed_run import SAME
 
 
 @settings(deadline=None, max_examples=25)
@@ -84,7 +84,7 @@ def test_a_gpu_that_is_not_there():
 
 def _start(*arguments, **environment):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.training.distributed_run", *arguments],
+        [sys.executable, "-m", "tests.engines.distributed_run", *arguments],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import progressive
 from efficientnetv2.config import ConfigError, RunPlan
 from efficientnetv2.data import registry
-from efficientnetv2 import progressive
 from efficientnetv2.engines import schedules
 
 

@@ -1,0 +1,526 @@
+"""From encoded images to upright pixels.
+
+TensorFlow decodes; the helpers around it are TensorFlow operations as well, so
+that the same code runs in the input pipeline and in a model that is exported.
+"""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+JPEG, PNG, WEBP, BMP, GIF, UNKNOWN = range(6)
+# The first bytes of a file of each format; WebP's are looked at apart.
+FIRST_BYTES = {
+    JPEG: (b"\xff\xd8\xff",),
+    PNG: (b"\x89PNG\r\n\x1a\n",),
+    BMP: (b"BM",),
+    GIF: (b"GIF87a", b"GIF89a"),
+}
+_EXIF = b"Exif\0\0"
+_ORIENTATION_TAG = 0x0112
+# TIFF's types of a number: one, two or four bytes.
+_BYTE, _SHORT, _LONG = 1, 3, 4
+_MOST_ENTRIES = 1024
+# EXIF orientations (1 to 8; 0 never): whether rows and columns are swapped
+# in what is stored, and whether the rows, then the columns of what results
+# are in reverse order.
+_SWAPPED = [k >= 5 for k in range(9)]
+_REVERSED = [[k in (3, 4, 7, 8), k in (2, 3, 6, 7), False] for k in range(9)]
+# By which a JPEG can be decoded smaller.
+_RATIOS = (1, 2, 4, 8)
+# Pixels that are decoded around what is read: at the edge of what is decoded
+# colours, which a JPEG has at half the resolution, are interpolated otherwise.
+_MARGIN = 4
+
+
+# --- Reading bytes ----------------------------------------------------------
+
+
+def _bytes(data: tf.Tensor, start, count) -> tf.Tensor:
+    """Returns int64 [count] bytes from a place on; zeros beyond the end."""
+    length = tf.cast(tf.strings.length(data), tf.int64)
+    start = tf.clip_by_value(tf.cast(start, tf.int64), 0, length)
+    wanted = tf.cast(count, tf.int64)
+    found = tf.io.decode_raw(tf.strings.substr(data, start, wanted), tf.uint8)
+    padding = wanted - tf.size(found, out_type=tf.int64)
+    found = tf.cast(tf.pad(found, [[0, padding]]), tf.int64)
+    found.set_shape([count if isinstance(count, int) else None])
+    return found
+
+
+def _number(values: tf.Tensor, little_endian) -> tf.Tensor:
+    """Returns the number that the bytes [..., count] are: int64 [...]."""
+    count = values.shape[-1]
+    places = [1 << (8 * k) for k in range(count)]
+    weights = tf.where(little_endian, places, places[::-1])
+    return tf.reduce_sum(values * tf.cast(weights, tf.int64), axis=-1)
+
+
+def _equal(values: tf.Tensor, expected: bytes) -> tf.Tensor:
+    """Returns whether int64 [len(expected)] are these bytes."""
+    return tf.reduce_all(values == tf.constant(list(expected), tf.int64))
+
+
+def _walk(data: tf.Tensor, start, step: Callable) -> tf.Tensor:
+    """Goes from part to part of a file, and returns a place in it.
+
+    Args:
+        data: string scalar.
+        start: place of the first part.
+        step: maps a place to that which is looked for, or -1, and the place
+            of the next part, larger, or -1 for the end.
+
+    Returns:
+        int64 scalar, -1 if nothing is found.
+    """
+    length = tf.cast(tf.strings.length(data), tf.int64)
+    _, found = tf.while_loop(
+        lambda place, found: (found < 0) & (place >= 0) & (place < length),
+        lambda place, _: step(place)[::-1],
+        [tf.cast(start, tf.int64), tf.constant(-1, tf.int64)],
+        parallel_iterations=1,
+    )
+    return found
+
+
+def _if(condition, place) -> tf.Tensor:
+    return tf.where(condition, tf.cast(place, tf.int64), -1)
+
+
+# --- Formats ----------------------------------------------------------------
+
+
+def format_of(data: tf.Tensor) -> tf.Tensor:
+    """Returns what an encoded image is by its first bytes: int32 scalar.
+
+    One of `JPEG`, `PNG`, `WEBP`, `BMP`, `GIF` and `UNKNOWN`.
+    """
+
+    def begins(text):
+        return tf.strings.substr(data, 0, len(text)) == text
+
+    result = tf.constant(UNKNOWN)
+    webp = begins(b"RIFF") & _equal(_bytes(data, 8, 4), b"WEBP")
+    result = tf.where(webp, WEBP, result)
+    for kind, beginnings in FIRST_BYTES.items():
+        for text in beginnings:
+            result = tf.where(begins(text), kind, result)
+    return result
+
+
+def _jpeg_exif(data: tf.Tensor) -> tf.Tensor:
+    """Returns the place of a JPEG's EXIF, -1 if it has none.
+
+    EXIF stands among the application segments that a JPEG begins with.
+    """
+
+    def step(place):
+        head = _bytes(data, place, 10)
+        marker = head[1]
+        is_application = (marker >= 0xE0) & (marker <= 0xEF)
+        goes_on = (head[0] == 0xFF) & (is_application | (marker == 0xFE))
+        found = goes_on & (marker == 0xE1) & _equal(head[4:], _EXIF)
+        size = _number(head[2:4], False)
+        return _if(found, place + 4), _if(goes_on, place + 2 + size)
+
+    return _walk(data, 2, step)
+
+
+def _png_chunk(
+    data: tf.Tensor, name: bytes, before_pixels: bool = False
+) -> tf.Tensor:
+    """Returns the place of the content of a PNG's chunk, -1 without it."""
+    last = b"IDAT" if before_pixels else b"IEND"
+
+    def step(place):
+        head = _bytes(data, place, 8)
+        end = place + 12 + _number(head[:4], False)
+        return (
+            _if(_equal(head[4:], name), place + 8),
+            _if(~_equal(head[4:], last), end),
+        )
+
+    return _walk(data, 8, step)
+
+
+def _webp_chunk(data: tf.Tensor, name: bytes, start=12) -> tf.Tensor:
+    """Returns the place of a WebP's chunk, -1 if it has none.
+
+    Args:
+        data: string scalar.
+        name: four letters, or fewer for all that begin so.
+        start: place of the first chunk.
+    """
+
+    def step(place):
+        head = _bytes(data, place, 8)
+        size = _number(head[4:], True)
+        return (
+            _if(_equal(head[: len(name)], name), place),
+            place + 8 + size + size % 2,
+        )
+
+    return _walk(data, start, step)
+
+
+def _webp_exif(data: tf.Tensor) -> tf.Tensor:
+    """Returns the place of a WebP's EXIF, -1 if it has none."""
+    head = _bytes(data, 12, 9)
+    has_exif = _equal(head[:4], b"VP8X") & (head[8] // 8 % 2 == 1)
+    none = tf.constant(-1, tf.int64)
+
+    def find():
+        place = _webp_chunk(data, b"EXIF")
+        return tf.where(place < 0, none, place + 8)
+
+    return tf.cond(has_exif, find, lambda: none)
+
+
+# --- Orientation ------------------------------------------------------------
+
+
+def orientation(data: tf.Tensor) -> tf.Tensor:
+    """Returns an encoded image's EXIF orientation: int32 scalar in [1, 8].
+
+    EXIF is looked for in JPEG (APP1), PNG (eXIf) and WebP (EXIF). 1, upright,
+    where there is none, or none that is valid.
+    """
+    nowhere = tf.constant(-1, tf.int64)
+    place = tf.switch_case(
+        format_of(data),
+        [
+            lambda: _jpeg_exif(data),
+            lambda: _png_chunk(data, b"eXIf"),
+            lambda: _webp_exif(data),
+            lambda: nowhere,
+        ],
+    )
+    return tf.cond(
+        place >= 0,
+        lambda: _orientation_at(data, place),
+        lambda: tf.constant(1),
+    )
+
+
+def _orientation_at(data: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+    """Reads the orientation from EXIF: a TIFF file with a directory."""
+    start += tf.where(
+        _equal(_bytes(data, start, len(_EXIF)), _EXIF),
+        tf.constant(len(_EXIF), tf.int64),
+        0,
+    )
+    head = _bytes(data, start, 8)
+    little = _equal(head[:4], b"II*\0")
+    valid = little | _equal(head[:4], b"MM\0*")
+    directory = start + _number(head[4:], little)
+    count = _number(_bytes(data, directory, 2), little)
+    count = tf.minimum(count, _MOST_ENTRIES)
+    entries = _bytes(data, directory + 2, 12 * count)
+    entries = tf.reshape(entries, [-1, 12])
+    kind = _number(entries[:, 2:4], little)
+    value = tf.where(
+        kind == _SHORT,
+        _number(entries[:, 8:10], little),
+        tf.where(
+            kind == _LONG,
+            _number(entries[:, 8:12], little),
+            tf.where(kind == _BYTE, entries[:, 8], 0),
+        ),
+    )
+    is_orientation = _number(entries[:, :2], little) == _ORIENTATION_TAG
+    good = is_orientation & (value >= 1) & (value <= 8) & valid
+    value = tf.reduce_max(tf.where(good, value, 1))
+    # Without entries the maximum is the smallest number.
+    return tf.maximum(tf.cast(value, tf.int32), 1)
+
+
+def turn(image: tf.Tensor, turned: tf.Tensor) -> tf.Tensor:
+    """Returns an image upright.
+
+    Args:
+        image: [height, width, channels], as it is stored.
+        turned: EXIF orientation, int32 scalar in [1, 8].
+    """
+
+    def upright():
+        swapped = tf.cond(
+            turned >= 5,
+            lambda: tf.transpose(image, [1, 0, 2]),
+            lambda: image,
+        )
+        reverse = tf.constant(_REVERSED)[turned]
+        return tf.raw_ops.Reverse(tensor=swapped, dims=reverse)
+
+    result = tf.cond(turned > 1, upright, lambda: image)
+    result.set_shape([None, None, image.shape[2]])
+    return result
+
+
+def _mirror(box, height, width, turned):
+    """Mirrors a box as `turn` does the upright image around it."""
+    rows, columns = tf.unstack(tf.constant(_REVERSED)[turned][:2])
+    top, left, high, wide = tf.unstack(box)
+    top = tf.where(rows, tf.cast(height, box.dtype) - top - high, top)
+    left = tf.where(columns, tf.cast(width, box.dtype) - left - wide, left)
+    return tf.stack([top, left, high, wide])
+
+
+def _swap(box, turned):
+    """Swaps rows and columns of a box, or of a height and width, if need be."""
+    order = [1, 0, 3, 2][: box.shape[0]]
+    swapped = tf.constant(_SWAPPED)[turned]
+    return tf.where(swapped, tf.gather(box, order), box)
+
+
+def upright_shape(data: tf.Tensor, turned: tf.Tensor) -> tf.Tensor:
+    """Returns height and width of a JPEG once it is upright: int32 [2]."""
+    return _swap(tf.io.extract_jpeg_shape(data)[:2], turned)
+
+
+# --- Decoding ---------------------------------------------------------------
+
+
+def decode(data: tf.Tensor, portable: bool = False) -> tf.Tensor:
+    """Decodes an encoded image to RGB, upright.
+
+    The orientation that EXIF gives is applied. Grayscale is repeated, CMYK is
+    converted, transparency is left out, as Pillow's `convert("RGB")` does,
+    and of an animation the first frame is taken. Of 16 bits the upper eight
+    are taken; where the file says (sBIT) that fewer are used, and no pixel
+    exceeds them, the upper eight of these.
+
+    Args:
+        data: string scalar: JPEG, PNG, BMP, GIF or WebP.
+        portable: TensorFlow operations only, for a model that is exported;
+            BMP is then read with 24 or 32 bits per pixel alone.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+
+    def by_tensorflow():
+        return tf.io.decode_image(data, channels=3, expand_animations=False)
+
+    def by_pillow():
+        image = tf.numpy_function(_decode_with_pillow, [data], tf.uint8)
+        return tf.ensure_shape(image, [None, None, 3])
+
+    image = tf.switch_case(
+        format_of(data),
+        [
+            lambda: tf.io.decode_jpeg(data, channels=3),
+            lambda: _decode_png(data),
+            lambda: _decode_webp(data),
+            by_tensorflow if portable else by_pillow,
+            by_tensorflow,
+            by_tensorflow,
+        ],
+    )
+    image.set_shape([None, None, 3])
+    return turn(image, orientation(data))
+
+
+def _decode_png(data: tf.Tensor) -> tf.Tensor:
+    def of_16_bits():
+        pixels = tf.io.decode_png(data, channels=3, dtype=tf.uint16)
+        pixels = tf.cast(pixels, tf.int32)
+        bits = tf.cast(_significant_bits(data), tf.int32)
+        fits = tf.reduce_max(pixels) < tf.bitwise.left_shift(1, bits)
+        bits = tf.where(fits, bits, 16)
+        return tf.cast(tf.bitwise.right_shift(pixels * 256, bits), tf.uint8)
+
+    # Bits of a sample.
+    return tf.cond(
+        _bytes(data, 24, 1)[0] == 16,
+        of_16_bits,
+        lambda: tf.io.decode_png(data, channels=3),
+    )
+
+
+def _significant_bits(data: tf.Tensor) -> tf.Tensor:
+    """Returns how many bits a PNG of 16 says that it uses: int64 scalar."""
+    place = _png_chunk(data, b"sBIT", before_pixels=True)
+
+    def read():
+        size = _number(_bytes(data, place - 8, 4), False)
+        has_alpha = _bytes(data, 25, 1)[0] // 4 % 2
+        bits = tf.reduce_max(
+            _bytes(data, place, tf.minimum(size, 4) - has_alpha)
+        )
+        return tf.where((bits >= 1) & (bits <= 16), bits, 16)
+
+    return tf.cond(place >= 0, read, lambda: tf.constant(16, tf.int64))
+
+
+def _decode_webp(data: tf.Tensor) -> tf.Tensor:
+    """Decodes a WebP, of an animation the first frame.
+
+    TensorFlow's decoder refuses animations without transparency, and may
+    overwrite memory with others: it is given the frame as a file of its own.
+    """
+    header = _bytes(data, 12, 18)
+    animated = _equal(header[:4], b"VP8X") & (header[8] // 2 % 2 == 1)
+
+    def still(content):
+        # With the number of channels that the file has, three or four.
+        image = tf.io.decode_image(content, channels=0, expand_animations=False)
+        image = tf.ensure_shape(image, [None, None, None])
+        return image[:, :, :3]
+
+    def first_frame():
+        frame = _webp_chunk(data, b"ANMF")
+        # Its transparency is a chunk before this one, or a part of it.
+        start = _webp_chunk(data, b"VP8", frame + 24)
+        check = tf.debugging.Assert(
+            (frame >= 0) & (start >= 0), ["WebP animation without a frame"]
+        )
+        with tf.control_dependencies([check]):
+            start = tf.identity(start)
+        size = _number(_bytes(data, start + 4, 4), True)
+        chunk = tf.strings.substr(data, start, 8 + size)
+        padding = tf.strings.substr(b"\0", 0, tf.cast(size % 2, tf.int32))
+        length = tf.cast(4 + 8 + size + size % 2, tf.uint32)
+        length = tf.reshape(tf.bitcast(length, tf.uint8), [4])
+        letters = tf.constant([bytes([k]) for k in range(256)])
+        length = tf.strings.reduce_join(
+            tf.gather(letters, tf.cast(length, tf.int32))
+        )
+        image = still(
+            tf.strings.join([b"RIFF", length, b"WEBP", chunk, padding])
+        )
+        # Where the frame lies on the canvas.
+        place = _bytes(data, frame + 8, 6)
+        left = 2 * _number(place[:3], True)
+        top = 2 * _number(place[3:], True)
+        width = 1 + _number(header[12:15], True)
+        height = 1 + _number(header[15:18], True)
+        shape = tf.cast(tf.shape(image), tf.int64)
+        around = [
+            [top, height - top - shape[0]],
+            [left, width - left - shape[1]],
+            [0, 0],
+        ]
+        return tf.pad(image, around)
+
+    return tf.cond(animated, first_frame, lambda: still(data))
+
+
+def _decode_with_pillow(data: bytes | np.ndarray) -> np.ndarray:
+    with Image.open(io.BytesIO(as_bytes(data))) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def as_bytes(value: bytes | np.ndarray) -> bytes:
+    """Returns a string that `tf.numpy_function` passed, in either form."""
+    return np.asarray(value, dtype=object).item()
+
+
+def to_portable(data: bytes) -> bytes:
+    """Returns an encoded image that `decode(data, portable=True)` reads right.
+
+    TensorFlow takes the numbers of a palette in a BMP for shades of gray, and
+    reads few of its other forms; such an image becomes a PNG, any other stays
+    as it is.
+
+    Raises:
+        tf.errors.OpError: if such an image cannot be decoded.
+    """
+    # Bytes 28 and 30 are the bits of a pixel and the compression.
+    if data[:2] != b"BM" or (data[28:32] == b"\x18\0\0\0"):
+        return data
+    return tf.io.encode_png(decode(tf.constant(data))).numpy()
+
+
+# --- Decoding a part --------------------------------------------------------
+
+
+def can_decode_part(data: tf.Tensor) -> tf.Tensor:
+    """Returns whether an image is a JPEG other than CMYK: bool scalar.
+
+    Args:
+        data: string scalar, see `decode`.
+    """
+    return tf.cond(
+        tf.io.is_jpeg(data),
+        lambda: tf.io.extract_jpeg_shape(data)[2] <= 3,
+        lambda: False,
+    )
+
+
+def decode_window(
+    data: tf.Tensor, window: tf.Tensor, turned: tf.Tensor
+) -> tf.Tensor:
+    """Decodes a part of a JPEG, upright.
+
+    Args:
+        data: string scalar, a JPEG.
+        window: int32 [4]: top, left, height, width in the upright image.
+        turned: its EXIF orientation, int32 scalar.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    height, width = tf.unstack(upright_shape(data, turned))
+    window = _swap(_mirror(window, height, width, turned), turned)
+    image = tf.io.decode_and_crop_jpeg(data, window, channels=3)
+    return turn(image, turned)
+
+
+def decode_part(
+    data: tf.Tensor,
+    box: tf.Tensor,
+    size,
+    antialias: bool = False,
+    turned: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes the part of a JPEG that a crop reads, upright.
+
+    A box of at least 2, 4 or 8 times `size` is decoded smaller by that
+    factor: the decoder averages pixels, where resizing would skip them. With
+    antialiasing it is still twice as large as `size` then, so that resizing,
+    which averages too, makes of it what it makes of the whole image.
+    What lies below the crop is not read: an image that is cut short there is
+    no error.
+
+    Args:
+        data: string scalar, an image that `can_decode_part` accepts.
+        box: float32 [4]: top, left, height, width in pixels of the whole
+            image, upright, beyond which it may reach.
+        size: side to which the box will be resized, Python or tensor integer.
+        antialias: whether it will be resized with antialiasing.
+        turned: its EXIF orientation if it is known.
+
+    Returns:
+        uint8 [height, width, 3], and the box in its pixels, float32 [4].
+        `crop_resize_flip` gives the same of both as of the whole image and
+        its box, but for what is decoded smaller.
+    """
+    turned = orientation(data) if turned is None else turned
+    shape = upright_shape(data, turned)
+    box = tf.convert_to_tensor(box)
+    box = _swap(_mirror(box, shape[0], shape[1], turned), turned)
+    ratios = tf.constant(_RATIOS)
+    wanted = size * ratios * (2 if antialias else 1)
+    fitting = tf.reduce_min(box[2:]) >= tf.cast(wanted, tf.float32)
+    chosen = tf.maximum(tf.reduce_sum(tf.cast(fitting, tf.int32)) - 1, 0)
+    box /= tf.cast(ratios[chosen], tf.float32)
+    extent = -(-_swap(shape, turned) // ratios[chosen])
+    first = tf.cast(tf.floor(box[:2]), tf.int32) - _MARGIN
+    last = tf.cast(tf.math.ceil(box[:2] + box[2:]), tf.int32) + _MARGIN
+    first = tf.clip_by_value(first, 0, extent - 1)
+    last = tf.clip_by_value(last, first + 1, extent)
+    window = tf.concat([first, last - first], 0)
+
+    def decode_by(ratio):
+        return lambda: tf.io.decode_and_crop_jpeg(
+            data, window, channels=3, ratio=ratio
+        )
+
+    image = tf.switch_case(chosen, [decode_by(ratio) for ratio in _RATIOS])
+    box -= tf.pad(tf.cast(first, tf.float32), [[0, 2]])
+    height, width = tf.unstack(_swap(last - first, turned))
+    box = _mirror(_swap(box, turned), height, width, turned)
+    return turn(image, turned), box

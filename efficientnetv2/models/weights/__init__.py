@@ -1,0 +1,125 @@
+"""Weights in and out: other people's checkpoints and one's own.
+
+Each format is a module of this folder, and a file that is added here is found
+by itself. It has two functions:
+
+    recognizes(path)   whether a path, which need not exist, is of the format;
+                       the modules exclude each other
+    opened(path, ema)  a context manager that yields a `Source`
+
+`load` reads a source whole and compares it with the model before it changes
+anything: it either sets every weight or raises and leaves the model as it was.
+"""
+
+import contextlib
+import importlib
+import os
+import pathlib
+import pkgutil
+from collections.abc import Iterator
+
+import keras as _keras
+
+from efficientnetv2.models import naming
+from efficientnetv2.models.naming import WeightsError
+from efficientnetv2.models.weights.keras import (
+    from_model,
+    to_keras_applications,
+)
+from efficientnetv2.models.weights.matching import (
+    LoadReport,
+    Source,
+    assign,
+    listed,
+)
+from efficientnetv2.models.weights.native import from_arrays
+from efficientnetv2.models.weights.tensorflow import to_reference_checkpoint
+
+__all__ = [
+    "LoadReport",
+    "Source",
+    "WeightsError",
+    "assign",
+    "from_arrays",
+    "load",
+    "open_source",
+    "to_keras_applications",
+    "to_reference_checkpoint",
+]
+
+
+def load(
+    model: _keras.Model,
+    source: str | os.PathLike | _keras.Model,
+    ema: bool | None = None,
+    skip_classifier: bool = False,
+) -> LoadReport:
+    """Sets every weight of a model from a source, by name.
+
+    Args:
+        model: built by this package.
+        source: one of
+            - a checkpoint of the released code, name-based or object-based:
+              its prefix, its .index file, or a folder with one;
+            - a .h5 file or a model of `keras.applications`;
+            - a .safetensors or .pth file of PyTorch Image Models
+              (`tf_efficientnetv2_*`) or of the PyTorch port of V1
+              (`_blocks.0._depthwise_conv.weight`);
+            - a checkpoint of a run (.npz);
+            - a .keras or .weights.h5 file, or a model, of this package.
+        ema: take the moving averages (True), the raw weights (False), or the
+            averages where there are some (None). Only name-based checkpoints
+            and those of runs have both.
+        skip_classifier: leave the classifier as it is if the source has none
+            or one of another number of classes.
+
+    Returns:
+        What was loaded, skipped and not used.
+
+    Raises:
+        WeightsError: if the source is not there, cut short or of no known
+            format, or if a weight is missing or of another shape. The message
+            names the file, the weight and both shapes; the model is
+            unchanged.
+    """
+    naming.slots(model)  # A model that is not ours is an error by itself.
+    with open_source(source, ema) as opened:
+        return assign(model, opened, skip_classifier)
+
+
+@contextlib.contextmanager
+def open_source(
+    source: str | os.PathLike | _keras.Model, ema: bool | None = None
+) -> Iterator[Source]:
+    """Opens a source of weights; see `load` for what can be one."""
+    if isinstance(source, _keras.Model):
+        yield from_model(source, f"model {source.name!r}")
+        return
+    path = pathlib.Path(source).expanduser()
+    for module in _formats():
+        if module.recognizes(path):
+            with module.opened(path, ema) as opened:
+                yield opened
+            return
+    if not path.exists():
+        raise WeightsError(_not_found(path))
+    raise WeightsError(
+        f"{path} is of no known format: a prefix or .index of a TensorFlow "
+        "checkpoint, .h5, .keras, .safetensors, .pth or .npz."
+    )
+
+
+def _formats() -> Iterator:
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        if hasattr(module, "recognizes"):
+            yield module
+
+
+def _not_found(path: pathlib.Path) -> str:
+    text = f"There are no weights at {path}."
+    try:
+        there = sorted(entry.name for entry in path.parent.iterdir())
+    except OSError:
+        return f"{text} The folder {path.parent} cannot be read."
+    return f"{text} In {path.parent}: {listed(there) or 'nothing'}."

@@ -1,0 +1,204 @@
+"""State dicts of PyTorch, read without PyTorch; the formats build on it.
+
+A .pth file is a pickle, which could run code. Here it may hold nothing but
+tensors in a dictionary; anything else is refused, not called.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import io
+import math
+import pathlib
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from efficientnetv2.models.naming import Slot, WeightsError
+from efficientnetv2.models.weights.matching import Source, damaged
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_MAGIC = 0x1950A86A20F9469CFC6C
+_LEAF = {
+    "kernel": "weight",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+
+def leaf(slot: Slot) -> str:
+    """Returns what PyTorch calls the attribute of a slot."""
+    return _LEAF.get(slot.attribute, slot.attribute)
+
+
+def has(path: pathlib.Path, name: str) -> bool:
+    """Whether a path is a state dict with a tensor of that name."""
+    if path.suffix not in SUFFIXES or not path.is_file():
+        return False
+    with opened(path, lambda slot: []) as source:
+        return name in source.shapes
+
+
+@contextlib.contextmanager
+def opened(
+    path: pathlib.Path, names: Callable[[Slot], list[str]]
+) -> Iterator[Source]:
+    """Opens a .safetensors or a pickled file.
+
+    Args:
+        path: of the file.
+        names: see `Source`.
+    """
+    try:
+        read = _safetensors if path.suffix == ".safetensors" else _pickled
+        shapes, tensor = read(path)
+    except WeightsError:
+        raise
+    except Exception as error:
+        # Every reader has errors of its own for data that is cut short.
+        raise damaged(path, "file of PyTorch's weights", error) from error
+    yield Source(str(path), shapes, tensor, names, _convert)
+
+
+def _convert(slot: Slot, array: np.ndarray) -> np.ndarray:
+    """From [out, in, height, width] to [height, width, in, out]."""
+    if array.ndim == 4:
+        # A depthwise kernel: [channels, 1, ...] to [..., channels, 1].
+        order = (2, 3, 0, 1) if slot.layer == "depthwise_conv" else (2, 3, 1, 0)
+        return array.transpose(order)
+    return array.T
+
+
+def _safetensors(path: pathlib.Path):
+    import safetensors
+
+    file = safetensors.safe_open(path, framework="np")
+    shapes = {
+        name: tuple(file.get_slice(name).get_shape())
+        for name in file.keys()  # noqa: SIM118, it is no dict
+    }
+    return shapes, file.get_tensor
+
+
+# --- Pickles ----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """A view of a storage: a key, a type and what of it belongs to the view."""
+
+    key: str
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def of(self, data: bytes) -> np.ndarray:
+        flat = np.frombuffer(data, np.dtype(self.dtype))
+        last = sum(
+            (n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)
+        )
+        inside = min(self.shape + self.strides + (self.offset,), default=0) >= 0
+        if not inside or (
+            math.prod(self.shape) and self.offset + last >= flat.size
+        ):
+            raise ValueError("a tensor is larger than its data")
+        return np.lib.stride_tricks.as_strided(
+            flat[self.offset :],
+            self.shape,
+            [s * flat.itemsize for s in self.strides],
+        )
+
+
+def _rebuild(storage, offset, shape, strides, *_):
+    return _Tensor(*storage, offset, tuple(shape), tuple(strides))
+
+
+_ALLOWED = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    # What a persistent identifier names; only its type is of interest.
+    ("torch", "FloatStorage"): "<f4",
+    ("torch", "HalfStorage"): "<f2",
+    ("torch", "DoubleStorage"): "<f8",
+    ("torch", "LongStorage"): "<i8",
+    ("torch", "IntStorage"): "<i4",
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}")
+        return _ALLOWED[module, name]
+
+    def persistent_load(self, identifier):
+        kind, dtype, key, *_ = identifier
+        if kind != "storage":
+            raise pickle.UnpicklingError(f"it holds a {kind}")
+        return key, dtype
+
+
+def _pickled(path: pathlib.Path):
+    if zipfile.is_zipfile(path):
+        content, data_of = _from_zip(path)
+    else:
+        content, data_of = _from_stream(path)
+    if not isinstance(content, dict) or not all(
+        isinstance(each, _Tensor) for each in content.values()
+    ):
+        raise WeightsError(
+            f"{path} is no state dict: it must hold a dictionary of tensors. "
+            "Write model.state_dict() by safetensors.torch.save_file, and give "
+            "that file."
+        )
+    return (
+        {name: tensor.shape for name, tensor in content.items()},
+        lambda name: content[name].of(data_of(content[name].key)),
+    )
+
+
+def _unpickle(file, path: pathlib.Path):
+    try:
+        return _Unpickler(file).load()
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is a pickle that could run code ({error}), and is not "
+            "read. Write model.state_dict() by safetensors.torch.save_file, "
+            "and give that file."
+        ) from None
+
+
+def _from_zip(path: pathlib.Path):
+    """PyTorch's format since 1.6: an archive with a file a storage."""
+    archive = zipfile.ZipFile(path)
+    (root,) = (
+        name.removesuffix("data.pkl")
+        for name in archive.namelist()
+        if name.endswith("/data.pkl")
+    )
+    content = _unpickle(io.BytesIO(archive.read(f"{root}data.pkl")), path)
+    return content, lambda key: archive.read(f"{root}data/{key}")
+
+
+def _from_stream(path: pathlib.Path):
+    """PyTorch's format before 1.6: pickles, then all storages in a row."""
+    storages, sizes = {}, {}
+    with open(path, "rb") as file:
+        first = _unpickle(file, path)
+        if first != _MAGIC:
+            return first, None
+        for _ in range(2):
+            _unpickle(file, path)
+        content = _unpickle(file, path)
+        for tensor in content.values():
+            sizes[tensor.key] = np.dtype(tensor.dtype).itemsize
+        for key in _unpickle(file, path):
+            count = int(np.frombuffer(file.read(8), "<i8")[0])
+            storages[key] = file.read(count * sizes[key])
+    return content, storages.__getitem__

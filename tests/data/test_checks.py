@@ -1,0 +1,190 @@
+"""What is found wrong with data before training, and by `data check`."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from efficientnetv2 import config as config_lib
+from efficientnetv2.data import checks, folders, registry, sources
+from efficientnetv2.errors import DataError
+from tests.conftest import TINY
+from tests.data.test_decoding import PIXELS, _transparent, encode
+
+
+def _folder(root, count=12):
+    image = Image.fromarray(PIXELS)
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for k in range(count):
+            (root / name / f"{k}.jpg").write_bytes(encode(image))
+    return root
+
+
+def _look(root, overrides=""):
+    folders._scan.cache_clear()
+    config = config_lib.load(
+        str(root), hparam_str=f"{TINY},train.batch_size=4{overrides}"
+    )
+    lines = []
+    splits = {
+        split: sources.load_split(config, split, lambda _: None)
+        for split in ("train", "minival", "eval")
+    }
+    checks.before_training(config, splits, lines.append)
+    return lines
+
+
+def test_other_files_are_named_before_training(tmp_path):
+    root = _folder(tmp_path / "photos")
+    assert _look(root) == []
+    folder = root / "cat"
+    webp = encode(_transparent(), "WEBP", lossless=True)
+    cases = {
+        "a.png": (b"", "it is empty"),
+        "b.jpg": (b"<!DOCTYPE html><title>Not found", "an HTML page"),
+        "c.jpg": (encode(Image.fromarray(PIXELS), "TIFF"), "a TIFF"),
+        "d.webp": (webp[:-30], "cut short"),
+        "e.png": (b"version https://git-lfs.github.com", "Git LFS"),
+        "f.jpg": (b"\0\0\0\x18ftypheic\0\0", "a HEIC"),
+        "g.jpg": (bytes(500), "nothing but zeros"),
+        "h.jpg": (b"Too many requests\n", "text"),
+    }
+    for name, (data, reason) in cases.items():
+        (folder / name).write_bytes(data)
+        with pytest.raises(DataError) as error:
+            _look(root)
+        assert f"{folder / name} (class 'cat'): it is" in str(error.value)
+        assert reason in str(error.value) and "data check" in str(error.value)
+        (folder / name).unlink()
+    for name, (data, _) in cases.items():
+        (folder / name).write_bytes(data)
+    with pytest.raises(DataError, match="8 of 32 files .*(?s:.)*and 3 more"):
+        _look(root)
+
+
+def test_mixed_up_suffixes_are_read(tmp_path):
+    root = _folder(tmp_path / "photos")
+    (root / "cat" / "webp.jpg").write_bytes(encode(_transparent(), "WEBP"))
+    (root / "cat" / "png.webp").write_bytes(encode(_transparent(), "PNG"))
+    assert _look(root) == []
+
+
+def test_what_is_said_before_training(tmp_path):
+    root = _folder(tmp_path / "photos")
+    large = Image.fromarray(PIXELS).resize((224, 160))
+    for path in root.rglob("*.jpg"):
+        path.write_bytes(encode(large))
+    deep = Image.fromarray(PIXELS[..., 0].astype(np.uint16))
+    (root / "cat" / "deep.png").write_bytes(encode(deep, "PNG"))
+    lines = _look(root)
+    assert len(lines) == 1 and "1 of 25 images are PNGs of 16" in lines[0]
+    lines = _look(root, ",data.antialias=false")
+    assert len(lines) == 2 and "shrunk by 6.7 " in lines[1]
+    assert len(_look(root, ",data.antialias=false,eval.isize=80")) == 1
+
+
+def test_a_bad_test_image_stops_training_before_it_begins(tmp_path):
+    from efficientnetv2 import api
+
+    root = _folder(tmp_path / "photos")
+    config = config_lib.load(
+        str(root), hparam_str=f"{TINY},train.batch_size=4,train.epochs=1"
+    )
+    split = sources.load_split(config, "eval", lambda _: None)
+    with open(split.items[0], "wb") as file:
+        file.write(b"<html>")
+    lines = []
+    with pytest.raises(DataError, match="1 of 24 files cannot be read"):
+        api.execute(config, tmp_path / "run", log=lines.append)
+    assert not any("parameters" in line for line in lines)
+
+
+def _check(root):
+    lines = []
+    folders._scan.cache_clear()
+    info = registry.load_info(str(root))
+    wrong = checks.check(
+        info,
+        lambda split: sources.load_from(info, split, root, lambda _: None),
+        lines.append,
+    )
+    return wrong, lines
+
+
+def test_everything_is_decoded(tmp_path):
+    root = _folder(tmp_path / "photos")
+    assert _check(root) == (
+        0,
+        ["24 images in train, minival, eval: all can be read."],
+    )
+    cut = root / "cat" / "3.jpg"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    empty = root / "dog" / "7.jpg"
+    empty.write_bytes(b"")
+    deep = Image.fromarray(PIXELS[..., 0].astype(np.uint16))
+    (root / "cat" / "deep.png").write_bytes(encode(deep, "PNG"))
+    wrong, lines = _check(root)
+    text = "\n".join(lines)
+    assert wrong == 2 and "2 faults" in lines[-1]
+    assert f"{cut} (class 'cat') cannot be read" in text
+    assert f"{empty} (class 'dog') cannot be read: it is empty" in text
+    assert f"{root / 'cat' / 'deep.png'} (class 'cat') is nearly black" in text
+    folders._scan.cache_clear()
+
+
+def test_the_command_ends_with_the_verdict(tmp_path):
+    root = _folder(tmp_path / "photos", 4)
+    command = [sys.executable, "-m", "efficientnetv2.data", "check"]
+    bad = root / "dog" / "2.jpg"
+    bad.write_bytes(b"no image")
+    done = subprocess.run(
+        [*command, f"--dataset={root}"], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and str(bad) in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_shards_are_looked_at(tmp_path, source):
+    from tests.data.test_formats import _records_yaml, _write_shards
+
+    _write_shards(tmp_path, source)
+    info = registry.load_info(_records_yaml(tmp_path / "mine.yaml"))
+    split = sources.open_shards(info, info.splits["train"], tmp_path)
+    assert all(reason is None for _, reason in checks._beginnings(split))
+    path = tmp_path / "train-00002-of-00004"
+    path.write_bytes(path.read_bytes()[:40])
+    (tmp_path / "train-00003-of-00004").write_bytes(b"<html>not found</html>")
+    reasons = [reason for _, reason in checks._beginnings(split)]
+    assert reasons[:2] == [None, None]
+    assert all("cut short" in reason for reason in reasons[2:])
+    lines = []
+    wrong = checks.check(
+        info,
+        lambda split: sources.open_shards(info, info.splits[split], tmp_path),
+        lines.append,
+    )
+    # Two shards and the sum, in each of three splits.
+    assert wrong == 9, lines
+
+
+def test_many_files_take_little_time(tmp_path):
+    data = encode(Image.fromarray(PIXELS))
+    names = []
+    for k in range(4_000):
+        names.append(str(tmp_path / f"{k}.jpg"))
+        with open(names[-1], "wb") as file:
+            file.write(data)
+    split = sources.EncodedSource(
+        names, True, np.zeros(len(names), np.int64), ["cat"]
+    )
+    start = time.process_time()
+    assert not any(reason for _, reason in checks._beginnings(split))
+    # 100,000 in ten seconds.
+    assert time.process_time() - start < 0.4
+    os.unlink(names[0])
+    assert sum(bool(reason) for _, reason in checks._beginnings(split)) == 1

@@ -1,0 +1,64 @@
+"""The progress bar: what it says, how wide it is, and where."""
+
+import io
+import math
+
+import pytest
+
+from efficientnetv2 import runs
+from efficientnetv2.formatting import format_seconds
+from efficientnetv2.progress import Progress
+
+
+@pytest.fixture
+def run(tiny_config, tmp_path, small_data):
+    config = tiny_config(
+        "train.stages=2,train.epochs=2,train.isize=20,data.ibase=10,"
+        "train.isize_rule=paper"
+    )
+    return runs.make_run(config, tmp_path)
+
+
+def test_progress_estimates_by_pixels(run):
+    # Two stages of six steps, of 10 and 20 pixels.
+    with Progress(run, 3, stream=io.StringIO()) as progress:
+        progress.window = [(2, 0.0), (3, 0.1)]
+        assert progress.images_per_second() == pytest.approx(320)
+        # 3 steps of 0.1 s, then 6 of four times the pixels.
+        assert progress.seconds_left(6) == pytest.approx(3 * 0.1)
+        assert progress.seconds_left() == pytest.approx(3 * 0.1 + 6 * 0.4)
+    assert format_seconds(3723) == "1:02:03"
+    assert format_seconds(math.nan) == "?"
+
+
+@pytest.mark.parametrize("columns", [20, 40, 64, 80, 200])
+def test_a_description_fits_its_columns(run, columns):
+    with Progress(run, 0, stream=io.StringIO()) as progress:
+        progress.add({"loss": 12.3456, "top1": 1.0})
+        progress.read()
+        progress.window = [(0, 0.0), (1, 0.0001)]
+        text = progress.describe(columns)
+    assert len(text) <= columns and "12.3" in text and "px" in text
+    assert ("stage ends in" in text) == (columns == 200)
+
+
+def test_a_terminal_gets_one_line_that_is_redrawn(run, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal = Terminal()
+    with Progress(run, 0, stream=terminal) as progress:
+        for step in range(run.plan.total_steps):
+            progress.enter(step)
+            progress.last_shown = -math.inf
+            progress.add({"loss": 1.0, "top1": 0.5})
+        progress.log("between")
+    lines = terminal.getvalue().split("\n")
+    assert "between" in "".join(lines)
+    for line in lines:
+        for part in line.split("\r"):
+            assert len(part.rstrip()) <= 80
+    drawn = [part for part in lines[-2].split("\r") if "%" in part]
+    assert drawn and "100%" in drawn[-1]

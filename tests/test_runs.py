@@ -1,0 +1,22 @@
+"""The folder of a run."""
+
+import pytest
+import yaml
+
+from efficientnetv2 import config as config_lib
+from efficientnetv2 import runs
+from efficientnetv2.errors import UserError
+
+
+def test_a_folder_of_an_earlier_version_lacks_options(tiny_config, tmp_path):
+    config = tiny_config()
+    old = config.to_dict()
+    del old["data"]["cutmix_labels"]
+    path = tmp_path / config_lib.FILE
+    path.write_text(yaml.safe_dump(old))
+    with runs.claimed(runs.make_run(config, tmp_path)):
+        assert "cutmix_labels: image" in path.read_text()
+    other = tiny_config("data.cutmix_labels=batch")
+    with pytest.raises(UserError, match="data.cutmix_labels: 'image' there"):
+        with runs.claimed(runs.make_run(other, tmp_path)):
+            pass
