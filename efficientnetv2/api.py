@@ -14,6 +14,8 @@ import ml_collections
 
 from efficientnetv2 import (
     checkpoints,
+    closing,
+    dry_run,
     engines,
     evaluation,
     files,
@@ -184,6 +186,7 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
         )
         return
     engines.set_up(run.config)
+    dry_run.warn_if_slow(run)
     run.update_metrics(environment=runs.environment())
     _look_at_data(run, mode)
     engine = train_lib.train(run)
@@ -202,6 +205,8 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
         f"Done: {split} top-1 {result['top1']:.2%} after "
         f"{metrics['train_seconds'] / 60:.1f} minutes of training.{model}"
     )
+    if mode == "train_and_eval":
+        run.log(closing.next_commands(run))
 
 
 def _look_at_data(run: runs.Run, mode: str) -> None:
@@ -224,7 +229,11 @@ def evaluate_and_report(
     observer = run_report.Observer()
     result = evaluation.evaluate_checkpoint(run, checkpoint, observer, engine)
     preview.write(run.config, run.model_dir / preview.FOLDER, log=_silent)
-    run.log(f"Report: {run_report.write(run, observer, result)}")
+    path = run_report.write(run, observer, result)
+    if not run.config.data.multi_label:
+        names = registry.load_info(run.config.data.ds_name).class_names
+        run.log(closing.class_table(observer.labels, observer.predicted, names))
+    run.log(f"Report: {path}")
     return result
 
 

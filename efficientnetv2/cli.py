@@ -9,9 +9,6 @@ line says what it does and whose indented lines show how, and with
 """
 
 import os
-import pathlib
-import shlex
-import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -191,23 +188,6 @@ def _full_lines(flag: flags.Flag) -> list[str]:
 
 
 # --- Start ------------------------------------------------------------------
-
-
-def program() -> str:
-    """Returns what to type for `efficientnetv2`, so that it can be pasted.
-
-    It is the name alone where the shell finds this installation by it.
-    """
-    found = shutil.which("efficientnetv2")
-    here = pathlib.Path(sys.executable).parent
-    if found and pathlib.Path(found).parent == here:
-        return "efficientnetv2"
-    python = sys.executable
-    if shutil.which("python") == python:
-        python = "python"
-    elif pathlib.Path(python).is_relative_to(os.getcwd()):
-        python = os.path.relpath(python)
-    return f"{shlex.quote(python)} -m efficientnetv2"
 
 
 def start(

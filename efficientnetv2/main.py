@@ -38,7 +38,9 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(given: flags.FlagValues, words: Sequence[str]) -> None:
     """Runs a mode."""
     cli.no_words(words)
-    if not given.model_dir:
+    if given.dry_run and given.mode not in running.TRAINING_MODES:
+        raise UserError("--dry_run is for training.")
+    if not given.model_dir and not given.dry_run:
         raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
     if given.mode == "export":
         formats.check(given.formats or formats.DEFAULT)
@@ -47,10 +49,10 @@ def run(given: flags.FlagValues, words: Sequence[str]) -> None:
             "--formats is for --mode=export; training ends with a SavedModel."
         )
     if given.mode in running.TRAINING_MODES:
-        config = running.load_config(given)
+        running.train(given)
     else:
         config = running.config_of_run(given, given.mode == "eval")
-    running.execute(config, given, given.mode)
+        running.execute(config, given, given.mode)
 
 
 if __name__ == "__main__":

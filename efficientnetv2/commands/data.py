@@ -19,8 +19,15 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from efficientnetv2 import cli, config, declarative, quiet, tables
-from efficientnetv2.data import fashion_mnist, registry
+from efficientnetv2 import (
+    cli,
+    config,
+    declarative,
+    formatting,
+    quiet,
+    tables,
+)
+from efficientnetv2.data import registry
 from efficientnetv2.errors import UserError
 
 ACTIONS = ("preview", "export", "check")
@@ -87,9 +94,11 @@ def run(given: flags.FlagValues, words: Sequence[str]) -> int | None:
 
 def _state(info: registry.DatasetInfo, folder: pathlib.Path) -> str:
     """Returns what of a dataset is on this machine, in a word or two."""
-    if info.source == "folder":
+    if info.source in registry.LISTED:
         return "here"
     if info.source == "idx":
+        from efficientnetv2.data import fashion_mnist
+
         return "here" if fashion_mnist.is_here(folder) else "-"
     if info.source == "tfds":
         place = folder / info.tfds_name.replace(":", "/")
@@ -202,7 +211,7 @@ def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
     print(f"{sum(counts.values()):,} images ({parts}) in {given.output_dir}")
     name = pathlib.Path(given.output_dir).name
     print(
-        f"Train on them: {cli.program()} train --dataset={path} "
+        f"Train on them: {formatting.program()} train --dataset={path} "
         f"--model_dir=runs/{name}"
     )
 

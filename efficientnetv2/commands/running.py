@@ -235,6 +235,19 @@ def take_model_dir(given: flags.FlagValues, words: Sequence[str]) -> None:
         raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
 
 
+def train(given: flags.FlagValues) -> None:
+    """Trains a run, or says what that would cost, by `--dry_run`."""
+    if not given.dry_run and not given.model_dir:
+        raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
+    config = load_config(given)
+    if not given.dry_run:
+        execute(config, given, given.mode)
+        return
+    with quiet.importing_tensorflow():
+        from efficientnetv2 import dry_run
+    dry_run.report(config)
+
+
 def execute(
     config: ml_collections.ConfigDict,
     given: flags.FlagValues,

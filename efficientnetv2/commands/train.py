@@ -13,7 +13,6 @@ from absl import flags
 
 from efficientnetv2 import cli
 from efficientnetv2.commands import running
-from efficientnetv2.errors import UserError
 
 RARE = (
     *running.SWITCHES,
@@ -27,6 +26,13 @@ def define_flags(values: flags.FlagValues) -> None:
     running.define_model_dir(values)
     running.define_short_flags(values)
     running.define_strategy(values)
+    flags.DEFINE_boolean(
+        "dry_run",
+        False,
+        "Train nothing; estimate time and memory. Prints data, model and "
+        "stages, times a few steps of each, and writes nothing.",
+        flag_values=values,
+    )
     flags.DEFINE_enum(
         "mode",
         "train_and_eval",
@@ -40,6 +46,4 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(given: flags.FlagValues, words: Sequence[str]) -> None:
     cli.no_words(words)
-    if not given.model_dir:
-        raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
-    running.execute(running.load_config(given), given, given.mode)
+    running.train(given)
