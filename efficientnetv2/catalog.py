@@ -12,8 +12,8 @@ from efficientnetv2.models import counting
 
 # Top-1 in % on ImageNet's validation set, single crop, as the authors publish
 # it with the weights: google/automl, efficientnetv2/README.md, for V2;
-# tensorflow/tpu, models/official/efficientnet/README.md, for V1 ('imagenet' is
-# AdvProp, 'jft' Noisy Student). None: no accuracy is published there.
+# tensorflow/tpu, models/official/efficientnet/README.md and lite/README.md,
+# for V1 ('imagenet' is AdvProp, 'jft' Noisy Student). None: none is published.
 _21K = {"imagenet21k": None}
 _BOTH = {**_21K, "imagenet21k-ft1k": None}
 _TOP1 = {
@@ -34,6 +34,11 @@ _TOP1 = {
     "efficientnet-b6": {"imagenet": 84.8, "jft": 86.4},
     "efficientnet-b7": {"imagenet": 85.2, "jft": 86.9},
     "efficientnet-b8": {"imagenet": 85.5},
+    "efficientnet-lite0": {"imagenet": 75.1},
+    "efficientnet-lite1": {"imagenet": 76.7},
+    "efficientnet-lite2": {"imagenet": 77.6},
+    "efficientnet-lite3": {"imagenet": 79.8},
+    "efficientnet-lite4": {"imagenet": 81.5},
     "efficientnet-l2": {"jft": 88.4, "jft-475": 88.2},
 }
 
@@ -146,7 +151,7 @@ def list_weights(model: str | None = None) -> list[WeightsEntry]:
         declarative.named("models", model)
     return [
         WeightsEntry(name, weights, top1 and round(top1 / 100, 3))
-        for name in ([model] if model else _TOP1)
+        for name in ([model] if model else declarative.names("models"))
         for weights, top1 in _TOP1.get(name, {}).items()
     ]
 

@@ -73,9 +73,9 @@ def report(
         engine = engines.create(config, run.plan, log)
         train_lib.announce(run, engine)
         timing = _measure(run, engine, start)
-    rates = ", ".join(f"{rate:,.0f}" for rate in timing.images_per_second)
+    rates = "; ".join(f"{rate:,.0f}" for rate in timing.images_per_second)
     seconds = estimate(run, timing)
-    log(f"Training, measured: {rates} images/s, by stage.")
+    log(f"Training, measured: {rates} images/s by stage.")
     log(f"Evaluation, measured: {timing.evaluation:,.0f} images/s.")
     memory = f"Peak memory so far: {timing.memory / 2**30:.1f} GiB"
     if timing.device_memory:
