@@ -129,7 +129,7 @@ def _attempt(run: Run, attempt: Recovery, source, validation_source=None):
         run.update_metrics(**state.history, steps=state.step)
         run.log(
             f"Trained for {state.history['train_seconds'] / 60:.1f} minutes; "
-            f"{state.history['waiting_share']:.1%} of the time was spent "
+            f"steps spent {state.history['waiting_share']:.1%} of their time "
             "waiting for data."
         )
     return engine
