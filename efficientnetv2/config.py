@@ -405,7 +405,7 @@ def load(
     of_weights = {}
     if model_name is None:
         # The weights to start from may be a run's, which knows its model.
-        of_weights = _model_of_run(
+        of_weights = model_of_run(
             flat_overrides.get("train.ft_init_ckpt")
             or _flatten(recipe_content).get("train.ft_init_ckpt")
         )
@@ -446,7 +446,7 @@ def load(
     return config.lock()
 
 
-def _model_of_run(weights: Any) -> dict[str, Any]:
+def model_of_run(weights: Any) -> dict[str, Any]:
     """Returns the options of the model whose weights fine-tuning starts from.
 
     Args:

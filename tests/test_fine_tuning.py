@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import pytest
 
-from efficientnetv2 import api, runs, user_callbacks
+from efficientnetv2 import api, fine_tuning, runs, user_callbacks
 from efficientnetv2 import config as config_lib
 from efficientnetv2.engines import optimizers, schedules
 from efficientnetv2.errors import UserError
+from efficientnetv2.models import architecture
 
 
 @pytest.fixture
@@ -115,6 +116,20 @@ def test_the_model_is_that_of_the_weights(folder_run):
     assert config.model.model_name == "efficientnetv2-b0"
 
 
+def test_weights_of_another_model_are_named(folder_run):
+    config = config_lib.load(
+        str(folder_run.parent / "photos"),
+        model_name="efficientnetv2-b0",
+        hparam_str=f"train.ft_init_ckpt={folder_run},train.batch_size=32",
+    )
+    network = architecture.build(config.model.to_dict())
+    with pytest.raises(UserError) as error:
+        fine_tuning.initialize(network, config)
+    text = str(error.value)
+    assert "--model_name=efficientnetv2-pico" in text
+    assert text.count("stem/conv/kernel") == 1
+
+
 @pytest.mark.usefixtures("small_data")
 def test_a_failed_start_binds_nobody(tiny_config, tmp_path):
     lines = []
@@ -126,10 +141,8 @@ def test_a_failed_start_binds_nobody(tiny_config, tmp_path):
     api.execute(right, tmp_path / "run", "train", log=lines.append)
     # Now there is a checkpoint, which another configuration does not get.
     with pytest.raises(runs.RunError, match="another configuration"):
-        api.execute(
-            tiny_config("train.epochs=0.6,train.stages=1"), tmp_path / "run", "train",
-            log=lines.append,
-        )  # fmt: skip
+        other = tiny_config("train.epochs=0.6,train.stages=1")
+        api.execute(other, tmp_path / "run", "train", log=lines.append)
 
 
 @pytest.mark.usefixtures("small_data")
