@@ -3,7 +3,9 @@
 # make ablation         runs the studies of results/ablation in runs/ablation
 # make ablation-report  makes their report anew from the results there, or in
 #                       another ABLATION_DIR
-# make fuzz    feeds 100,000 damaged images and shards to the readers
+# make fuzz    feeds 100,000 damaged images and shards to the readers, and other
+#              examples than `make test` to the property tests; FUZZ_SEED
+#              repeats what it printed
 # make soak    kills a run 100 times and compares its weights
 # make notebooks        runs the notebooks of colab/ and keeps their outputs
 # make wheel   tries the wheel in an empty environment and an empty folder
@@ -16,13 +18,16 @@ MODEL_DIR ?= runs/fashion_mnist
 ABLATION_DIR ?= runs/ablation
 SEEDS ?= 3
 SHARDS ?= 2
+ifndef FUZZ_SEED
+FUZZ_SEED := $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
+endif
 
 .PHONY: setup train best ablation ablation-report test fuzz soak \
 	notebooks wheel lint
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: setup.cfg pyproject.toml
+$(VENV)/.installed: setup.cfg setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
@@ -56,7 +61,12 @@ test: setup
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 fuzz: setup
-	$(BIN)/python -m tests.fuzz_readers --json=results/fuzz.json
+	@echo "make fuzz FUZZ_SEED=$(FUZZ_SEED) repeats this."
+	$(BIN)/python -m pytest -q --hypothesis-profile=explore \
+		--hypothesis-seed=$(FUZZ_SEED) \
+		$$(grep -rl "^@given" tests)
+	$(BIN)/python -m tests.fuzz_readers --first_seed=$(FUZZ_SEED) \
+		--json=results/fuzz.json
 
 soak: setup
 	$(BIN)/python benchmarks/soak.py --json=results/soak.json

@@ -63,7 +63,7 @@ def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _MODULES.get(name, ("zoo", name))
-    with quiet.importing_tensorflow():
+    with quiet.importing():
         module = importlib.import_module(f"{__name__}.{module}")
     return getattr(module, attribute)
 

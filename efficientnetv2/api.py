@@ -7,12 +7,14 @@ print(metrics["test"]["top1"])
 
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 
 import keras
 import ml_collections
 
 from efficientnetv2 import (
+    backend,
     checkpoints,
     closing,
     dry_run,
@@ -26,6 +28,7 @@ from efficientnetv2 import (
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import train as train_lib
 from efficientnetv2.data import checks, preview, registry
+from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export as export_lib
 from efficientnetv2.serving.spec import ServingSpec
@@ -259,6 +262,11 @@ def _class_names(run: runs.Run) -> list[str]:
 
 def export_saved_model(run: runs.Run, engine=None) -> pathlib.Path:
     """Exports the best checkpoint to saved_model/, as training ends with."""
+    if backend.active() == "jax":
+        backend.run_on_tensorflow(
+            "efficientnetv2.api", str(run.model_dir), log=run.log
+        )
+        return run.model_dir / "saved_model"
     network, found = _network(run, None, engine)
     spec = ServingSpec.from_config(run.config, _class_names(run))
     folder = export_lib.export_saved_model(
@@ -288,6 +296,18 @@ def export_run(
         ExportError: if an export differs too much from Keras, after the
             others are in place.
     """
+    if backend.active() == "jax":
+        backend.run_on_tensorflow(
+            "efficientnetv2.main",
+            "--mode=export",
+            f"--model_dir={run.model_dir}",
+            f"--formats={','.join(formats)}",
+            f"--allow_disagreement={str(allow_disagreement).lower()}",
+            *([f"--checkpoint={checkpoint}"] if checkpoint else []),
+            log=run.log,
+        )
+        exports = run.read_metrics()["exports"]
+        return {n: e for n, e in exports.items() if n.split("/")[0] in formats}
     network, found = _network(run, checkpoint)
     written, faults = export_lib.export(
         network,
@@ -309,3 +329,11 @@ def export_run(
         )
     run.log(f"Exported {found.path.name} to {run.model_dir}")
     return written
+
+
+if __name__ == "__main__":
+    # What `export_saved_model` wants of its child process.
+    try:
+        export_saved_model(_run_of(sys.argv[1], "", print))
+    except UserError as user_error:
+        sys.exit(f"error: {user_error}")

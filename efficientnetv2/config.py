@@ -7,6 +7,7 @@ combination. A configuration is data: nothing here is ever executed.
 
 import ast
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
@@ -26,7 +27,12 @@ from efficientnetv2.declarative import (
     suggest,
 )
 from efficientnetv2.errors import nearest
-from efficientnetv2.models.block_strings import BlockArgs
+from efficientnetv2.models.block_strings import (
+    BlockArgs,
+    expand_blocks,
+    round_filters,
+)
+from efficientnetv2.normalizations import AUGNAMES
 
 # Of a run, in its folder.
 FILE = "config.yaml"
@@ -48,6 +54,7 @@ _NULLABLE = {
     "data.data_dir": str,
     "data.num_classes": int,
     "data.augname": str,
+    "data.augment_on": str,
     "data.eval_transformations": list,
     "runtime.mixed_precision": str,
     "runtime.jit_compile": bool,
@@ -71,21 +78,18 @@ _CHOICES = {
         "multi_worker",
     ],
     "train.on_nan": ["stop", "rollback"],
+    "data.augment_on": ["host", "device"],
     "data.on_corrupt": ["error", "skip"],
     "data.cutmix_labels": ["image", "batch"],
     "train.loss_type": ["softmax", "sigmoid", "sigmoid_sum"],
     "train.lr_sched": ["exponential", "cosine", "linear", "constant"],
     "runtime.mixed_precision": ["mixed_bfloat16", "mixed_float16", "float32"],
 }
-_POLICIES = ["randaug", "autoaug", "ra_aa"]
-_CHOICES["data.augname"] = [
-    *_POLICIES,
-    *(f"effnetv1_{name}" for name in _POLICIES),
-    "ft",
-    *(f"ft_{name}" for name in _POLICIES),
-]
+_CHOICES["data.augname"] = list(AUGNAMES)
 _REGULAR_EXPRESSIONS = ("train.varsexp", "train.weight_decay_exclude")
 _TRANSFORMATIONS = ["crop", "shift", "flip"]
+# Beyond it no memory holds the activations.
+_LARGEST_IMAGE = 8192
 # Inclusive ranges of numbers; None: no limit.
 _RANGES = {
     "model.fused_stages": (0, None),
@@ -100,6 +104,8 @@ _RANGES = {
     "model.conv_dropout": (0, 0.999),
     "model.bn_momentum": (0, 1),
     "model.bn_epsilon": (0, None),
+    "model.gn_groups": (1, None),
+    "model.min_depth": (0, None),
     "model.num_classes": (1, None),
     "train.epochs": (1e-6, 1e9),
     "train.min_steps": (0, None),
@@ -119,16 +125,21 @@ _RANGES = {
     "train.gclip": (0, None),
     "train.momentum": (0, 0.999999),
     "train.rmsprop_decay": (0, 0.999999),
+    "train.rmsprop_epsilon": (0, None),
     "train.seed": (0, 2**31 - 1),
     "train.decoupled_weight_decay": (0, 1),
     "train.layer_decay": (1e-3, 1),
     "train.unfreeze_epochs": (0, None),
+    "train.isize": (None, _LARGEST_IMAGE),
+    "eval.isize": (None, _LARGEST_IMAGE),
     "eval.batch_size": (1, None),
     "eval.patience": (0, None),
     "eval.every_epochs": (1e-3, None),
     "data.shuffle_buffer": (1, None),
     "data.aug_prob": (0, 1),
     "data.ra_num_layers": (0, 8),
+    "data.ibase": (None, _LARGEST_IMAGE),
+    "data.num_classes": (1, None),
     "data.ram": (0, 100),
     "data.ram_base": (0, 100),
     "data.mixup_alpha": (0, 100),
@@ -144,6 +155,11 @@ _RANGES = {
     "checkpoint.every_steps": (0, None),
     "runtime.threads": (0, None),
 }
+# Options of earlier versions: the option and its values of today.
+_RENAMED = {
+    "data.mix_on_device": ("data.augment_on", {True: "device", False: "host"})
+}
+NOT_SET = "(not set)"
 # Of whole numbers without a limit of their own.
 _LARGEST = 2**31 - 1
 MIN_IMAGE_SIZE = 8
@@ -158,6 +174,7 @@ _SHAPING = (
 # the data nor the numbers. A name that ends with a dot is a section.
 FREE_OPTIONS = (
     "data.data_dir",
+    "data.augment_on",
     "eval.batch_size",
     "checkpoint.",
     "runtime.threads",
@@ -268,6 +285,14 @@ def _convert(key: str, value: Any, kind: type, source: str) -> Any:
     return value
 
 
+def _of_today(key: str, value: Any) -> tuple[str, Any]:
+    """Returns an option and its value as they are called now."""
+    if key not in _RENAMED:
+        return key, value
+    name, values = _RENAMED[key]
+    return name, values.get(value, value)
+
+
 class _Merger:
     """Applies layers of overrides to the base configuration."""
 
@@ -283,6 +308,7 @@ class _Merger:
 
     def apply(self, nested: Mapping, source: str) -> None:
         for key, value in _flatten(nested).items():
+            key, value = _of_today(key, value)
             if key not in self.flat:
                 raise ConfigError(self._unknown(key, source))
             if value is None and key in _NULLABLE:
@@ -439,6 +465,8 @@ def load(
         section, option = key.split(".")
         merger.apply({section: {option: value}}, f"flag for {key}")
     nested = _nest(merger.flat)
+    if nested["data"]["num_classes"] is None:
+        nested["data"]["num_classes"] = info.num_classes
     if nested["model"]["num_classes"] is None:
         nested["model"]["num_classes"] = nested["data"]["num_classes"]
     config = ml_collections.ConfigDict(nested)
@@ -540,10 +568,30 @@ def _check_model(model: Mapping, source: str) -> None:
     if not model["blocks"]:
         raise ConfigError(f"{source} has no model.blocks.")
     fused, stages = model["fused_stages"], len(model["blocks"])
+    if model["bn_type"] == "gn":
+        _check_groups(model, source)
     if fused is not None and fused > stages:
         raise ConfigError(
             f"model.fused_stages={fused} is more than the {stages} stages of "
             f"{source}."
+        )
+
+
+def _check_groups(model: Mapping, source: str) -> None:
+    """Raises a ConfigError if groups do not divide what they normalize."""
+    channels = [round_filters(model["feature_size"], model)]
+    for block in expand_blocks({**model, "fused_stages": None}):
+        channels += [
+            block.input_filters,
+            block.expanded_filters,
+            block.output_filters,
+        ]
+    groups = model["gn_groups"]
+    bad = next((count for count in channels if count % groups), None)
+    if bad is not None:
+        raise ConfigError(
+            f"model.gn_groups={groups} does not divide the {bad} channels of "
+            f"a layer of {source}."
         )
 
 
@@ -574,12 +622,20 @@ def check(config: ml_collections.ConfigDict) -> None:
                 f"{key}: an image size of {size} pixels is too small; at least "
                 f"{MIN_IMAGE_SIZE}."
             )
+    info = registry.load_info(config.data.ds_name)
+    for key in ("num_classes", "multi_label"):
+        found, right = config.data[key], getattr(info, key)
+        if found != right:
+            raise ConfigError(
+                f"data.{key}={found} is not what {config.data.ds_name} has, "
+                f"{right}. Leave it out; model.num_classes may be larger."
+            )
     if config.model.num_classes < config.data.num_classes:
         raise ConfigError(
             f"model.num_classes={config.model.num_classes} is less than the "
             f"{config.data.num_classes} classes of {config.data.ds_name}."
         )
-    splits = registry.load_info(config.data.ds_name).splits
+    splits = info.splits
     for key in ("train.split", "eval.split", "eval.val_split"):
         section, option = key.split(".")
         split = config[section][option]
@@ -663,12 +719,15 @@ def differences(
         free: beginnings of options that may differ, see `FREE_OPTIONS`.
         only_common: pass over options that only one of them has.
     """
-    old, new = _flatten(old), _flatten(new)
+    old, new = (
+        dict(itertools.starmap(_of_today, _flatten(each).items()))
+        for each in (old, new)
+    )
     keys = old.keys() & new.keys() if only_common else old.keys() | new.keys()
     return [
-        (key, old.get(key, "(not set)"), new.get(key, "(not set)"))
+        (key, old.get(key, NOT_SET), new.get(key, NOT_SET))
         for key in sorted(keys)
-        if old.get(key, "(not set)") != new.get(key, "(not set)")
+        if old.get(key, NOT_SET) != new.get(key, NOT_SET)
         and not key.startswith(free)
     ]
 

@@ -20,6 +20,10 @@ class UserError(Exception):
     exit_code = 2
 
 
+class StrategyError(UserError):
+    """Devices or machines that are not there, or cannot do what was asked."""
+
+
 class DataError(UserError):
     """The data cannot be had, read or written; the message says what to do."""
 

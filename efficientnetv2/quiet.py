@@ -6,9 +6,25 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from efficientnetv2 import backend
+
 
 @contextlib.contextmanager
-def importing_tensorflow() -> Iterator[None]:
+def importing_tensorflow(
+    keras_backend: str | None = "tensorflow",
+) -> Iterator[None]:
+    """Decides on the backend, and keeps TensorFlow's remarks off the screen.
+
+    Args:
+        keras_backend: what Keras then runs on, see `backend.choose`.
+    """
+    backend.choose(keras_backend)
+    with importing():
+        yield
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
     """Keeps TensorFlow's remarks off the screen while it is imported.
 
     TensorFlow announces its kernels and missing CUDA drivers before its log

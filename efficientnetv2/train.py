@@ -62,7 +62,14 @@ def _attempt(run: Run, attempt: Recovery, source, validation_source=None):
     def make_dataset(worker: int, workers: int):
         skipped, part = state.history["skipped"], (worker, workers)
         return pipeline.training_dataset(
-            source, config, plan, run.stages, state.step, skipped, part
+            source,
+            config,
+            plan,
+            run.stages,
+            state.step,
+            skipped,
+            part,
+            engine.augments,
         )
 
     validation = None

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from absl import logging
 
-from efficientnetv2 import checkpoints
+from efficientnetv2 import checkpoints, normalizations
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import nearest
 from efficientnetv2.models import architecture, weights
@@ -17,6 +17,7 @@ from efficientnetv2.models.naming import WeightsError
 from efficientnetv2.models.weights import published
 
 _V1_ROUND_LIMIT = 0.9
+_PREPROCESSING = {"v2": "default", "v1": "v1", "lite": "lite", "ft": "ft"}
 
 to_keras_applications = weights.to_keras_applications
 to_reference_checkpoint = weights.to_reference_checkpoint
@@ -46,8 +47,8 @@ def build_model(
         name: 'efficientnetv2-b0' to '-b3', '-s', '-m', '-l', '-xl', '-pico',
             'efficientnet-b0' to '-b8', '-l2', or the path of a YAML file with
             a section `model`.
-        num_classes: number of logits; by default 1000, and 21,843 with
-            weights='imagenet21k'.
+        num_classes: number of logits; by default the YAML file's, else 1000,
+            and 21,843 with weights='imagenet21k'.
         include_top: if False, the model ends with the features of the head.
         weights: None for random ones; 'imagenet', 'imagenet21k',
             'imagenet21k-ft1k', for V1 'imagenet' and 'jft', which are fetched
@@ -56,9 +57,9 @@ def build_model(
         pooling: without the top: 'avg' or 'max' for features [batch,
             channels], None for a map [batch, height, width, channels].
         include_preprocessing: if True the model takes images in [0, 255] and
-            normalizes them as the released code does for its family. 'v2'
-            ((x - 128) / 128) and 'v1' (ImageNet's mean and deviation) choose
-            by hand; `keras.applications` wants 'v1' for B0 to B3 as well.
+            normalizes them as in its training: see `normalizations`. 'v2'
+            ((x - 128) / 128), 'v1' (ImageNet's mean and deviation), 'lite'
+            and 'ft' choose by hand.
         ema, skip_classifier: see `load_weights`.
         **options: of the section `model` in hparams/base.yaml: act_fn,
             bn_type, survival_prob, dropout_rate, conv_dropout, headbias,
@@ -79,14 +80,23 @@ def build_model(
             one is named.
         WeightsError: see `load_weights`. It is a ValueError, too.
     """
-    if num_classes is None:
+    if num_classes is not None:
+        options = {**options, "num_classes": num_classes}
+    config = config_lib.load_model(name, options)
+    model_config = config["model"]
+    if model_config["num_classes"] is None:
         is_21k = weights == "imagenet21k"
-        num_classes = published.CLASSES_21K if is_21k else 1000
-    options = {**options, "num_classes": num_classes}
-    model_config = config_lib.load_model(name, options)["model"]
-    preprocessing = include_preprocessing or None
-    if preprocessing is True:
-        preprocessing = family(model_config["model_name"])
+        model_config["num_classes"] = published.CLASSES_21K if is_21k else 1000
+    preprocessing = None
+    if include_preprocessing is True:
+        preprocessing = normalizations.mode_of(config)
+    elif include_preprocessing:
+        preprocessing = _PREPROCESSING.get(include_preprocessing)
+        if preprocessing is None:
+            raise ValueError(
+                f"Unknown include_preprocessing {include_preprocessing!r}: use "
+                f"True, False or one of {', '.join(_PREPROCESSING)}."
+            )
 
     def build(model_config):
         return architecture.build(
@@ -117,11 +127,6 @@ def build_model(
         except WeightsError:
             pass
         raise
-
-
-def family(model_name: str) -> str:
-    """Returns 'v1' for EfficientNet, 'v2' for EfficientNetV2 and others."""
-    return "v1" if model_name.startswith("efficientnet-") else "v2"
 
 
 def load_weights(

@@ -6,10 +6,30 @@ import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import hypothesis
 import numpy as np
 import pytest
 
 from efficientnetv2 import config as config_lib
+
+# The same examples every time; `make fuzz` explores others, and more.
+hypothesis.settings.register_profile(
+    "default", derandomize=True, database=None, deadline=None
+)
+hypothesis.settings.register_profile(
+    "explore", database=None, deadline=None, print_blob=True
+)
+hypothesis.settings.load_profile("default")
+_EXPLORING = 20
+
+
+def examples(count: int) -> hypothesis.settings:
+    """Returns settings for so many examples; for more of them in `explore`."""
+    exploring = not hypothesis.settings.default.derandomize
+    return hypothesis.settings(
+        max_examples=count * (_EXPLORING if exploring else 1)
+    )
+
 
 REFERENCE = pathlib.Path(__file__).parent / "testdata" / "reference"
 

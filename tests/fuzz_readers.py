@@ -1,7 +1,7 @@
 """Feeds damaged images and shards to the readers, and counts what happens.
 
     make fuzz
-    python -m tests.fuzz_readers --inputs=100000
+    python -m tests.fuzz_readers --inputs=100000 --first_seed=0
 
 Every input is a valid file with some damage: bits flipped, bytes written over,
 left out or doubled, the end cut off, two files spliced. A reader may return an
@@ -34,6 +34,8 @@ def seeds_of_images() -> list[bytes]:
     import numpy as np
     from PIL import Image
 
+    exif = Image.Exif()
+    exif[0x0112] = 6
     files = []
     generator = np.random.default_rng(0)
     for shape in SHAPES:
@@ -51,6 +53,11 @@ def seeds_of_images() -> list[bytes]:
             (image.convert("RGBA"), "PNG", {}),
             (image, "JPEG", {"progressive": True}),
             (image, "WEBP", {"lossless": True}),
+            (image.convert("RGBA"), "WEBP", {"lossless": True}),
+            (image, "WEBP", {"save_all": True, "append_images": [image]}),
+            (image, "WEBP", {"lossless": True, "exif": exif}),
+            (image, "JPEG", {"exif": exif}),
+            (image, "PNG", {"exif": exif}),
         ]
         for variant, form, options in variants:
             buffer = io.BytesIO()
@@ -254,7 +261,12 @@ def main() -> int:
     minutes = (time.monotonic() - start) / 60
     print(f"{sum(total.values()):,} inputs in {minutes:.1f} minutes: {total}")
     if options.json:
-        content = {"counts": total, "failures": failures, "minutes": minutes}
+        content = {
+            "first_seed": options.first_seed,
+            "counts": total,
+            "failures": failures,
+            "minutes": minutes,
+        }
         pathlib.Path(options.json).write_text(json.dumps(content, indent=1))
     return 1 if failures else 0
 

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
@@ -16,6 +16,7 @@ from efficientnetv2 import declarative, progressive
 from efficientnetv2.config import ConfigError, load
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture
+from tests.conftest import examples
 
 
 def test_later_layers_win():
@@ -165,7 +166,7 @@ def test_differences_name_both_values():
     assert config_lib.differences(old, new, only_common=True) == [("a.c", 2, 3)]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.text(max_size=60))
 def test_any_text_parses_or_is_a_clear_error(text):
     try:
@@ -185,7 +186,7 @@ def _apply(nested):
     return merger.flat
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     key=st.sampled_from(sorted(_MERGER.flat)),
     value=st.one_of(
@@ -230,7 +231,7 @@ def _typed(value):
     return type(value), value
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     nested=st.dictionaries(
         _NAMES,
@@ -277,7 +278,7 @@ def _valid(key):
     return values | st.none() if key in config_lib._NULLABLE else values
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.fixed_dictionaries(
         {}, optional={key: _valid(key) for key in sorted(_MERGER.flat)}
@@ -322,6 +323,55 @@ def _is_a_config_or_a_clear_error(**arguments):
     assert _typed(again.to_dict()) == _typed(config.to_dict())
 
 
+_ODD = (
+    "",
+    "null",
+    "''",
+    "[]",
+    "{}",
+    "()",
+    "|",
+    "null|null",
+    "nan",
+    "inf",
+    "-1",
+    "0",
+    "1e-30",
+    "1e30",
+    "9" * 20,
+    "true",
+    "text",
+    "b'x'",
+    "1j",
+    "(",
+)
+
+
+@pytest.mark.parametrize("key", sorted(_MERGER.flat))
+def test_every_option_set_to_nothing_or_to_something_odd(quick_files, key):
+    for value in _ODD:
+        _is_a_config_or_a_clear_error(hparam_str=f"{key}={value}")
+    for value in (None, "", [], {}, [None], b"x", {1: 2}):
+        section, option = key.split(".")
+        _is_a_config_or_a_clear_error(saved={section: {option: value}})
+
+
+def test_the_number_of_classes_is_the_datasets():
+    for value in ("", "null"):
+        config = load("fashion_mnist", hparam_str=f"data.num_classes={value}")
+        assert config.data.num_classes == config.model.num_classes == 10
+    for value in ("num_classes=3", "num_classes=12", "multi_label=true"):
+        with pytest.raises(ConfigError, match="is not what fashion_mnist has"):
+            load("fashion_mnist", hparam_str=f"data.{value}")
+
+
+def test_groups_must_divide_the_channels():
+    options = "model.bn_type=gn,model.gn_groups="
+    assert load("fashion_mnist", hparam_str=f"{options}8").model.gn_groups == 8
+    with pytest.raises(ConfigError, match="gn_groups=7 does not divide"):
+        load("fashion_mnist", hparam_str=f"{options}7")
+
+
 # A dataset may also be a folder, of which there are others on each machine.
 _KEYS = sorted(_MERGER.flat.keys() - {"data.ds_name"})
 _PIECES = st.text(max_size=3) | st.sampled_from(
@@ -330,7 +380,7 @@ _PIECES = st.text(max_size=3) | st.sampled_from(
 _VALUES = st.lists(_PIECES, max_size=3).map("".join)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     text=_VALUES
     | st.lists(
@@ -355,7 +405,7 @@ def test_any_text_as_a_dataset_is_a_clear_error(quick_files, name):
         load(hparam_str=f"data.ds_name={name}")
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     content=st.text()
     | st.recursive(

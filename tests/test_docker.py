@@ -220,7 +220,7 @@ def wheel_faults(stage: Stage) -> list[str]:
             # A folder is copied as what it holds, a file into the target.
             if not (ROOT / source).is_dir() or target == source:
                 copied.add(source)
-    needed = {"pyproject.toml", "setup.cfg", "README.md"}
+    needed = {"pyproject.toml", "setup.cfg", "setup.py", "README.md"}
     needed |= {folder.split("/")[0] for folder in folders}
     return [f"wheel: {name} is not copied" for name in needed - copied]
 

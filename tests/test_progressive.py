@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
@@ -12,6 +12,7 @@ from efficientnetv2 import progressive
 from efficientnetv2.config import ConfigError, RunPlan
 from efficientnetv2.data import registry
 from efficientnetv2.engines import schedules
+from tests.conftest import examples
 
 
 def _stages(overrides="", flags=None):
@@ -88,7 +89,7 @@ def test_in_the_fashion_mnist_recipe_every_ramp_is_real():
         ) > schedules.weight_decay(config, plan, 0)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(
     stages=st.integers(1, 40),
     epochs=st.floats(0.1, 5),
@@ -133,7 +134,7 @@ _MAGNITUDES = st.floats(0, 100)
 _RATES = st.floats(0, 0.999)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     images=st.integers(1, 2000),
     batch_size=st.integers(1, 64),
@@ -232,7 +233,7 @@ def test_every_valid_run_has_stages_without_gaps_and_monotone_ramps(
             assert values[0] == first, column
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 2**31 - 1), stages=st.integers(1, 7))
 def test_random_order_draws_all_stages_equally(seed, stages):
     config = config_lib.load(

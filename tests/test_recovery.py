@@ -159,7 +159,7 @@ def test_too_little_memory_for_one_image(tiny_config, tmp_path, monkeypatch):
 def test_a_second_process_on_one_model_dir_is_refused(tiny_config, tmp_path):
     program = (
         "import sys, time\n"
-        "from efficientnetv2 import locks\n"
+        "from efficientnetv2 import files\n"
         "with files.locked(sys.argv[1]) as lock:\n"
         "    print(lock.holder, flush=True)\n"
         "    time.sleep(60)\n"

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import re
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -10,7 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PARTS = ("efficientnetv2", "hparams", "datasets")
-BUILD = ("setup.cfg", "pyproject.toml", "README.md")
+BUILD = ("setup.cfg", "setup.py", "pyproject.toml", "README.md")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def test_it_holds_one_package_and_all_yaml(site):
         checkout, wheel = (
             {
                 path.relative_to(root / part): path.read_bytes()
-                for path in (root / part).rglob("*.yaml")
+                for path in (root / part).rglob("*.*")
             }
             for root in (ROOT, site / "efficientnetv2")
         )
@@ -72,6 +74,26 @@ def test_it_holds_one_package_and_all_yaml(site):
     )
     assert installed == modules
     assert (site / "efficientnetv2" / "py.typed").exists()
+
+
+@pytest.mark.parametrize(
+    ("installed", "name"),
+    [
+        ({"numpy"}, "tensorflow"),
+        ({"libtpu", "jax"}, "tensorflow-cpu"),
+        ({"tensorflow-cpu"}, "tensorflow-cpu"),
+        ({"tensorflow", "libtpu"}, "tensorflow"),
+    ],
+)
+def test_tensorflow_is_the_one_that_the_machine_needs(
+    monkeypatch, installed, name
+):
+    monkeypatch.chdir(ROOT)
+    requires = runpy.run_path("setup.py")["requirements"](installed)
+    names = [re.split("[<>=]", each)[0] for each in requires]
+    assert name in names
+    assert not {"tensorflow", "tensorflow-cpu"} - {name} & set(names)
+    assert {"keras", "numpy", "pooch"} < set(names)
 
 
 def test_it_finds_its_yaml_in_an_empty_folder(site, tmp_path):

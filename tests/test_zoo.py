@@ -12,6 +12,8 @@ import yaml
 import efficientnetv2
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import declarative
+from efficientnetv2.data import preprocessing
+from efficientnetv2.serving.spec import ServingSpec
 
 OPTIONS = {
     "num_classes": 4,
@@ -84,6 +86,43 @@ def test_a_users_own_block_strings(tmp_path):
     empty.write_text("")
     with pytest.raises(ValueError, match=r"no model\.blocks"):
         efficientnetv2.build_model(str(empty))
+
+
+_V1 = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "deviation"),
+    [
+        ("efficientnetv2-s", 128 / 255, 128 / 255),
+        ("efficientnetv2-b0", *_V1),
+        ("efficientnetv2-b3", *_V1),
+        ("efficientnet-b1", *_V1),
+        ("efficientnet-lite0", 127 / 255, 128 / 255),
+    ],
+)
+def test_one_normalization_of_a_model_everywhere(name, mean, deviation):
+    """Numbers of the released configurations, on images in [0, 1]."""
+    pixels = np.arange(256, dtype=np.float32)[:, None] * np.ones(3, np.float32)
+    expected = (pixels / 255 - mean) / deviation
+    model = efficientnetv2.build_model(
+        name, include_preprocessing=True, blocks=OPTIONS["blocks"]
+    )
+    inside = model.get_layer("normalize")(pixels)
+    np.testing.assert_allclose(inside, expected, atol=1e-5)
+    config = config_lib.load("imagenet", model_name=name)
+    # What training, evaluation, prediction and export take.
+    spec = ServingSpec.from_config(config, ["tench"] * 1000)
+    for mode in (
+        spec.mode,
+        preprocessing.parse_augname(config.data.augname)[0],
+    ):
+        np.testing.assert_allclose(
+            preprocessing.normalize(pixels, mode), expected, atol=1e-5
+        )
+        np.testing.assert_array_equal(
+            preprocessing.denormalize(expected, mode), pixels
+        )
 
 
 def test_features():

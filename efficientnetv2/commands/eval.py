@@ -23,6 +23,7 @@ def define_flags(values: flags.FlagValues) -> None:
     cli.define_overrides(values)
     cli.define_data_dir(values)
     running.define_strategy(values)
+    running.define_backend(values)
 
 
 def run(given: flags.FlagValues, words: Sequence[str]) -> None:

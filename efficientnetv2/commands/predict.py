@@ -24,6 +24,7 @@ from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.serving import locate
 
 UNSURE = "unsure"
+RARE = ("image_size", "normalization", "class_names")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -47,6 +48,26 @@ def define_flags(values: flags.FlagValues) -> None:
         "Of a published model: imagenet (default), or others. Names that "
         "efficientnetv2.build_model takes, such as imagenet21k-ft1k, or a "
         "path.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "image_size",
+        None,
+        "Side of the network's images in pixels; default: the model's own.",
+        lower_bound=8,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "normalization",
+        None,
+        "How pixels are scaled, for a model that does not say so: v2, v1, "
+        "lite, ft or none.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "class_names",
+        None,
+        "Dataset whose classes the model has, where it does not name them.",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -154,7 +175,14 @@ def _predict(
     # TensorFlow is imported only now: mistakes above are shown at once.
     with quiet.importing_tensorflow():
         from efficientnetv2.serving import predict, views
-    classifier = predict.load(given.model, given.checkpoint, given.weights)
+    classifier = predict.load(
+        given.model,
+        given.checkpoint,
+        given.weights,
+        given.image_size,
+        given.normalization,
+        given.class_names,
+    )
     averaged = classifier
     if given.tta:
         averaged = predict.Classifier(

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 from absl import flags
 
-from efficientnetv2 import cli, quiet
+from efficientnetv2 import backend, cli, quiet
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
 from efficientnetv2.serving import formats
@@ -90,6 +90,18 @@ def define_short_flags(values: flags.FlagValues) -> None:
         "seed", None, "Seed of everything random (train.seed).",
         flag_values=values,
     )  # fmt: skip
+
+
+def define_backend(values: flags.FlagValues) -> None:
+    """Defines --backend."""
+    flags.DEFINE_enum(
+        "backend",
+        None,
+        backend.NAMES,
+        "What trains and evaluates: tensorflow or jax. Default: "
+        "KERAS_BACKEND, else jax where there is a TPU, else tensorflow.",
+        flag_values=values,
+    )
 
 
 def define_strategy(values: flags.FlagValues) -> None:
@@ -243,7 +255,7 @@ def train(given: flags.FlagValues) -> None:
     if not given.dry_run:
         execute(config, given, given.mode)
         return
-    with quiet.importing_tensorflow():
+    with quiet.importing_tensorflow(given.backend):
         from efficientnetv2 import dry_run
     dry_run.report(config)
 
@@ -254,8 +266,16 @@ def execute(
     mode: str,
 ) -> None:
     """Runs a mode; see `api.execute`."""
+    keras_backend = cli.value_of(given, "backend")
+    if mode == "export":
+        if keras_backend not in (None, "tensorflow"):
+            raise UserError(
+                f"--backend={keras_backend}: TensorFlow exports the models of "
+                "both backends. Leave --backend out."
+            )
+        keras_backend = "tensorflow"
     # TensorFlow is imported only now: mistakes above are shown at once.
-    with quiet.importing_tensorflow():
+    with quiet.importing_tensorflow(keras_backend):
         from efficientnetv2 import api
 
     try:

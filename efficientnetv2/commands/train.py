@@ -26,6 +26,7 @@ def define_flags(values: flags.FlagValues) -> None:
     running.define_model_dir(values)
     running.define_short_flags(values)
     running.define_strategy(values)
+    running.define_backend(values)
     flags.DEFINE_boolean(
         "dry_run",
         False,

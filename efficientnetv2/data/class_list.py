@@ -4,14 +4,18 @@ The file has one name per line, in the order of the labels. A folder of images
 may have one; a run and a SavedModel leave one.
 """
 
+import functools
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 
 from efficientnetv2.data.listing import normal_form
+from efficientnetv2.declarative import declarative_dir
 from efficientnetv2.errors import DataError, nearest
 
 FILE = "class_names.txt"
+_SYNSET = re.compile(r"n\d{8}")
 # Lists up to this length are shown whole.
 _SHOWN = 24
 
@@ -30,6 +34,39 @@ def read(path: str | os.PathLike) -> list[str]:
     """
     text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     return text.removesuffix("\n").split("\n") if text else []
+
+
+def read_table(path: str | os.PathLike) -> dict[str, str]:
+    """Returns the classes of a file with a name and, after a tab, words.
+
+    Args:
+        path: of a file with a class a line, in the order of the labels; lines
+            that begin with # are for people.
+
+    Returns:
+        Names to words; a name without words stands for itself.
+
+    Raises:
+        OSError, UnicodeDecodeError: see `read`.
+    """
+    rows = [line.split("\t") for line in read(path) if line[:1] != "#"]
+    return {name: (words or [name])[0] for name, *words in rows}
+
+
+def in_words(names: Sequence[str]) -> list[str]:
+    """Returns names of classes, ImageNet's in words.
+
+    Of 'n02123159' it returns 'tiger cat'; any other name stays.
+    """
+    if not any(_SYNSET.fullmatch(name) for name in names):
+        return list(names)
+    words = _imagenet()
+    return [words.get(name, name) for name in names]
+
+
+@functools.cache
+def _imagenet() -> dict[str, str]:
+    return read_table(declarative_dir("datasets") / "imagenet_classes.txt")
 
 
 def folder_name(class_name: str) -> str:

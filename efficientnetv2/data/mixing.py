@@ -88,45 +88,112 @@ def cutmix_boxes(size, uniforms: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(tf.stack([centre - half, centre + half]), 0, size)
 
 
-def _masks(boxes: tf.Tensor, size) -> tf.Tensor:
-    """Returns float32 [batch, size, size, 1]: 1 where the partner shows."""
-    low, high = tf.unstack(boxes[..., tf.newaxis])
-    line = tf.range(size)[tf.newaxis, tf.newaxis]
-    inside = (line >= low) & (line < high)
-    mask = inside[0][:, :, tf.newaxis] & inside[1][:, tf.newaxis, :]
-    return tf.cast(mask, tf.float32)[..., tf.newaxis]
-
-
 def _areas(boxes: tf.Tensor, size) -> tf.Tensor:
     """Returns the boxes' parts of the image: float32 [batch]."""
     sides = tf.cast(boxes[1] - boxes[0], tf.float32) / tf.cast(size, tf.float32)
     return sides[0] * sides[1]
 
 
-def mix(
-    images: tf.Tensor,
-    labels: tf.Tensor,
+def parameters(
+    size,
     seed: tf.Tensor,
     mixup_alpha,
     cutmix_alpha,
-    rows=None,
-    whole_batch: int | None = None,
+    rows,
+    whole_batch: int,
     cutmix_labels: str = "image",
+) -> dict[str, tf.Tensor]:
+    """Draws how a batch, or some rows of one, is mixed.
+
+    Args:
+        size: side of the images in pixels.
+        seed: int32 [2]; the same seed gives the same draws.
+        mixup_alpha, cutmix_alpha: scalars, Python or tensors; 0: off.
+        rows: integers [batch], which rows of a larger batch these are; each
+            has its partner among them.
+        whole_batch: size of that batch.
+        cutmix_labels: 'image': a label is mixed by the area of the image's
+            own box, as in the paper of CutMix; 'batch': by the mean area of
+            all boxes of the whole batch's part, as in the released code.
+
+    Returns:
+        'partner', int32 [batch]; 'image_part', float32 [batch], Mixup's part
+        of the partner's pixels; 'box', int32 [batch, 2, 2], by axis the first
+        pixel and the one after the last that CutMix takes from the partner;
+        'label_part', float32 [batch], the part of the partner's label.
+    """
+    mixup_alpha = tf.cast(mixup_alpha, tf.float32)
+    cutmix_alpha = tf.cast(cutmix_alpha, tf.float32)
+    # One algorithm, so that every device draws the same.
+    draws = tf.random.stateless_uniform(
+        [whole_batch, DRAWS], seed, alg="philox"
+    )
+    partner, in_mixup = partners(tf.size(rows), mixup_alpha, cutmix_alpha)
+    weight = symmetric_beta(tf.gather(draws, rows)[:, _WEIGHT], mixup_alpha)
+    weight = tf.maximum(weight, 1.0 - weight)
+    image_part = 1.0 - tf.where(in_mixup, weight, 1.0)
+
+    in_cutmix = tf.cast(~in_mixup & (cutmix_alpha > 0), tf.int32)
+    boxes = cutmix_boxes(
+        size,
+        tf.concat([draws[:, _AREA], draws[:, _CENTRE]], 1),
+        cutmix_alpha,
+    )
+    areas = _areas(boxes, size)
+    boxes = tf.gather(boxes, rows, axis=2) * in_cutmix
+    if cutmix_labels == "batch":
+        _, others = partners(whole_batch, mixup_alpha, cutmix_alpha)
+        counted = tf.cast(~others, tf.float32)
+        areas = tf.reduce_sum(areas * counted) / tf.maximum(
+            tf.reduce_sum(counted), 1.0
+        )
+    else:
+        areas = tf.gather(areas, rows)
+    areas *= tf.cast(in_cutmix, tf.float32)
+    return {
+        "partner": partner,
+        "image_part": image_part,
+        "box": tf.transpose(boxes, [2, 1, 0]),
+        "label_part": tf.where(in_mixup, image_part, areas),
+    }
+
+
+def blend(
+    images, others, labels, other_labels, line, image_part, box, label_part, ops
+):
+    """Mixes images with their partners, on any backend.
+
+    Args:
+        images, others: floating point [batch, size, size, channels].
+        labels, other_labels: float32 [batch, classes].
+        line: int32 [size], from 0.
+        image_part, box, label_part: see `parameters`.
+        ops: a module with `cast` and `where`: TensorFlow or `keras.ops`.
+
+    Returns:
+        Mixed images and labels of the same shapes and types.
+    """
+    rows, columns = (
+        (line >= box[:, axis, :1]) & (line < box[:, axis, 1:])
+        for axis in range(2)
+    )
+    shown = rows[:, :, None, None] & columns[:, None, :, None]
+    part = ops.where(shown, 1.0, image_part[:, None, None, None])
+    images = images + (others - images) * ops.cast(part, images.dtype)
+    labels = labels + (other_labels - labels) * label_part[:, None]
+    return images, labels
+
+
+def apply(
+    images: tf.Tensor, labels: tf.Tensor, partner: tf.Tensor, **parts: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Applies Mixup and CutMix to a batch, or to some rows of one.
+    """Mixes a batch by its `parameters`.
 
     Args:
         images: float32, float16 or bfloat16 [batch, size, size, channels].
         labels: float32 [batch, classes], one-hot; each row sums to one
             before and after.
-        seed: int32 [2]; the same seed gives the same batch.
-        mixup_alpha, cutmix_alpha: scalars, Python or tensors; 0: off.
-        rows: int64 [batch], which rows of a larger batch these are; each has
-            its partner among them. None: all.
-        whole_batch: size of that batch.
-        cutmix_labels: 'image': a label is mixed by the area of the image's
-            own box, as in the paper of CutMix; 'batch': by the mean area of
-            all boxes of the whole batch's part, as in the released code.
+        partner, **parts: see `parameters`.
 
     Returns:
         Mixed images and labels of the same shapes and types.
@@ -140,41 +207,12 @@ def mix(
             f"Images of {images.dtype.name} cannot be mixed: normalize them to "
             "float32, float16 or bfloat16 first."
         )
-    batch_size, size = tf.shape(images)[0], tf.shape(images)[1]
-    if rows is None:
-        rows, whole_batch = tf.range(batch_size), batch_size
-    mixup_alpha = tf.cast(mixup_alpha, tf.float32)
-    cutmix_alpha = tf.cast(cutmix_alpha, tf.float32)
-    # One algorithm, so that every device draws the same.
-    draws = tf.random.stateless_uniform(
-        [whole_batch, DRAWS], seed, alg="philox"
+    return blend(
+        images,
+        tf.gather(images, partner),
+        labels,
+        tf.gather(labels, partner),
+        tf.range(tf.shape(images)[1]),
+        **parts,
+        ops=tf,
     )
-    partner, in_mixup = partners(batch_size, mixup_alpha, cutmix_alpha)
-    weight = symmetric_beta(tf.gather(draws, rows)[:, _WEIGHT], mixup_alpha)
-    weight = tf.maximum(weight, 1.0 - weight)
-    weight = tf.where(in_mixup, weight, 1.0)
-
-    in_cutmix = tf.cast(~in_mixup & (cutmix_alpha > 0), tf.float32)
-    boxes = cutmix_boxes(
-        size,
-        tf.concat([draws[:, _AREA], draws[:, _CENTRE]], 1),
-        cutmix_alpha,
-    )
-    areas = _areas(boxes, size)
-    boxes = tf.gather(boxes, rows, axis=2)
-    if cutmix_labels == "batch":
-        _, others = partners(whole_batch, mixup_alpha, cutmix_alpha)
-        counted = tf.cast(~others, tf.float32)
-        areas = tf.reduce_sum(areas * counted) / tf.maximum(
-            tf.reduce_sum(counted), 1.0
-        )
-    else:
-        areas = tf.gather(areas, rows)
-    masks = _masks(boxes, size) * in_cutmix[:, None, None, None]
-
-    # Part of the partner at each pixel; one of both terms is always zero.
-    part = tf.cast((1.0 - weight)[:, None, None, None] + masks, images.dtype)
-    images += (tf.gather(images, partner) - images) * part
-    label_part = tf.where(in_mixup, 1.0 - weight, areas * in_cutmix)
-    labels += (tf.gather(labels, partner) - labels) * label_part[:, None]
-    return images, labels

@@ -12,13 +12,13 @@ an order of their own: files in random order, several in turn, and records in
 random order within windows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2.config import RunPlan
+from efficientnetv2.config import RunPlan, resolve_image_size
 from efficientnetv2.data import decoding, mixing, preprocessing, sources
 from efficientnetv2.data.augment import policies
 from efficientnetv2.data.sources import (
@@ -32,6 +32,8 @@ from efficientnetv2.data.sources import (
 from efficientnetv2.progressive import Stage, stage_of_steps
 
 _CROP_TRIES = 10
+# From this size on an accelerator augments.
+_DEVICE_SIZE = 96
 # More epochs than a run has, so that no two windows share a seed.
 _EPOCHS = 4096
 # Streams of random numbers that must not be the same.
@@ -99,27 +101,26 @@ def _number_of_draws(config, policy: str | None) -> int:
     return draws
 
 
-def _augment(config, images, uniforms, policy, mode, magnitude, noise_seed):
-    """Applies the policy to float images in [0, 255] and normalizes."""
-    if policy in (None, "cutout"):
-        images = preprocessing.normalize(images, mode)
-        if policy == "cutout":
-            images = preprocessing.random_cutout(images, uniforms, noise_seed)
-        return images
-    images = tf.cast(tf.clip_by_value(images, 0.0, 255.0), tf.uint8)
-    distorted = policies.distort(
-        images,
-        uniforms[:, 1:],
-        policy,
-        magnitude,
-        num_layers=config.data.ra_num_layers,
-        cutout_const=config.data.cutout_const,
-        translate_const=config.data.translate_const,
+def augments_on_device(
+    config: ml_collections.ConfigDict, accelerated: bool
+) -> bool:
+    """Resolves `data.augment_on`.
+
+    A CPU's cores are not relieved by themselves, and below 96 pixels two of
+    them augment more images a second than an accelerator trains on.
+
+    Args:
+        config: of the run.
+        accelerated: whether the run trains on a GPU or TPU.
+    """
+    if config.data.augment_on is not None:
+        return config.data.augment_on == "device"
+    _, policy = preprocessing.parse_augname(config.data.augname)
+    has_work = policy in policies.POLICIES or bool(
+        config.data.mixup_alpha or config.data.cutmix_alpha
     )
-    if config.data.aug_prob < 1.0:
-        chosen = uniforms[:, 0] < config.data.aug_prob
-        distorted = tf.where(chosen[:, None, None, None], distorted, images)
-    return preprocessing.normalize(distorted, mode)
+    large = resolve_image_size(config) >= _DEVICE_SIZE
+    return accelerated and has_work and large
 
 
 def rows_of_part(batch: int, part: int, parts: int) -> np.ndarray:
@@ -155,8 +156,10 @@ class _Schedule:
         stages: Sequence[Stage],
         skipped: int,
         part: tuple[int, int],
+        on_device: bool,
     ):
         self.config, self.plan, self.skipped = config, plan, skipped
+        self.on_device = on_device
         self.rows = rows_of_part(config.train.batch_size, *part)
         self.mode, self.policy = preprocessing.parse_augname(
             config.data.augname
@@ -167,9 +170,11 @@ class _Schedule:
         self.magnitudes = tf.constant(
             [s.randaugment_magnitude for s in stages], tf.float64
         )
-        self.mix = None
-        if not config.data.mix_on_device:
-            self.mix = mixer(config, stages, self.rows)
+        self.alphas = tf.constant(
+            [[stage.mixup_alpha, stage.cutmix_alpha] for stage in stages],
+            tf.float32,
+        )
+        self.mixes = any(s.mixup_alpha or s.cutmix_alpha for s in stages)
 
     def stage(self, step) -> tf.Tensor:
         return self.stage_of_steps[step]
@@ -230,65 +235,72 @@ class _Schedule:
             decoding.can_decode_part(encoded), decode_part, decode_all
         )
 
+    def quantize(self, images):
+        """Rounds cropped images down to what the policies work on."""
+        if self.policy not in policies.POLICIES:
+            return images
+        return tf.cast(tf.clip_by_value(images, 0.0, 255.0), tf.uint8)
+
     def finish(self, images, labels, uniforms, step):
         """Augments and mixes a batch of images of the stage's size.
 
         Args:
-            images: float32 [batch, size, size, channels], in [0, 255].
+            images: [batch, size, size, channels], in [0, 255]: from
+                `quantize`.
             labels: int64 [batch], or float32 [batch, classes].
             uniforms: float32 [batch, ...], unused draws.
             step: int64 scalar.
+
+        Returns:
+            Images and labels, or what `device.finish` makes them from.
         """
         config, stage = self.config, self.stage(step)
         batch, classes = len(self.rows), config.model.num_classes
-        images = _augment(
-            config,
-            preprocessing.to_rgb(images),
-            uniforms,
-            self.policy,
-            self.mode,
-            self.magnitudes[stage],
-            self.seed(_NOISE, step),
-        )
+        size = self.sizes[stage]
         labels = to_vectors(labels, classes)
-        if self.mix is not None:
-            images, labels = self.mix(images, labels, step)
+        labels.set_shape([batch, classes])
+        layers, mixing_parts = [], {}
+        if self.policy in policies.POLICIES:
+            layers = policies.layers(
+                uniforms[:, 1:],
+                self.policy,
+                self.magnitudes[stage],
+                config.data.ra_num_layers,
+                config.data.cutout_const,
+                config.data.translate_const,
+                chosen=uniforms[:, 0] < config.data.aug_prob,
+            )
+        else:
+            images = preprocessing.normalize(
+                preprocessing.to_rgb(images), self.mode
+            )
+        if self.policy == "cutout":
+            images = preprocessing.random_cutout(
+                images, uniforms, self.seed(_NOISE, step)
+            )
+        if self.mixes:
+            mixing_parts = mixing.parameters(
+                size,
+                self.seed(_MIX, step),
+                *tf.unstack(self.alphas[stage]),
+                self.rows,
+                config.train.batch_size,
+                config.data.cutmix_labels,
+            )
+        if self.on_device:
+            images.set_shape([batch, None, None, images.shape[-1]])
+            parts = {"images": images, "labels": labels, **mixing_parts}
+            if layers:
+                parts |= policies.parameters(layers, size, size)
+            return parts
+        if self.policy in policies.POLICIES:
+            images = policies.apply(preprocessing.to_rgb(images), layers)
+            images = preprocessing.normalize(images, self.mode)
+        if mixing_parts:
+            images, labels = mixing.apply(images, labels, **mixing_parts)
         images.set_shape([batch, None, None, 3])
         labels.set_shape([batch, classes])
         return images, labels
-
-
-def mixer(
-    config: ml_collections.ConfigDict,
-    stages: Sequence[Stage],
-    rows: np.ndarray | None = None,
-) -> Callable | None:
-    """Returns Mixup and CutMix as a function of (images, labels, step).
-
-    None if no stage has them. See `mixing.mix` for images, labels and rows;
-    step is an int64 scalar.
-    """
-    alphas = [[stage.mixup_alpha, stage.cutmix_alpha] for stage in stages]
-    if not np.any(alphas):
-        return None
-    alphas = tf.constant(alphas, tf.float32)
-    order = tf.constant(stage_of_steps(config, stages))
-
-    def mix(images, labels, step):
-        mixup_alpha, cutmix_alpha = tf.unstack(alphas[order[step]])
-        seed = _seed(config, _MIX, step)
-        return mixing.mix(
-            images,
-            labels,
-            seed,
-            mixup_alpha,
-            cutmix_alpha,
-            rows,
-            config.train.batch_size,
-            config.data.cutmix_labels,
-        )
-
-    return mix
 
 
 def to_vectors(labels: tf.Tensor, classes: int) -> tf.Tensor:
@@ -312,6 +324,7 @@ def training_dataset(
     first_step: int = 0,
     skipped: int = 0,
     part: tuple[int, int] = (0, 1),
+    on_device: bool = False,
 ) -> tf.data.Dataset:
     """Returns the batches of all steps from `first_step` on.
 
@@ -327,12 +340,15 @@ def training_dataset(
         part: (number, parts) of a batch, for one of several workers. The
             parts of all workers together are the whole batch; where examples
             come from shards each worker reads shards of its own.
+        on_device: leaves augmentation, normalization and mixing to
+            `device.finish`, see `augments_on_device`.
 
     Returns:
         A dataset of (images, labels): float32 [batch / parts, size, size, 3],
-        with the size of the stage, and float32 [batch / parts, classes].
+        with the size of the stage, and float32 [batch / parts, classes]. With
+        `on_device` of a dict of tensors, each with the batch as first axis.
     """
-    schedule = _Schedule(config, plan, stages, skipped, part)
+    schedule = _Schedule(config, plan, stages, skipped, part, on_device)
     if isinstance(source, StreamSource):
         source = source.part(*part)
     steps = tf.data.Dataset.range(first_step, plan.total_steps)
@@ -353,7 +369,9 @@ def _from_arrays(source: ArraySource, schedule: _Schedule, steps):
             tf.gather(images_in_memory, index), schedule.uniforms(step), step
         )
         labels = tf.gather(labels_in_memory, index)
-        return schedule.finish(images, labels, uniforms, step)
+        return schedule.finish(
+            schedule.quantize(images), labels, uniforms, step
+        )
 
     return in_parallel(steps, make_batch)
 
@@ -384,7 +402,7 @@ def _from_encoded(
         images, uniforms = schedule.decode_and_crop(
             encoded, uniforms[tf.newaxis], step
         )
-        return images[0], label, uniforms[0]
+        return schedule.quantize(images[0]), label, uniforms[0]
 
     images = in_parallel(tf.data.Dataset.zip(examples, draws), load)
     batches = images.batch(batch, drop_remainder=True)

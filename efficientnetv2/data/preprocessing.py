@@ -1,49 +1,22 @@
 """From decoded images to what the network sees.
 
-Three conventions of the released code, chosen by `data.augname`:
-
-    default  bilinear, (x - 128) / 128
-    ft       fine-tuning: bilinear, (x / 255 - 0.5) / 0.5
-    v1       EfficientNet V1 (prefix 'effnetv1_'): bicubic, ImageNet's mean
-             and standard deviation
+Four conventions, chosen by `data.augname`, whose numbers `normalizations`
+has. 'default', 'ft' and 'lite' resize bilinearly, 'v1' bicubically.
 """
 
 import tensorflow as tf
 
+from efficientnetv2 import normalizations
 from efficientnetv2.data import decoding
-from efficientnetv2.models import architecture
+from efficientnetv2.normalizations import (  # noqa: F401
+    MODES,
+    NORMALIZATIONS,
+    parse_augname,
+)
 
-MODES = ("default", "ft", "v1")
-_V1_MEAN = [255 * mean for mean in architecture.IMAGENET_MEAN]
-_V1_STD = [255 * deviation for deviation in architecture.IMAGENET_STD]
 _CROP_PADDING = 32
-
-
-def parse_augname(augname: str | None) -> tuple[str, str | None]:
-    """Splits 'effnetv1_autoaug' into the mode 'v1' and the policy 'autoaug'.
-
-    Returns:
-        (mode, policy): one of `MODES`; None, 'randaug', 'autoaug', 'ra_aa' or
-        'cutout', the latter for 'ft' alone.
-
-    Raises:
-        ValueError: for any other name.
-    """
-    policies = ("randaug", "autoaug", "ra_aa")
-    if not augname:
-        return "default", None
-    if augname in policies:
-        return "default", augname
-    if augname == "ft":
-        return "ft", "cutout"
-    for prefix, mode in (("effnetv1_", "v1"), ("ft_", "ft")):
-        policy = augname.removeprefix(prefix)
-        if policy != augname and policy in policies:
-            return mode, policy
-    raise ValueError(
-        f"Unknown data.augname {augname!r}: use null, ft, or one of "
-        f"{', '.join(policies)}, alone or behind effnetv1_ or ft_."
-    )
+# Modes that crop at every size, with the margin rounded up.
+_V1_CROPS = ("v1", "lite")
 
 
 def normalize(images: tf.Tensor, mode: str) -> tf.Tensor:
@@ -56,21 +29,13 @@ def normalize(images: tf.Tensor, mode: str) -> tf.Tensor:
     Returns:
         float32 images, in [-1, 1] but for 'v1' (about [-2.2, 2.7]).
     """
-    images = tf.cast(images, tf.float32)
-    if mode == "v1":
-        return (images - _V1_MEAN) / _V1_STD
-    if mode == "ft":
-        return (images / 255.0 - 0.5) / 0.5
-    return (images - 128.0) / 128.0
+    return normalizations.normalize(tf.cast(images, tf.float32), mode)
 
 
 def to_pixels(images: tf.Tensor, mode: str) -> tf.Tensor:
     """Undoes `normalize`: float32 pixel values, not rounded."""
-    if mode == "v1":
-        return images * _V1_STD + _V1_MEAN
-    if mode == "ft":
-        return (images * 0.5 + 0.5) * 255.0
-    return images * 128.0 + 128.0
+    mean, deviation = NORMALIZATIONS[mode]
+    return images * deviation + mean
 
 
 def denormalize(images: tf.Tensor, mode: str) -> tf.Tensor:
@@ -87,7 +52,7 @@ def central_window(height, width, size, rounding: int = 0) -> tf.Tensor:
     Args:
         height, width: of the image, integers.
         size: side of the image after resizing, in pixels.
-        rounding: added before halving the margin: 1 in V1.
+        rounding: added before halving the margin: 1 in V1 and Lite.
 
     Returns:
         int32 [4]: top, left, height, width.
@@ -109,7 +74,7 @@ def crops(size, mode: str, transformations: list[str] | None) -> bool:
     """Returns whether evaluation takes the central part of an image."""
     if transformations is not None:
         return "crop" in transformations
-    return mode == "v1" or (mode == "default" and size < 320)
+    return mode in _V1_CROPS or (mode == "default" and size < 320)
 
 
 def resize(
@@ -117,9 +82,9 @@ def resize(
 ) -> tf.Tensor:
     """Resizes to [..., size, size, channels], float32.
 
-    Bilinear with pixel centres at one half; 'v1' is bicubic with pixel
-    centres at zero, TensorFlow 1's `resize_bicubic`, but for what is
-    antialiased.
+    Bilinear with pixel centres at one half; 'v1' is bicubic and 'lite'
+    bilinear with pixel centres at zero, as TensorFlow 1 had them, but for what
+    is antialiased.
 
     Args:
         images: [..., height, width, channels], any numeric type.
@@ -136,6 +101,8 @@ def resize(
     def sample():
         if mode == "v1":
             return tf.raw_ops.ResizeBicubic(images=images, size=sides)
+        if mode == "lite":
+            return tf.raw_ops.ResizeBilinear(images=images, size=sides)
         return tf.image.resize(images, sides)
 
     def average():
@@ -164,7 +131,7 @@ def preprocess_for_eval(
         size: side of the result in pixels, Python or tensor integer.
         mode: one of `MODES`.
         transformations: ['crop'] or []; None for the released code's rule,
-            which crops below 320 pixels ('ft' never, 'v1' always).
+            which crops below 320 pixels ('ft' never, 'v1' and 'lite' always).
         antialias: see `resize`.
 
     Returns:
@@ -177,7 +144,7 @@ def preprocess_for_eval(
     if crops(size, mode, transformations):
         shape = tf.shape(images)
         top, left, height, width = tf.unstack(
-            central_window(shape[-3], shape[-2], size, int(mode == "v1"))
+            central_window(shape[-3], shape[-2], size, int(mode in _V1_CROPS))
         )
         images = images[..., top : top + height, left : left + width, :]
     images = resize(images, size, mode, antialias)
@@ -222,7 +189,7 @@ def decode_for_eval(
         image = decoding.decode_window(data, window, turned)
         return preprocess_for_eval(image, size, mode, [], antialias)
 
-    if mode == "v1" and crops(size, mode, transformations):
+    if mode in _V1_CROPS and crops(size, mode, transformations):
         return tf.cond(tf.io.is_jpeg(data), decode_crop, decode_all)
     return decode_all()
 

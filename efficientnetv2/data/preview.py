@@ -70,7 +70,7 @@ def with_batch_size(
     config.train.batch_size = size
     config.train.batch_parts = 1
     config.train.stage_order = "ascending"
-    config.data.mix_on_device = False
+    config.data.augment_on = "host"
     return config.lock()
 
 

@@ -14,6 +14,7 @@ from efficientnetv2.data import class_list, csv_list, folders
 from efficientnetv2.data.listing import Listing
 from efficientnetv2.declarative import (
     ConfigError,
+    declarative_dir,
     named_or_path,
     names,
     suggest,
@@ -253,13 +254,15 @@ def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
     if not isinstance(values.get("splits"), dict):
         fail("needs 'splits:' with train and eval.")
     class_names = values.get("class_names")
+    if isinstance(class_names, str):
+        class_names = _read_class_names(name, class_names, fail)
     classes = values.get("num_classes", len(class_names or []))
     if not isinstance(classes, int) or classes < 1:
         fail(f"num_classes must be a whole number, not {classes!r}.")
     if class_names is None:
         class_names = [str(index) for index in range(classes)]
     if not isinstance(class_names, list) or len(class_names) != classes:
-        fail(f"class_names must be a list of {classes} names.")
+        fail(f"class_names must be a list of {classes} names, or a file of it.")
     values["num_classes"] = classes
     values["class_names"] = [str(each) for each in class_names]
     values["splits"] = {
@@ -276,6 +279,17 @@ def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
         ):
             fail(f"{key} must be like {default!r}, not {value!r}.")
     return DatasetInfo(name=name, **values)
+
+
+def _read_class_names(name: str, file: str, fail) -> list[str]:
+    """Returns the names of a file, which lies where the YAML file does."""
+    folder = declarative_dir("datasets")
+    if name.endswith(_YAML):
+        folder = pathlib.Path(name).parent
+    try:
+        return list(class_list.read_table(folder / file))
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"class_names: cannot read {folder / file}: {error}.")
 
 
 def _parse_split(content, source: str, label: str, fail) -> Split:

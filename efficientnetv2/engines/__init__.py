@@ -4,6 +4,8 @@ An engine owns the state of a run and does what `train.py` asks of it, the
 same on every backend:
 
     is_chief                    whether this process writes the run's files
+    augments                    whether `step` takes crops, see
+                                `pipeline.augments_on_device`
     step(batch, dropout_rate)   one optimizer step; metrics stay on the device
     first_bad_step()            whether a loss was not finite, and when
     arrays(), restore(arrays)   the whole state, by names that all engines share
@@ -14,18 +16,18 @@ same on every backend:
 
 from collections.abc import Callable
 
-import keras
 import ml_collections
 
+from efficientnetv2 import backend
 from efficientnetv2.config import RunPlan
 
 
 def _backend():
-    if keras.config.backend() == "jax":
-        from efficientnetv2.engines import jax as backend
+    if backend.active() == "jax":
+        from efficientnetv2.engines import jax as engine
     else:
-        from efficientnetv2.engines import tensorflow as backend
-    return backend
+        from efficientnetv2.engines import tensorflow as engine
+    return engine
 
 
 def set_up(config: ml_collections.ConfigDict, training: bool = True) -> None:

@@ -1,14 +1,14 @@
-"""Cross-entropies for one and for several labels an image."""
+"""Cross-entropies for one and for several labels per image."""
 
-import tensorflow as tf
+import keras
 
 
 def cross_entropy(
-    labels: tf.Tensor,
-    logits: tf.Tensor,
+    labels,
+    logits,
     loss_type: str = "softmax",
     label_smoothing: float = 0.0,
-) -> tf.Tensor:
+):
     """Returns the mean over the batch, in nats.
 
     Args:
@@ -24,22 +24,23 @@ def cross_entropy(
     Raises:
         ValueError: for an unknown `loss_type`.
     """
+    ops = keras.ops
     if loss_type == "softmax":
-        labels = tf.math.divide_no_nan(
-            labels, tf.reduce_sum(labels, axis=1, keepdims=True)
+        labels = ops.divide_no_nan(
+            labels, ops.sum(labels, axis=1, keepdims=True)
         )
         labels = _smooth(labels, label_smoothing, labels.shape[1])
-        return tf.reduce_mean(
-            tf.nn.softmax_cross_entropy_with_logits(labels, logits)
+        return ops.mean(
+            ops.categorical_crossentropy(labels, logits, from_logits=True)
         )
     if loss_type == "sigmoid":
         labels = _smooth(labels, label_smoothing, 2)
-        return tf.reduce_mean(
-            tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
+        return ops.mean(
+            ops.binary_crossentropy(labels, logits, from_logits=True)
         )
     if loss_type == "sigmoid_sum":
-        losses = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
-        return tf.reduce_mean(tf.reduce_sum(losses, axis=1))
+        losses = ops.binary_crossentropy(labels, logits, from_logits=True)
+        return ops.mean(ops.sum(losses, axis=1))
     raise ValueError(f"Unknown loss_type {loss_type!r}.")
 
 
@@ -49,7 +50,7 @@ def _smooth(labels, smoothing: float, ways: int):
     return labels * (1.0 - smoothing) + smoothing / ways
 
 
-def hits(labels: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def hits(labels, logits):
     """Returns whether a label is the likeliest class, or among the first 5.
 
     A row's label is its largest entry, or any of them where several are equal.
@@ -61,14 +62,15 @@ def hits(labels: tf.Tensor, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     Returns:
         (top1, top5): float32 [batch] of zeros and ones.
     """
-    is_label = tf.cast(
-        labels >= tf.reduce_max(labels, axis=1, keepdims=True), tf.float32
+    ops = keras.ops
+    is_label = ops.cast(
+        labels >= ops.max(labels, axis=1, keepdims=True), "float32"
     )
     found = at_likeliest(is_label, logits)
-    return found[:, 0], tf.reduce_max(found, axis=1)
+    return found[:, 0], ops.max(found, axis=1)
 
 
-def at_likeliest(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+def at_likeliest(labels, logits):
     """Returns the labels of the five likeliest classes, likeliest first.
 
     Args:
@@ -78,5 +80,10 @@ def at_likeliest(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     Returns:
         float32 [batch, 5], or [batch, classes] if there are fewer.
     """
-    first = tf.math.top_k(logits, min(5, logits.shape[1])).indices
-    return tf.gather(labels, first, batch_dims=1)
+    _, first = keras.ops.top_k(logits, min(5, logits.shape[1]))
+    if keras.backend.backend() == "tensorflow":
+        # One operation, where `take_along_axis` has thirty.
+        import tensorflow as tf
+
+        return tf.gather(labels, first, batch_dims=1)
+    return keras.ops.take_along_axis(labels, first, axis=1)

@@ -15,11 +15,7 @@ import keras
 import ml_collections
 import tensorflow as tf
 
-from efficientnetv2.errors import UserError
-
-
-class StrategyError(UserError):
-    """Devices or machines that are not there."""
+from efficientnetv2.errors import StrategyError
 
 
 def on_cpu() -> bool:
@@ -228,10 +224,11 @@ def check(
             f"train.micro_batch_size={micro} does not divide the {part} images "
             f"that each of {replicas} replicas has of a batch."
         )
-    if config.data.mix_on_device:
+    if config.data.augment_on == "device":
         raise StrategyError(
-            f"data.mix_on_device is for one replica, not {replicas}, each of "
-            "which has only a part of the batch."
+            f"data.augment_on=device is for one replica, not {replicas}: each "
+            "has only a part of the batch, whose images are mixed with each "
+            "other. Leave it null."
         )
 
 

@@ -15,6 +15,8 @@ import tensorflow as tf
 
 from efficientnetv2 import progressive
 from efficientnetv2.config import RunPlan
+from efficientnetv2.data import pipeline
+from efficientnetv2.data.augment import device
 from efficientnetv2.engines import (
     losses,
     optimizers,
@@ -61,6 +63,7 @@ class Engine:
         replicas: devices that share a global batch.
         device: what computes and how, for people.
         parts: of a batch that are computed side by side.
+        augments: whether `step` takes crops, see `pipeline.augments_on_device`.
         is_chief: whether this process writes the run's files.
     """
 
@@ -80,6 +83,9 @@ class Engine:
         self.parts = 1
         if strategies.on_cpu():
             self.parts = config.train.batch_parts
+        self.augments = pipeline.augments_on_device(
+            config, self.replicas == 1 and not strategies.on_cpu()
+        )
         self.device = strategies.describe(config, self.strategy, self.parts)
         self._micro_batch_size = config.train.micro_batch_size
         self._step_function = self._logits_function = self._element_spec = None
@@ -188,7 +194,8 @@ class Engine:
 
         Args:
             batch: of `dataset`: images, float32 [batch, size, size, 3], and
-                labels, float32 [batch, classes].
+                labels, float32 [batch, classes]; or what `device.finish` makes
+                them from.
             dropout_rate: before the classifier, in [0, 1).
 
         Returns:
@@ -197,9 +204,8 @@ class Engine:
         """
         if self._step_function is None:
             self._step_function = self._make_step(batch)
-        return self._step_function(
-            tuple(batch), tf.constant(dropout_rate, tf.float32)
-        )
+        batch = batch if self.augments else tuple(batch)
+        return self._step_function(batch, tf.constant(dropout_rate, tf.float32))
 
     def first_bad_step(self) -> int | None:
         """Returns the first step whose loss was not finite, None if none was.
@@ -224,7 +230,13 @@ class Engine:
                 for values in batch
             )
 
+        augment = tf.function(
+            device.batch_maker(self.config), autograph=False, jit_compile=True
+        )
+
         def step(batch, dropout_rate):
+            if self.augments:
+                batch = augment(batch)
             metrics = self.strategy.run(
                 self.train_step, args=(*batch, dropout_rate)
             )

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 import keras
 
 from efficientnetv2.models import blocks
-from efficientnetv2.models.block_strings import expand_blocks, round_filters
+from efficientnetv2.models.block_strings import expand_blocks, head_filters
+from efficientnetv2.normalizations import NORMALIZATIONS
 
-PREPROCESSING = ("v1", "v2")
-# Of red, green and blue in [0, 1].
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# The layer of a model that takes pixel values.
+NORMALIZE = "normalize"
 
 
 def _classifier_initializer(num_classes: int):
@@ -26,19 +25,18 @@ def _classifier_initializer(num_classes: int):
 def _normalize(images, preprocessing: str | None):
     if preprocessing is None:
         return images
-    if preprocessing == "v2":
-        scale, offset = 1 / 128, -1.0
-    elif preprocessing == "v1":
-        scale = [1 / (255 * d) for d in IMAGENET_STD]
-        offset = [
-            -m / d for m, d in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)
-        ]
-    else:
+    if preprocessing not in NORMALIZATIONS:
         raise ValueError(
             f"Unknown preprocessing {preprocessing!r}: use None or one of "
-            f"{PREPROCESSING}."
+            f"{', '.join(NORMALIZATIONS)}."
         )
-    return keras.layers.Rescaling(scale, offset, name="normalize")(images)
+    moments = NORMALIZATIONS[preprocessing]
+    pairs = list(zip(*moments, strict=True))
+    return keras.layers.Rescaling(
+        [1 / deviation for _, deviation in pairs],
+        [-mean / deviation for mean, deviation in pairs],
+        name=NORMALIZE,
+    )(images)
 
 
 def build(
@@ -57,16 +55,16 @@ def build(
             `depth_divisor`, `min_depth`, `feature_size`, `num_classes`,
             `dropout_rate`, `survival_prob`, `conv_dropout`, `headbias`,
             `act_fn`, `bn_type`, `bn_momentum`, `bn_epsilon`, `gn_groups`;
-            `fused_stages` and `round_limit` may be left out.
+            `fused_stages`, `round_limit` and `fix_head_stem` may be left out.
         include_top: if False, the model ends with the features of the head.
         input_shape: (height, width, 3); None for a free size.
         name: name of the model, `model_config['model_name']` by default.
         pooling: without the top: 'avg' or 'max' for features [batch,
             feature_size], None for a map [batch, height, width,
             feature_size].
-        preprocessing: None for images that are normalized already; 'v2' or
-            'v1' for images in [0, 255], which the model then normalizes, to
-            [-1, 1] or by ImageNet's mean and standard deviation.
+        preprocessing: None for images that are normalized already; one of
+            `normalizations.MODES` for images in [0, 255], which the model
+            then normalizes so.
 
     Returns:
         A functional model from images, float [batch, height, width, 3], to
@@ -115,7 +113,7 @@ def build(
             reductions += 1
             x = keras.layers.Identity(name=f"reduction_{reductions}")(x)
     x = blocks.Head(
-        round_filters(model_config["feature_size"], model_config),
+        head_filters(model_config),
         dropout_rate=model_config["dropout_rate"] or 0.0,
         pooling=pooling,
         name="head",

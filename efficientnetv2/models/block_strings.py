@@ -94,7 +94,7 @@ def round_filters(filters: float, model_config: Mapping) -> int:
 
     The original code of V1, and `keras.applications` after it, take one step
     up where rounding loses more than a tenth; the released code has no such
-    rule. Of all models only the first stage of EfficientNet-B3 differs.
+    rule. Of all models only the first stages of B3 and Lite3 differ.
 
     Args:
         filters: before scaling.
@@ -113,6 +113,14 @@ def round_filters(filters: float, model_config: Mapping) -> int:
     return int(rounded)
 
 
+def head_filters(model_config: Mapping) -> int:
+    """Returns the number of channels of the head."""
+    filters = model_config["feature_size"]
+    if model_config.get("fix_head_stem"):
+        return filters
+    return round_filters(filters, model_config)
+
+
 def round_repeats(repeats: int, depth_coefficient: float | None) -> int:
     """Scales a number of blocks and rounds it up."""
     return int(math.ceil((depth_coefficient or 1.0) * repeats))
@@ -125,7 +133,9 @@ def expand_stages(model_config: Mapping) -> list[list[BlockArgs]]:
         model_config: the section `model` of a configuration. Its
             `fused_stages`, if not None, makes the blocks of the first stages
             Fused-MBConv and all others MBConv, whatever the block strings
-            say: the paper's ablation (arXiv 2104.00298, table 3).
+            say: the paper's ablation (arXiv 2104.00298, table 3). With
+            `fix_head_stem` the stem keeps its width, and the first and the
+            last stage their number of blocks: EfficientNet-Lite.
 
     Raises:
         ValueError: for an invalid block string, or more `fused_stages` than
@@ -143,20 +153,32 @@ def expand_stages(model_config: Mapping) -> list[list[BlockArgs]]:
             dataclasses.replace(args, conv_type=int(index < fused))
             for index, args in enumerate(stages)
         ]
-    return [_expand(args, model_config) for args in stages]
+    fixed = model_config.get("fix_head_stem")
+    ends = (0, len(stages) - 1)
+    return [
+        _expand(args, model_config, bool(fixed and index in ends), index == 0)
+        for index, args in enumerate(stages)
+    ]
 
 
-def _expand(args: BlockArgs, model_config: Mapping) -> list[BlockArgs]:
+def _expand(
+    args: BlockArgs, model_config: Mapping, fixed: bool, is_first: bool
+) -> list[BlockArgs]:
+    input_filters = round_filters(args.input_filters, model_config)
     first = dataclasses.replace(
         args,
         num_repeat=1,
-        input_filters=round_filters(args.input_filters, model_config),
+        input_filters=args.input_filters
+        if fixed and is_first
+        else input_filters,
         output_filters=round_filters(args.output_filters, model_config),
     )
     rest = dataclasses.replace(
         first, input_filters=first.output_filters, strides=1
     )
-    repeats = round_repeats(args.num_repeat, model_config["depth_coefficient"])
+    repeats = args.num_repeat
+    if not fixed:
+        repeats = round_repeats(repeats, model_config["depth_coefficient"])
     return [first] + [rest] * (repeats - 1)
 
 

@@ -7,7 +7,7 @@ from efficientnetv2 import tables
 from efficientnetv2.models.block_strings import (
     BlockArgs,
     expand_stages,
-    round_filters,
+    head_filters,
 )
 
 
@@ -94,7 +94,7 @@ def count_stages(
             _add_block(row, block, norm_type)
         size = row.size
         rows.append(row)
-    features = round_filters(model_config["feature_size"], model_config)
+    features = head_filters(model_config)
     head = StageCount("Conv, k1x1, pooling", 1, features, 1, size)
     head.add_convolution(1, rows[-1].channels, features)
     head.add_norm(features, norm_type)

@@ -25,6 +25,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs, training=None, mask=None):
+        if keras.backend.backend() == "jax":
+            # A batch over several devices is one array, whose statistics XLA
+            # computes over all of them; Keras refuses the flag.
+            self.synchronized = False
+            return super().call(inputs, training=training, mask=mask)
         training = bool(training) and self.trainable
         # At inference on CPU a product and a sum do; the graph optimizer then
         # changes no bit of them, as it does to the fused kernel.

@@ -12,10 +12,12 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageDraw, ImageFont
 
-from efficientnetv2.data import preprocessing
+from efficientnetv2.data import decoding, preprocessing
 from efficientnetv2.errors import UserError
+from efficientnetv2.models import architecture, naming
 from efficientnetv2.serving import predict
-from efficientnetv2.serving.predict import Classifier, Prediction
+from efficientnetv2.serving.loading import Classifier
+from efficientnetv2.serving.predict import Prediction
 
 _SIZE = 448
 _TEXT = 20
@@ -28,13 +30,18 @@ def _network(classifier: Classifier) -> keras.Model:
             "Grad-CAM name the folder of the run, or a .keras file of "
             "--formats=keras."
         )
+    if not naming.is_ours(classifier.network):
+        raise UserError(
+            "Features and Grad-CAM need a model of efficientnetv2, whose "
+            f"layers are known; this is {classifier.network.name!r}."
+        )
     return classifier.network
 
 
 def _prepare(classifier: Classifier, images: Sequence[bytes]) -> tf.Tensor:
-    """Returns normalized images, float32 [batch, size, size, 3]."""
+    """Returns images as the network takes them, [batch, size, size, 3]."""
     spec = classifier.spec
-    return tf.stack(
+    prepared = tf.stack(
         [
             preprocessing.decode_for_eval(
                 tf.constant(data),
@@ -42,10 +49,20 @@ def _prepare(classifier: Classifier, images: Sequence[bytes]) -> tf.Tensor:
                 spec.mode,
                 spec.transformations,
                 portable=True,
+                antialias=spec.antialias,
             )
             for data in images
         ]
     )
+    if _takes_pixels(classifier):
+        return preprocessing.to_pixels(prepared, spec.mode)
+    return prepared
+
+
+def _takes_pixels(classifier: Classifier) -> bool:
+    """Whether a network normalizes its images itself."""
+    names = {layer.name for layer in classifier.network.layers}
+    return architecture.NORMALIZE in names
 
 
 def features(
@@ -125,8 +142,11 @@ def draw_grad_cam(
     classifier: Classifier, image: predict.Image, best: Prediction
 ) -> Image.Image:
     """Returns the image that the network saw, with its heat above it."""
-    seen = _prepare(classifier, [predict.encode(image)])[0]
-    pixels = preprocessing.denormalize(seen, classifier.spec.mode).numpy()
+    _network(classifier)
+    pixels = _prepare(classifier, [predict.encode(image)])[0]
+    if not _takes_pixels(classifier):
+        pixels = preprocessing.denormalize(pixels, classifier.spec.mode)
+    pixels = np.asarray(pixels, np.float32)
     heat = grad_cam(classifier, image, best.label)[..., np.newaxis]
     # Blue where nothing speaks for the class, red where most does.
     colours = np.concatenate(
@@ -140,7 +160,7 @@ def draw_grad_cam(
 def annotate(image: predict.Image, best: Prediction) -> Image.Image:
     """Returns an image with its likeliest class written below it."""
     data = tf.constant(predict.encode(image))
-    pixels = preprocessing.decode(data, portable=True).numpy()
+    pixels = decoding.decode(data, portable=True).numpy()
     return _caption(Image.fromarray(pixels), best)
 
 

@@ -21,7 +21,7 @@ class Location:
 
     Attributes:
         kind: 'saved_model' (a folder), 'keras' (a file), 'run' (a folder) or
-            'published' (a name).
+            'published' (a name, or the path of a YAML file).
         name: path or name.
     """
 
@@ -42,9 +42,10 @@ def find_model(
 
     Args:
         model: folder of a SavedModel, a .keras file, folder of a run, or the
-            name of a model with published weights.
+            name of a model with published weights, or a YAML file of an
+            architecture.
         checkpoint: of a run only, see `checkpoints.find`.
-        weights: of a name only.
+        weights: of a name or a YAML file only.
 
     Raises:
         ModelError: if there is none, with what was looked for; or an option
@@ -74,6 +75,8 @@ def _find_model(model: str) -> Location:
     known = declarative.names("models")
     if model in known:
         return Location("published", model)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return Location("published", str(path))
     if path.is_dir():
         raise ModelError(
             f"There is no model in {path}: neither saved_model.pb (a "
@@ -82,13 +85,13 @@ def _find_model(model: str) -> Location:
     if path.exists():
         raise ModelError(
             f"{path} is no model: give the folder of a run or of a "
-            "SavedModel, or a .keras file."
+            "SavedModel, a .keras file, or the YAML file of an architecture."
         )
     near = nearest(model, known)
     hint = f" Did you mean {near!r}?" if near else ""
     raise ModelError(
-        f"There is no model {model!r}: no such folder, .keras file or name in "
-        f"hparams/models/.{hint}"
+        f"There is no model {model!r}: no such folder, .keras or YAML file, or "
+        f"name in hparams/models/.{hint}"
     )
 
 

@@ -1,6 +1,5 @@
 """Predictions from any form of a model, for images in any form."""
 
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -11,15 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2 import checkpoints, evaluation, runs, zoo
-from efficientnetv2 import config as config_lib
-from efficientnetv2.data import decoding, faults, registry
+from efficientnetv2.data import decoding, faults
 from efficientnetv2.errors import DataError, UserError
-from efficientnetv2.models import architecture
-from efficientnetv2.serving import locate, saved_model
-from efficientnetv2.serving import spec as spec_lib
-from efficientnetv2.serving.locate import Location
-from efficientnetv2.serving.spec import ServingError, ServingSpec
+from efficientnetv2.serving.loading import Classifier, load
 
 Image = str | os.PathLike | bytes | np.ndarray
 
@@ -39,31 +32,16 @@ class Prediction:
     probability: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Classifier:
-    """A loaded model.
-
-    Attributes:
-        class_names: one a class.
-        classify: from encoded images to probabilities, float32 [batch,
-            classes].
-        network: from normalized images to logits; None for a SavedModel.
-        spec: of the network.
-    """
-
-    class_names: Sequence[str]
-    classify: Callable[[Sequence[bytes]], np.ndarray]
-    network: keras.Model | None = None
-    spec: ServingSpec | None = None
-
-
 def predict(
-    model: str | os.PathLike | Classifier,
+    model: str | os.PathLike | keras.Model | Classifier,
     images: Image | Iterable[Image],
     top: int = 5,
     batch_size: int = 32,
     checkpoint: str | None = None,
-    weights: str | None = None,
+    weights: str | os.PathLike | None = None,
+    image_size: int | None = None,
+    normalization: str | None = None,
+    class_names: str | Sequence[str] | None = None,
 ) -> list[list[Prediction]]:
     """Predicts the classes of images.
 
@@ -74,31 +52,46 @@ def predict(
         for best, *_ in predict("runs/fashion_mnist", ["a.png", "b.jpg"]):
             print(best.name, best.probability)
 
+        predict(
+            keras.applications.MobileNetV2(), "cat.png", image_size=224,
+            normalization="ft", class_names="imagenet",
+        )
+
     Args:
-        model: folder of a SavedModel, .keras file of --mode=export, folder of
-            a run, name of a model with published weights, or what `load`
-            returned.
+        model: folder of a SavedModel, .keras file, folder of a run, name of a
+            model with published weights, YAML file of an architecture with
+            `weights`, a model object, or what `load` returned.
         images: one or several of: a path; the bytes of a JPEG, PNG, GIF, BMP
             or WebP; an array uint8 [height, width, 3]. Or an array uint8
             [images, height, width, 3].
         top: how many classes to return of each image, the likeliest first.
         batch_size: images at a time.
         checkpoint: of a run: best (default), last, a step or a file.
-        weights: of a name: 'imagenet' (default), or another name or path that
-            `efficientnetv2.build_model` takes.
+        weights: of a name, or of a YAML file: 'imagenet' (default), or another
+            name or path that `efficientnetv2.build_model` takes.
+        image_size: in pixels; by default the model's own. A .keras file that
+            `model.save` wrote, or a model object, need not know it.
+        normalization: likewise: 'v2', 'v1', 'lite' or 'ft', see
+            `efficientnetv2.build_model`, or 'none' for a model that takes
+            pixel values in [0, 255].
+        class_names: one per class, or the name of a dataset such as
+            'imagenet'; by default the model's own, or 'class 0' and so on.
 
     Returns:
         A list of `top` predictions for each image.
 
     Raises:
         DataError: for an image that cannot be read, which is named.
-        UserError: for a model that cannot be had.
+        UserError: for a model that could not be loaded, or does not say how
+            its images are prepared.
     """
     several = isinstance(images, np.ndarray) and images.ndim == 4
     if isinstance(images, Image) and not several:
         images = [images]
     if not isinstance(model, Classifier):
-        model = load(model, checkpoint, weights)
+        model = load(
+            model, checkpoint, weights, image_size, normalization, class_names
+        )
 
     def refuse(index, image, reason):
         path = f" {image}" if isinstance(image, (str, os.PathLike)) else ""
@@ -189,85 +182,3 @@ def encode(image: Image) -> bytes:
 def _best(row: np.ndarray, names: Sequence[str], top: int) -> list[Prediction]:
     order = np.argsort(-row, kind="stable")[:top]
     return [Prediction(int(k), names[k], float(row[k])) for k in order]
-
-
-# --- Models -----------------------------------------------------------------
-
-
-def load(
-    model: str | os.PathLike,
-    checkpoint: str | None = None,
-    weights: str | None = None,
-) -> Classifier:
-    """Loads a model; arguments and errors as of `predict`."""
-    found = locate.find_model(model, checkpoint, weights)
-    if found.kind == "saved_model":
-        names = saved_model.read_class_names(found.path)
-        return Classifier(names, saved_model.load(found.path))
-    with _float32():
-        if found.kind == "keras":
-            network, spec = _from_keras(found)
-        elif found.kind == "run":
-            network, spec = _from_run(found, checkpoint)
-        else:
-            network, spec = _published(found.name, weights or "imagenet")
-    module = saved_model.ServingModel(network, spec)
-
-    def classify(images):
-        outputs = module.classify_encoded(tf.constant(images))
-        return outputs["probabilities"].numpy()
-
-    return Classifier(spec.class_names, classify, network, spec)
-
-
-@contextlib.contextmanager
-def _float32():
-    """Builds models in float32, whatever else the program builds."""
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(policy)
-
-
-def _from_keras(found: Location):
-    spec = spec_lib.read_from_keras(found.path)
-    try:
-        network = keras.models.load_model(found.path, compile=False)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ServingError(
-            f"{found.path} is cut short, corrupt or of another version "
-            f"({str(error).strip().splitlines()[0]})."
-        ) from error
-    return network, spec
-
-
-def _from_run(found: Location, checkpoint: str | None):
-    saved = config_lib.read_saved(found.path)
-    try:
-        # What has no part in predictions, above all the data, may be gone.
-        config = config_lib.load_model(
-            saved["model"]["model_name"], saved["model"]
-        )
-        for section in ("train", "eval", "data"):
-            config[section] |= saved[section]
-    except (KeyError, TypeError) as error:
-        raise ServingError(
-            f"{found.path / config_lib.FILE} is not of a run: no {error}."
-        ) from None
-    names = runs.read_class_names(found.path)
-    if names is None:
-        names = registry.load_info(config["data"]["ds_name"]).class_names
-    network = architecture.build(config["model"])
-    best = checkpoints.load(checkpoints.find(found.path, checkpoint))
-    evaluation.load_averaged(network, best)
-    return network, ServingSpec.from_config(config, names)
-
-
-def _published(name: str, weights: str):
-    of_21k = weights == "imagenet21k"
-    info = registry.load_info("imagenet21k" if of_21k else "imagenet")
-    network = zoo.build_model(name, weights=weights)
-    config = config_lib.load_model(name, {"num_classes": info.num_classes})
-    return network, ServingSpec.from_config(config, info.class_names)

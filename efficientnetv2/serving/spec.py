@@ -13,7 +13,7 @@ from efficientnetv2.data import preprocessing
 from efficientnetv2.errors import UserError
 
 # The member of a .keras file, which is a zip archive, that holds a spec.
-_RECORD = "efficientnetv2.json"
+RECORD = "efficientnetv2.json"
 
 
 class ServingError(UserError):
@@ -29,7 +29,7 @@ class ServingSpec:
         mode: one of `preprocessing.MODES`.
         transformations: see `preprocessing.preprocess_for_eval`.
         activation: 'softmax', or 'sigmoid' where the classes of an image are
-            independent.
+            independent; 'none' where the network gives probabilities itself.
         class_names: one a logit.
         antialias: see `preprocessing.resize`; False in the records of
             versions that had no antialiasing.
@@ -68,6 +68,8 @@ class ServingSpec:
     def probabilities(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns float32 [batch, classes] in [0, 1]."""
         logits = tf.cast(logits, tf.float32)
+        if self.activation == "none":
+            return logits
         if self.activation == "sigmoid":
             return tf.sigmoid(logits)
         return tf.nn.softmax(logits)
@@ -76,7 +78,7 @@ class ServingSpec:
 def write_to_keras(path: str | os.PathLike, spec: ServingSpec) -> None:
     """Adds a spec to a .keras file; Keras passes over it."""
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(_RECORD, json.dumps(dataclasses.asdict(spec)))
+        archive.writestr(RECORD, json.dumps(dataclasses.asdict(spec)))
 
 
 def read_from_keras(path: str | os.PathLike) -> ServingSpec:
@@ -88,7 +90,7 @@ def read_from_keras(path: str | os.PathLike) -> ServingSpec:
     path = pathlib.Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            return ServingSpec(**json.loads(archive.read(_RECORD)))
+            return ServingSpec(**json.loads(archive.read(RECORD)))
     except (OSError, zipfile.BadZipFile) as error:
         raise ServingError(
             f"{path} is cut short, corrupt or no .keras file ({error})."
@@ -96,6 +98,6 @@ def read_from_keras(path: str | os.PathLike) -> ServingSpec:
     except (KeyError, TypeError, ValueError):
         raise ServingError(
             f"{path} does not say how its images are prepared: it has no "
-            f"{_RECORD}, which --mode=export --formats=keras writes. Export "
+            f"{RECORD}, which --mode=export --formats=keras writes. Export "
             "the run's model so, or name the run's folder."
         ) from None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2.data import preprocessing
+from efficientnetv2.data import decoding
 
 # Part of the side of an image that a crop keeps.
 _PART = 7 / 8
@@ -20,7 +20,7 @@ def of_image(data: bytes, kind: str) -> list[bytes]:
             centre, each 7/8 of both sides; 'all' these and their mirror
             images.
     """
-    pixels = preprocessing.decode(tf.constant(data), portable=True).numpy()
+    pixels = decoding.decode(tf.constant(data), portable=True).numpy()
     chosen = [pixels]
     if kind in ("crop", "all"):
         chosen += _crops(pixels)

@@ -321,9 +321,8 @@ def test_rand_augment_cutout_centre():
 def test_operations_are_equally_likely_and_so_are_signs(monkeypatch):
     count, layers, seen = 20_000, 2, []
 
-    def record(images, names, choice, argument, draws):
-        assert names == augment.RAND_AUGMENT_OPS
-        seen.append((choice.numpy(), draws[:, 0].numpy()))
+    def record(images, layer):
+        seen.append(layer.operation.numpy())
         return images
 
     monkeypatch.setattr(policies, "_apply", record)
@@ -333,12 +332,12 @@ def test_operations_are_equally_likely_and_so_are_signs(monkeypatch):
     )
     assert len(seen) == layers
     kinds = len(augment.RAND_AUGMENT_OPS)
-    for choice, _ in seen:
+    for choice in seen:
         counts = np.bincount(choice, minlength=kinds)
         # 99.9th percentile of chi-square at 15 degrees of freedom.
         assert chi_square(counts, count / kinds) < 37.7
     # Layers are independent: so are pairs of operations (255 degrees).
-    pairs = np.bincount(seen[0][0] * kinds + seen[1][0], minlength=kinds**2)
+    pairs = np.bincount(seen[0] * kinds + seen[1], minlength=kinds**2)
     assert chi_square(pairs, count / kinds**2) < 330.5
 
 

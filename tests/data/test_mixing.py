@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from efficientnetv2.data import mixing, pipeline
+from tests.conftest import examples
 
 
 def _batch(size=12, pixels=16):
@@ -21,7 +22,30 @@ def _batch(size=12, pixels=16):
     return tf.constant(images), tf.one_hot(np.arange(size), size)
 
 
-@settings(max_examples=40, deadline=None)
+def mix(
+    images,
+    labels,
+    seed,
+    mixup_alpha,
+    cutmix_alpha,
+    rows=None,
+    whole_batch=None,
+    **options,
+):
+    rows = range(len(images)) if rows is None else rows
+    parameters = mixing.parameters(
+        images.shape[1],
+        seed,
+        mixup_alpha,
+        cutmix_alpha,
+        rows,
+        whole_batch or len(images),
+        **options,
+    )
+    return mixing.apply(images, labels, **parameters)
+
+
+@examples(40)
 @given(
     mixup=st.sampled_from([0.0, 0.05, 0.2, 1.0, 5.0]),
     cutmix=st.sampled_from([0.0, 0.05, 0.2, 1.0, 5.0]),
@@ -30,7 +54,7 @@ def _batch(size=12, pixels=16):
 )
 def test_labels_say_what_is_in_the_image(mixup, cutmix, seed, size):
     images, labels = _batch(size)
-    mixed, mixed_labels = mixing.mix(images, labels, [seed, 3], mixup, cutmix)
+    mixed, mixed_labels = mix(images, labels, [seed, 3], mixup, cutmix)
     mixed, mixed_labels = mixed.numpy(), mixed_labels.numpy()
     assert np.isfinite(mixed).all()
     np.testing.assert_allclose(mixed_labels.sum(axis=1), 1.0, atol=1e-5)
@@ -48,7 +72,7 @@ def test_labels_say_what_is_in_the_image(mixup, cutmix, seed, size):
 _ALPHAS = st.just(0.0) | st.floats(0, 100, width=32)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     mixup=_ALPHAS,
     cutmix=_ALPHAS,
@@ -67,7 +91,7 @@ def test_any_batch_mixes_pairs_in_the_parts_that_labels_say(
         labels = random.integers(0, 2, (size, 5)).astype(np.float32)
     mixed, mixed_labels = (
         values.numpy()
-        for values in mixing.mix(images, labels, [seed, 1], mixup, cutmix)
+        for values in mix(images, labels, [seed, 1], mixup, cutmix)
     )
     assert mixed.dtype == mixed_labels.dtype == np.float32
     partner, in_mixup = (
@@ -145,15 +169,15 @@ def test_mixing_runs_under_xla_and_in_half_precision():
 
     @tf.function(jit_compile=True)
     def compiled(images, labels, alpha):
-        return mixing.mix(images, labels, [1, 2], alpha, alpha)
+        return mix(images, labels, [1, 2], alpha, alpha)
 
-    expected = mixing.mix(images, labels, [1, 2], 0.3, 0.3)
+    expected = mix(images, labels, [1, 2], 0.3, 0.3)
     for one, two in zip(
         compiled(images, labels, tf.constant(0.3)), expected, strict=True
     ):
         np.testing.assert_allclose(one, two, atol=1e-4)
     for dtype in (tf.float16, tf.bfloat16):
-        mixed, mixed_labels = mixing.mix(
+        mixed, mixed_labels = mix(
             tf.cast(images, dtype), labels, [1, 2], 0.3, 0.3
         )
         assert mixed.dtype == dtype and mixed_labels.dtype == tf.float32
@@ -161,7 +185,7 @@ def test_mixing_runs_under_xla_and_in_half_precision():
             tf.cast(mixed, tf.float32), expected[0], atol=0.1
         )
     with pytest.raises(TypeError, match="uint8"):
-        mixing.mix(tf.cast(images, tf.uint8), labels, [1, 2], 0.3, 0.3)
+        mix(tf.cast(images, tf.uint8), labels, [1, 2], 0.3, 0.3)
 
 
 def test_mixing_shares_no_draw_with_cutouts_noise():
@@ -176,14 +200,14 @@ def test_mixing_shares_no_draw_with_cutouts_noise():
     images, labels = _batch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.random, "stateless_uniform", note)
-        mixing.mix(images, labels, [6, 9], 0.3, 0.3)
+        mix(images, labels, [6, 9], 0.3, 0.3)
     assert set(asked) == {(6, 9)}
 
 
 def test_labels_of_cutmix_by_image_or_as_in_the_released_code():
     images, labels = _batch(40, 20)
     by = {
-        name: mixing.mix(images, labels, [4, 5], 0.3, 1.0, cutmix_labels=name)
+        name: mix(images, labels, [4, 5], 0.3, 1.0, cutmix_labels=name)
         for name in ("image", "batch")
     }
     np.testing.assert_array_equal(by["image"][0], by["batch"][0])
@@ -201,27 +225,27 @@ def test_labels_of_cutmix_by_image_or_as_in_the_released_code():
 def test_parts_of_a_batch_are_mixed_like_the_whole(cutmix_labels):
     images, labels = _batch(16)
 
-    def mix(*values, **kwargs):
-        return mixing.mix(
+    def mixed(*values, **kwargs):
+        return mix(
             *values, [1, 2], 0.3, 0.3, cutmix_labels=cutmix_labels, **kwargs
         )
 
-    whole = mix(images, labels)
+    whole = mixed(images, labels)
     for part in range(2):
         rows = pipeline.rows_of_part(16, part, 2)
-        mixed = mix(
+        part_of_it = mixed(
             tf.gather(images, rows),
             tf.gather(labels, rows),
             rows=rows,
             whole_batch=16,
         )
-        for one, two in zip(mixed, whole, strict=True):
+        for one, two in zip(part_of_it, whole, strict=True):
             np.testing.assert_allclose(one, two.numpy()[rows], atol=1e-5)
 
 
 def test_mixup_keeps_the_larger_part():
     images, labels = _batch(400, 2)
-    _, mixed = mixing.mix(images, labels, [1, 2], 0.4, 0.0)
+    _, mixed = mix(images, labels, [1, 2], 0.4, 0.0)
     own = np.diag(mixed.numpy())
     assert own.min() >= 0.5 - 1e-6
     # E[max(w, 1 - w)] for Beta(0.4, 0.4).
@@ -232,7 +256,7 @@ def test_mixup_keeps_the_larger_part():
 
 def test_cutmix_shows_a_rectangle_of_the_partner():
     images, labels = _batch(300, 32)
-    mixed, mixed_labels = mixing.mix(images, labels, [1, 2], 0.0, 1.0)
+    mixed, mixed_labels = mix(images, labels, [1, 2], 0.0, 1.0)
     mixed_labels = mixed_labels.numpy()
     for index, image in enumerate(mixed.numpy()[..., 0]):
         other = image != index
@@ -245,8 +269,8 @@ def test_cutmix_shows_a_rectangle_of_the_partner():
 
 def test_the_same_seed_gives_the_same_batch():
     images, labels = _batch()
-    first = mixing.mix(images, labels, [1, 2], 0.3, 0.3)
-    again = mixing.mix(images, labels, [1, 2], 0.3, 0.3)
-    other = mixing.mix(images, labels, [1, 3], 0.3, 0.3)
+    first = mix(images, labels, [1, 2], 0.3, 0.3)
+    again = mix(images, labels, [1, 2], 0.3, 0.3)
+    other = mix(images, labels, [1, 3], 0.3, 0.3)
     np.testing.assert_array_equal(first[0], again[0])
     assert not np.array_equal(first[0], other[0])

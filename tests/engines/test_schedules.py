@@ -6,12 +6,13 @@ import ml_collections
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import RunPlan
 from efficientnetv2.engines import schedules
+from tests.conftest import examples
 
 
 def test_learning_rates_equal_the_reference(reference):
@@ -109,7 +110,7 @@ def _expected_rates(plan, train, peak, floor, steps):
     return np.maximum(rates, floor)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     train=st.fixed_dictionaries(
         {
@@ -166,7 +167,7 @@ def test_any_schedule_follows_its_formula(train, steps_per_epoch, total_steps):
     assert (falling >= floor * (1 - 1e-6)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     base=st.floats(0, 1),
     increase=st.floats(-1, 100),
@@ -197,7 +198,7 @@ def test_any_weight_decay_stays_between_its_ends(
     assert (np.diff(values) * np.sign(increase) >= -slack).all()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(limit=st.floats(0, 0.9999999), step=st.integers(0, 10**6))
 def test_any_ema_decay_rises_to_its_limit(limit, step):
     config = ml_collections.ConfigDict(_CONFIG)

@@ -10,17 +10,17 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from efficientnetv2 import checkpoints, progressive, runs
 from efficientnetv2.data import export, mixing, pipeline, registry
 from efficientnetv2.engines import strategies
-from tests.conftest import TINY
+from tests.conftest import TINY, examples
 from tests.engines.distributed_run import SAME
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(unit=st.integers(1, 6), parts=st.integers(1, 8))
 def test_parts_of_a_batch_hold_both_of_each_pair(unit, parts):
     batch = 4 * unit * parts

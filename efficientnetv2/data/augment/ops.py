@@ -358,6 +358,21 @@ def _sample(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 # whole projective map anew for each channel of each pixel.
 
 
+def rotation(degrees, height, width) -> tuple[tf.Tensor, ...]:
+    """Of a rotation about the image's centre: sin, cos, y and x offset.
+
+    Output (x, y) is read from row sin * x + cos * y + y offset and column
+    cos * x - sin * y + x offset; float32, of the shape of `degrees`.
+    """
+    radians = tf.cast(degrees, tf.float32) * np.float32(math.pi / 180.0)
+    cos, sin = tf.cos(radians), tf.sin(radians)
+    right = tf.cast(width, tf.float32) - 1.0
+    bottom = tf.cast(height, tf.float32) - 1.0
+    y_offset = (bottom - (sin * right + cos * bottom)) / 2.0
+    x_offset = (right - (cos * right - sin * bottom)) / 2.0
+    return sin, cos, y_offset, x_offset
+
+
 def rotate(images: tf.Tensor, degrees) -> tf.Tensor:
     """Rotates about the image's centre, counterclockwise for positive angles.
 
@@ -366,10 +381,9 @@ def rotate(images: tf.Tensor, degrees) -> tf.Tensor:
       degrees: float scalar or [batch].
     """
     height, width = _size(images)
-    radians = _per_image(degrees, tf.float32) * np.float32(math.pi / 180.0)
-    cos, sin = tf.cos(radians), tf.sin(radians)
-    right = tf.cast(width, tf.float32) - 1.0
-    bottom = tf.cast(height, tf.float32) - 1.0
+    sin, cos, y_offset, x_offset = rotation(
+        _per_image(degrees, tf.float32), height, width
+    )
     x, y = _grid(width, 2), _grid(height, 1)
 
     def source(by_x, by_y, offset, size):
@@ -378,8 +392,6 @@ def rotate(images: tf.Tensor, degrees) -> tf.Tensor:
         position = tf.ensure_shape(by_x * x + by_y * y, [None] * 3)
         return _nearest(position + offset, size)
 
-    x_offset = (right - (cos * right - sin * bottom)) / 2.0
-    y_offset = (bottom - (sin * right + cos * bottom)) / 2.0
     return _sample(
         images,
         source(sin, cos, y_offset, height),

@@ -9,7 +9,9 @@ transformed by one call and put back, so that an image costs only the operation
 that it drew, and a layer costs a fixed number of TensorFlow operations.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -77,12 +79,12 @@ AUTO_AUGMENT_POLICIES = {
 POLICIES = ("randaug", "autoaug", "ra_aa")
 """The names that `distort` and `draws` know."""
 
-# Called with images, argument and, for Cutout, the draws of its centre.
+# Called with images, argument and, for Cutout, its centre.
 _FUNCTIONS = {
     "AutoContrast": lambda images, *_: ops.autocontrast(images),
     "Equalize": lambda images, *_: ops.equalize(images),
     "Invert": lambda images, *_: ops.invert(images),
-    "Cutout": lambda images, *rest: _cutout(images, *rest),
+    "Cutout": ops.cutout,
     **{
         name: lambda images, argument, _, op=op: op(images, argument)
         for name, op in {
@@ -182,65 +184,108 @@ def _index(uniform: tf.Tensor, count) -> tf.Tensor:
     return tf.minimum(scaled, count - 1)
 
 
-def _check(images: tf.Tensor, uniforms: tf.Tensor, count: int):
-    """Converts a policy's inputs to tensors, and checks what is static."""
+def _check(images: tf.Tensor) -> tf.Tensor:
+    """Converts a policy's images to a tensor, and checks what is static."""
     images = tf.convert_to_tensor(images)
-    uniforms = tf.convert_to_tensor(uniforms)
     shape = images.shape
     if images.dtype != tf.uint8 or shape.rank != 4 or shape[3] != 3:
         raise ValueError(
             "images must be uint8 [batch, height, width, 3], got "
             f"{images.dtype.name} {shape}."
         )
+    return images
+
+
+def _check_draws(uniforms: tf.Tensor, count: int) -> tf.Tensor:
+    uniforms = tf.convert_to_tensor(uniforms)
     if uniforms.shape.rank != 2 or uniforms.shape[1] not in (None, count):
         raise ValueError(
             f"uniforms must be [batch, {count}], got {uniforms.shape}."
         )
-    return images, uniforms
+    return uniforms
 
 
-def _cutout(images: tf.Tensor, pad_size, draws: tf.Tensor) -> tf.Tensor:
-    size = tf.unstack(tf.shape(images))[1:3]
-    centres = tf.stack(
-        [_index(draws[:, axis], size[axis]) for axis in range(2)], axis=1
+class Layer(NamedTuple):
+    """What one layer of a policy does to each image of a batch.
+
+    Attributes:
+      operation: int32 [batch], index into `RAND_AUGMENT_OPS`; their number
+        leaves the image.
+      argument: float32 [batch], with its sign; whole where the operation wants
+        an integer.
+      centre: float32 [batch, 2] in [0, 1): where a cutout has its centre.
+    """
+
+    operation: tf.Tensor
+    argument: tf.Tensor
+    centre: tf.Tensor
+
+
+def _layer(operation, argument, uniforms) -> Layer:
+    """Gives the argument its sign; uniforms: float32 [batch, 3]."""
+    signed = tf.constant(
+        [name in _SIGNED for name in RAND_AUGMENT_OPS] + [False]
     )
-    return ops.cutout(images, pad_size, centres)
+    negative = tf.gather(signed, operation) & (uniforms[:, 0] < 0.5)
+    argument = tf.where(negative, -argument, argument)
+    return Layer(operation, argument, uniforms[:, 1:3])
 
 
-def _apply(
-    images: tf.Tensor,
-    names: Sequence[str],
-    choice: tf.Tensor,
-    arguments: Mapping[str, tf.Tensor] | tf.Tensor,
-    uniforms: tf.Tensor,
-) -> tf.Tensor:
+def centres(layer: Layer, height, width) -> tf.Tensor:
+    """The pixels (y, x) on which the cutouts of a layer are centred."""
+    return tf.stack(
+        [
+            _index(layer.centre[:, axis], size)
+            for axis, size in enumerate((height, width))
+        ],
+        axis=1,
+    )
+
+
+def sources(layer: Layer, height, width) -> tf.Tensor:
+    """Where a layer's rotations, shears and translations read from.
+
+    Returns:
+      float32 [batch, 6]: the source's row is a * x + b * y + c, its column
+      d * x + e * y + f; of another operation it is the pixel itself.
+    """
+    argument = layer.argument
+    zero, one = tf.zeros_like(argument), tf.ones_like(argument)
+    sin, cos, y_offset, x_offset = ops.rotation(argument, height, width)
+    results = tf.stack([zero, one, zero, one, zero, zero], axis=1)
+    for name, row in {
+        "Rotate": (sin, cos, y_offset, cos, -sin, x_offset),
+        "ShearX": (zero, one, zero, one, argument, zero),
+        "ShearY": (argument, one, zero, one, zero, zero),
+        "TranslateX": (zero, one, zero, one, zero, argument),
+        "TranslateY": (zero, one, argument, one, zero, zero),
+    }.items():
+        drew = layer.operation == RAND_AUGMENT_OPS.index(name)
+        results = tf.where(drew[:, None], tf.stack(row, axis=1), results)
+    return results
+
+
+def _apply(images: tf.Tensor, layer: Layer) -> tf.Tensor:
     """Applies to each image the one operation chosen for it.
 
     Args:
       images: uint8 [batch, height, width, 3].
-      names: the operations that can occur.
-      choice: int32 [batch], index into `names`; len(names) leaves the image.
-      arguments: of the operations, without sign, float32, whole where one
-        wants an integer: scalars by name, which cost less, or [batch].
-      uniforms: float32 [batch, 3]: sign, and centre (y, x) of a cutout.
+      layer: of the batch.
 
     Returns:
       uint8, the shape of `images`.
     """
-    shared = isinstance(arguments, Mapping)
-    columns = [uniforms] if shared else [uniforms, arguments[:, tf.newaxis]]
-    table = tf.concat(columns, axis=1)
-    positions = tf.range(tf.size(choice))
-    groups, tables, positions = (
-        tf.dynamic_partition(values, choice, len(names) + 1)
-        for values in (images, table, positions)
+    positions = tf.range(tf.size(layer.operation))
+    size = tf.unstack(tf.shape(images))[1:3]
+    parts = (images, layer.argument, centres(layer, *size), positions)
+    groups, arguments, middles, positions = (
+        tf.dynamic_partition(values, layer.operation, len(RAND_AUGMENT_OPS) + 1)
+        for values in parts
     )
-    for index, name in enumerate(names):
-        table = tables[index]
-        argument = arguments[name] if shared else table[:, _OP_DRAWS]
-        if name in _SIGNED:
-            argument = tf.where(table[:, 0] < 0.5, -argument, argument)
-        groups[index] = _FUNCTIONS[name](groups[index], argument, table[:, 1:3])
+    for index, name in enumerate(RAND_AUGMENT_OPS):
+        groups[index] = _FUNCTIONS[name](
+            groups[index], arguments[index], middles[index]
+        )
     stitched = tf.dynamic_stitch(positions, groups)
     return tf.ensure_shape(stitched, images.shape)
 
@@ -248,6 +293,27 @@ def _apply(
 def rand_augment_draws(num_layers: int = 2) -> int:
     """How many uniforms an image needs in `rand_augment`."""
     return num_layers * (1 + _OP_DRAWS)
+
+
+def _rand_augment_layers(
+    uniforms, magnitude, num_layers, cutout_const, translate_const
+) -> list[Layer]:
+    uniforms = _check_draws(uniforms, rand_augment_draws(num_layers))
+    arguments = tf.stack(
+        [
+            _as_float(
+                level_to_arg(name, magnitude, cutout_const, translate_const)
+            )
+            for name in RAND_AUGMENT_OPS
+        ]
+    )
+    layers = []
+    for draws in tf.split(uniforms, num_layers, axis=1) if num_layers else ():
+        choice = _index(draws[:, 0], len(RAND_AUGMENT_OPS))
+        layers.append(
+            _layer(choice, tf.gather(arguments, choice), draws[:, 1:])
+        )
+    return layers
 
 
 @tf.autograph.experimental.do_not_convert
@@ -288,19 +354,12 @@ def rand_augment(
     ... )
     >>> images = rand_augment(images, uniforms, magnitude=10)
     """
-    images, uniforms = _check(images, uniforms, rand_augment_draws(num_layers))
-    arguments = {
-        name: _as_float(
-            level_to_arg(name, magnitude, cutout_const, translate_const)
-        )
-        for name in RAND_AUGMENT_OPS
-    }
-    for layer in tf.split(uniforms, num_layers, axis=1) if num_layers else ():
-        choice = _index(layer[:, 0], len(RAND_AUGMENT_OPS))
-        images = _apply(
-            images, RAND_AUGMENT_OPS, choice, arguments, layer[:, 1:]
-        )
-    return images
+    return apply(
+        images,
+        _rand_augment_layers(
+            uniforms, magnitude, num_layers, cutout_const, translate_const
+        ),
+    )
 
 
 def _sub_policies(policy: str | Sequence) -> Sequence:
@@ -321,6 +380,37 @@ def auto_augment_draws(policy: str | Sequence = "v0") -> int:
       ValueError: if the policy's name is unknown.
     """
     return 1 + max(map(len, _sub_policies(policy))) * (1 + _OP_DRAWS)
+
+
+def _auto_augment_layers(
+    uniforms, policy="v0", cutout_const=100, translate_const=250
+) -> list[Layer]:
+    sub_policies = _sub_policies(policy)
+    count = auto_augment_draws(policy)
+    uniforms = _check_draws(uniforms, count)
+    chosen = _index(uniforms[:, 0], len(sub_policies))
+    layers = []
+    for position in range((count - 1) // (1 + _OP_DRAWS)):
+        # One row per sub-policy: operation, probability, argument.
+        rows = np.zeros([len(sub_policies), 3], np.float32)
+        for row, steps in zip(rows, sub_policies, strict=True):
+            if position < len(steps):
+                name, probability, level = steps[position]
+                argument = level_to_arg(
+                    name, level, cutout_const, translate_const
+                )
+                index = RAND_AUGMENT_OPS.index(name)
+                row[:] = index, probability, argument or 0.0
+        first = 1 + position * (1 + _OP_DRAWS)
+        draws = uniforms[:, first : first + 1 + _OP_DRAWS]
+        row = tf.gather(tf.constant(rows), chosen)
+        operation = tf.where(
+            draws[:, 0] < row[:, 1],
+            tf.cast(row[:, 0], tf.int32),
+            len(RAND_AUGMENT_OPS),
+        )
+        layers.append(_layer(operation, row[:, 2], draws[:, 1:]))
+    return layers
 
 
 @tf.autograph.experimental.do_not_convert
@@ -351,33 +441,10 @@ def auto_augment(
       ValueError: if the policy or one of its operations is unknown, or if
         `images` or `uniforms` have another dtype or shape.
     """
-    sub_policies = _sub_policies(policy)
-    count = auto_augment_draws(policy)
-    images, uniforms = _check(images, uniforms, count)
-    chosen = _index(uniforms[:, 0], len(sub_policies))
-    for position in range((count - 1) // (1 + _OP_DRAWS)):
-        steps = [
-            sub_policy[position] if position < len(sub_policy) else None
-            for sub_policy in sub_policies
-        ]
-        names = sorted({step[0] for step in steps if step is not None})
-        # One row a sub-policy: operation, probability, argument.
-        rows = np.zeros([len(steps), 3], np.float32)
-        for row, step in zip(rows, steps, strict=True):
-            if step is not None:
-                name, probability, level = step
-                argument = level_to_arg(
-                    name, level, cutout_const, translate_const
-                )
-                row[:] = names.index(name), probability, argument or 0.0
-        first = 1 + position * (1 + _OP_DRAWS)
-        layer = uniforms[:, first : first + 1 + _OP_DRAWS]
-        row = tf.gather(tf.constant(rows), chosen)
-        choice = tf.where(
-            layer[:, 0] < row[:, 1], tf.cast(row[:, 0], tf.int32), len(names)
-        )
-        images = _apply(images, names, choice, row[:, 2], layer[:, 1:])
-    return images
+    return apply(
+        images,
+        _auto_augment_layers(uniforms, policy, cutout_const, translate_const),
+    )
 
 
 def draws(name: str, num_layers: int = 2) -> int:
@@ -398,19 +465,18 @@ def draws(name: str, num_layers: int = 2) -> int:
 
 
 @tf.autograph.experimental.do_not_convert
-def distort(
-    images: tf.Tensor,
+def layers(
     uniforms: tf.Tensor,
     name: str,
     magnitude: float | tf.Tensor = 10,
     num_layers: int = 2,
     cutout_const: float = 40,
     translate_const: float = 100,
-) -> tf.Tensor:
-    """Augments a batch by the policy of that name.
+    chosen: tf.Tensor | None = None,
+) -> list[Layer]:
+    """Draws what the policy of that name does to each image.
 
     Args:
-      images: uint8 [batch, height, width, 3], as of `rand_augment`.
       uniforms: float32 [batch, draws(name, num_layers)] in [0, 1).
       name: "randaug" (`rand_augment`), "autoaug" (`auto_augment`, policy v0)
         or "ra_aa" (for each image one of the two, with equal probability).
@@ -419,42 +485,95 @@ def distort(
       cutout_const: of RandAugment. AutoAugment keeps the constants that its
         policy was found with.
       translate_const: of RandAugment, likewise.
+      chosen: bool [batch], which images are changed; None: all.
+
+    Returns:
+      The layers, in their order.
+
+    Raises:
+      ValueError: if the name is unknown, or if `uniforms` have another shape.
+    """
+    uniforms = _check_draws(uniforms, draws(name, num_layers))
+    shared = uniforms[:, 1:] if name == "ra_aa" else uniforms
+    results = []
+    if name != "autoaug":
+        results.append(
+            _rand_augment_layers(
+                shared[:, : rand_augment_draws(num_layers)],
+                magnitude,
+                num_layers,
+                cutout_const,
+                translate_const,
+            )
+        )
+    if name != "randaug":
+        results.append(_auto_augment_layers(shared[:, : auto_augment_draws()]))
+    batch = tf.shape(uniforms)[0]
+    nothing = Layer(
+        tf.fill([batch], len(RAND_AUGMENT_OPS)),
+        tf.zeros([batch]),
+        tf.zeros([batch, 2]),
+    )
+    result = results[0]
+    if name == "ra_aa":
+        member = uniforms[:, 0] < 0.5
+        result = [
+            _where(member, autoaug, randaug)
+            for randaug, autoaug in itertools.zip_longest(
+                *results, fillvalue=nothing
+            )
+        ]
+    if chosen is not None:
+        result = [_where(chosen, layer, nothing) for layer in result]
+    return result
+
+
+def _where(condition: tf.Tensor, on: Layer, off: Layer) -> Layer:
+    return Layer(
+        tf.where(condition, on.operation, off.operation),
+        tf.where(condition, on.argument, off.argument),
+        tf.where(condition[:, tf.newaxis], on.centre, off.centre),
+    )
+
+
+def parameters(layers: Sequence[Layer], height, width) -> dict[str, tf.Tensor]:
+    """What `device.apply` takes besides images of that size.
+
+    Args:
+      layers: at least one.
+      height, width: of the images.
+    """
+    columns = {
+        "operation": [layer.operation for layer in layers],
+        "argument": [layer.argument for layer in layers],
+        "centre": [centres(layer, height, width) for layer in layers],
+        "sources": [sources(layer, height, width) for layer in layers],
+    }
+    return {key: tf.stack(each, axis=1) for key, each in columns.items()}
+
+
+@tf.autograph.experimental.do_not_convert
+def apply(images: tf.Tensor, layers: Sequence[Layer]) -> tf.Tensor:
+    """Applies layers to a batch; `device.apply` does it on an accelerator.
+
+    Args:
+      images: uint8 [batch, height, width, 3], as of `rand_augment`.
+      layers: of the same batch.
 
     Returns:
       uint8 [batch, height, width, 3].
 
     Raises:
-      ValueError: if the name is unknown, or if `images` or `uniforms` have
-        another dtype or shape.
+      ValueError: if `images` have another dtype or shape.
     """
-    images, uniforms = _check(images, uniforms, draws(name, num_layers))
+    images = _check(images)
+    for layer in layers:
+        images = _apply(images, layer)
+    return images
 
-    def randaug(images, uniforms):
-        uniforms = uniforms[:, : rand_augment_draws(num_layers)]
-        return rand_augment(
-            images,
-            uniforms,
-            magnitude,
-            num_layers,
-            cutout_const,
-            translate_const,
-        )
 
-    def autoaug(images, uniforms):
-        return auto_augment(images, uniforms[:, : auto_augment_draws()])
-
-    if name == "randaug":
-        return randaug(images, uniforms)
-    if name == "autoaug":
-        return autoaug(images, uniforms)
-    member = tf.cast(uniforms[:, 0] < 0.5, tf.int32)
-    image_parts = tf.dynamic_partition(images, member, 2)
-    draw_parts = tf.dynamic_partition(uniforms[:, 1:], member, 2)
-    positions = tf.dynamic_partition(tf.range(tf.size(member)), member, 2)
-    results = [
-        policy(*parts)
-        for policy, *parts in zip(
-            (randaug, autoaug), image_parts, draw_parts, strict=True
-        )
-    ]
-    return tf.ensure_shape(tf.dynamic_stitch(positions, results), images.shape)
+def distort(
+    images: tf.Tensor, uniforms: tf.Tensor, name: str, *args, **kwargs
+) -> tf.Tensor:
+    """Augments a batch by the policy of that name, see `layers` and `apply`."""
+    return apply(images, layers(uniforms, name, *args, **kwargs))

@@ -21,6 +21,10 @@ from efficientnetv2.models.weights.matching import Source, damaged
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _MAGIC = 0x1950A86A20F9469CFC6C
+_CONVERT = (
+    "Write model.state_dict() by safetensors.torch.save_file, and give that "
+    "file."
+)
 _LEAF = {
     "kernel": "weight",
     "gamma": "weight",
@@ -132,16 +136,25 @@ _ALLOWED = {
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, file, path: pathlib.Path):
+        super().__init__(file)
+        self.path = path
+
     def find_class(self, module, name):
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}")
+            raise WeightsError(
+                f"{self.path} is a pickle that could run code (it holds "
+                f"{module}.{name}), and is not read. {_CONVERT}"
+            )
         return _ALLOWED[module, name]
 
     def persistent_load(self, identifier):
-        kind, dtype, key, *_ = identifier
-        if kind != "storage":
-            raise pickle.UnpicklingError(f"it holds a {kind}")
+        _, dtype, key, *_ = identifier
         return key, dtype
+
+
+def _unpickle(file, path: pathlib.Path):
+    return _Unpickler(file, path).load()
 
 
 def _pickled(path: pathlib.Path):
@@ -149,29 +162,22 @@ def _pickled(path: pathlib.Path):
         content, data_of = _from_zip(path)
     else:
         content, data_of = _from_stream(path)
-    if not isinstance(content, dict) or not all(
-        isinstance(each, _Tensor) for each in content.values()
-    ):
-        raise WeightsError(
-            f"{path} is no state dict: it must hold a dictionary of tensors. "
-            "Write model.state_dict() by safetensors.torch.save_file, and give "
-            "that file."
-        )
     return (
         {name: tensor.shape for name, tensor in content.items()},
         lambda name: content[name].of(data_of(content[name].key)),
     )
 
 
-def _unpickle(file, path: pathlib.Path):
-    try:
-        return _Unpickler(file).load()
-    except pickle.UnpicklingError as error:
+def _state_dict(file, path: pathlib.Path) -> dict[str, _Tensor]:
+    content = _unpickle(file, path)
+    if not isinstance(content, dict) or not all(
+        isinstance(each, _Tensor) for each in content.values()
+    ):
         raise WeightsError(
-            f"{path} is a pickle that could run code ({error}), and is not "
-            "read. Write model.state_dict() by safetensors.torch.save_file, "
-            "and give that file."
-        ) from None
+            f"{path} is no state dict: it must hold a dictionary of tensors. "
+            f"{_CONVERT}"
+        )
+    return content
 
 
 def _from_zip(path: pathlib.Path):
@@ -182,7 +188,7 @@ def _from_zip(path: pathlib.Path):
         for name in archive.namelist()
         if name.endswith("/data.pkl")
     )
-    content = _unpickle(io.BytesIO(archive.read(f"{root}data.pkl")), path)
+    content = _state_dict(io.BytesIO(archive.read(f"{root}data.pkl")), path)
     return content, lambda key: archive.read(f"{root}data/{key}")
 
 
@@ -190,12 +196,11 @@ def _from_stream(path: pathlib.Path):
     """PyTorch's format before 1.6: pickles, then all storages in a row."""
     storages, sizes = {}, {}
     with open(path, "rb") as file:
-        first = _unpickle(file, path)
-        if first != _MAGIC:
-            return first, None
+        if _unpickle(file, path) != _MAGIC:
+            raise ValueError("it begins with something else")
         for _ in range(2):
             _unpickle(file, path)
-        content = _unpickle(file, path)
+        content = _state_dict(file, path)
         for tensor in content.values():
             sizes[tensor.key] = np.dtype(tensor.dtype).itemsize
         for key in _unpickle(file, path):

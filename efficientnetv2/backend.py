@@ -1,0 +1,177 @@
+"""The backend of Keras: which it is, and what the other one must not do.
+
+Keras decides when it is imported, so `choose` comes first. TensorFlow is there
+on both backends, for `tf.data`; where JAX trains, TensorFlow must not take the
+memory of the devices.
+"""
+
+import glob
+import importlib.util
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+from efficientnetv2.errors import UserError, nearest
+
+NAMES = ("tensorflow", "jax")
+_INSTALL_JAX = (
+    "pip install 'jax[tpu]' on a TPU, pip install 'jax[cuda12]' on an NVIDIA "
+    "GPU, else pip install jax"
+)
+
+
+class BackendError(UserError):
+    """A backend that is unknown, not installed, or comes too late."""
+
+
+class ChildError(UserError):
+    """A child process failed; what it wrote says why."""
+
+    exit_code = 1
+
+
+def choose(name: str | None = None) -> str:
+    """Decides on the backend of this process.
+
+    Args:
+        name: 'tensorflow' or 'jax'; None: KERAS_BACKEND, else JAX where there
+            is a TPU, else TensorFlow.
+
+    Returns:
+        The backend.
+
+    Raises:
+        BackendError: if it is neither of both, is not installed, or Keras
+            was imported with another one.
+    """
+    source = f"--backend={name}"
+    if name is None:
+        name = os.environ.get("KERAS_BACKEND") or None
+        source = f"KERAS_BACKEND={name}"
+    if name is None:
+        name = "jax" if has_tpu() else "tensorflow"
+        source = "This machine has a TPU, which needs JAX" * (name == "jax")
+    if name not in NAMES:
+        near = nearest(name, NAMES) or "tensorflow"
+        raise BackendError(
+            f"{source}: training runs on {' or '.join(NAMES)}. Use "
+            f"--backend={near}."
+        )
+    if name == "jax" and not importlib.util.find_spec("jax"):
+        raise BackendError(
+            f"{source}, but JAX is not installed: {_INSTALL_JAX}."
+        )
+    if not importlib.util.find_spec("tensorflow"):
+        raise BackendError(
+            "TensorFlow is not installed, whose tf.data prepares the images "
+            "on every backend: pip install tensorflow-cpu where JAX trains, "
+            "else pip install tensorflow."
+        )
+    if "keras" in sys.modules and active() != name:
+        raise BackendError(
+            f"{source} comes too late: Keras runs on {active()} in this "
+            "process. Set KERAS_BACKEND before Keras is imported."
+        )
+    os.environ["KERAS_BACKEND"] = name
+    return name
+
+
+def active() -> str:
+    """Returns the backend that Keras runs on in this process.
+
+    Raises:
+        BackendError: if nothing here runs on it.
+    """
+    import keras
+
+    name = keras.config.backend()
+    if name not in NAMES:
+        raise BackendError(
+            f"Keras runs on {name}; training runs on {' or '.join(NAMES)}. "
+            "Set KERAS_BACKEND before Keras is imported."
+        )
+    return name
+
+
+def has_tpu() -> bool:
+    """Whether this machine has a TPU that JAX may use; imports nothing."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms and "tpu" not in platforms.split(","):
+        return False
+    if not importlib.util.find_spec("libtpu"):
+        return False
+    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
+def hide_devices_from_tensorflow() -> None:
+    """Keeps TensorFlow on the CPU; imports it.
+
+    TensorFlow takes all memory of a GPU when it first computes, which must not
+    have happened yet.
+    """
+    import tensorflow as tf
+
+    for kind in ("GPU", "TPU"):
+        try:
+            tf.config.set_visible_devices([], kind)
+        except RuntimeError as error:
+            raise BackendError(
+                f"TensorFlow already uses a {kind} that JAX needs. Call "
+                "nothing of TensorFlow before training on JAX."
+            ) from error
+
+
+def run_on_tensorflow(
+    module: str, *arguments: str, log: Callable[[str], None] = print
+) -> None:
+    """Runs a module of this package on TensorFlow, on the CPU.
+
+    It runs in a child process, as Keras has one backend per process and JAX
+    holds the devices of this one.
+
+    Args:
+        module: as of `python -m`.
+        *arguments: of its command line.
+        log: gets each line that the child writes.
+
+    Raises:
+        ChildError: if it fails.
+    """
+    folder = str(pathlib.Path(__file__).parent.parent)
+    paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": "tensorflow",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+    # TensorFlow's remarks are shown only if something failed.
+    with tempfile.TemporaryFile("w+", errors="replace") as remarks:
+        child = subprocess.Popen(
+            [sys.executable, "-u", "-m", module, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=remarks,
+            text=True,
+            env=environment,
+        )
+        try:
+            for line in child.stdout:
+                log(line.rstrip("\n"))
+            status = child.wait()
+        finally:
+            child.kill()
+            child.wait()
+        if status:
+            remarks.seek(0)
+            log(remarks.read().rstrip())
+            raise ChildError(
+                f"Exit status {status} of this, whose output is above: "
+                "KERAS_BACKEND=tensorflow "
+                + shlex.join(["python", "-m", module, *arguments])
+            )

@@ -1,0 +1,308 @@
+"""Any form of a model becomes a classifier of images."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from efficientnetv2 import (
+    checkpoints,
+    declarative,
+    evaluation,
+    runs,
+    zoo,
+)
+from efficientnetv2 import config as config_lib
+from efficientnetv2.data import class_list, preprocessing, registry
+from efficientnetv2.errors import nearest
+from efficientnetv2.models import architecture, naming
+from efficientnetv2.normalizations import mode_of
+from efficientnetv2.serving import locate, saved_model
+from efficientnetv2.serving import spec as spec_lib
+from efficientnetv2.serving.locate import Location, ModelError
+from efficientnetv2.serving.spec import ServingError, ServingSpec
+
+# As `build_model` calls them; 'none' for a model that takes [0, 255].
+NORMALIZATIONS = ("v2", "v1", "lite", "ft", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A loaded model.
+
+    Attributes:
+        class_names: one a class.
+        classify: from encoded images to probabilities, float32 [batch,
+            classes].
+        network: from normalized images to logits; None for a SavedModel.
+        spec: of the network.
+    """
+
+    class_names: Sequence[str]
+    classify: Callable[[Sequence[bytes]], np.ndarray]
+    network: keras.Model | None = None
+    spec: ServingSpec | None = None
+
+
+def load(
+    model: str | os.PathLike | keras.Model,
+    checkpoint: str | None = None,
+    weights: str | os.PathLike | None = None,
+    image_size: int | None = None,
+    normalization: str | None = None,
+    class_names: str | Sequence[str] | None = None,
+) -> Classifier:
+    """Loads a model; arguments and errors as of `predict`."""
+    if isinstance(model, keras.Model):
+        if checkpoint is not None or weights is not None:
+            raise ModelError("A model object has its own weights.")
+        found = None
+    else:
+        found = locate.find_model(model, checkpoint, weights)
+    given = _given(image_size, normalization, class_names)
+    if found is not None and found.kind == "saved_model":
+        if given:
+            raise ModelError(
+                f"{model} is a SavedModel, which prepares its images and names "
+                f"its classes itself: leave out {', '.join(given)}."
+            )
+        names = class_list.in_words(saved_model.read_class_names(found.path))
+        return Classifier(names, saved_model.load(found.path))
+    with _float32():
+        if found is None:
+            network, spec = model, _spec_of(model, given)
+        elif found.kind == "keras":
+            network, spec = _from_keras(found, given)
+        elif found.kind == "run":
+            network, spec = _from_run(found, checkpoint)
+        else:
+            network, spec = _by_name(found.name, weights)
+    if "image_size" in given:
+        spec = dataclasses.replace(spec, image_size=image_size)
+    if class_names is not None:
+        names = _class_names(class_names, len(spec.class_names))
+        spec = dataclasses.replace(spec, class_names=names)
+    if normalization not in (None, "none"):
+        if _inside(network):
+            raise ModelError(
+                "The model normalizes its images itself: leave out "
+                f"normalization={normalization!r}."
+            )
+        spec = dataclasses.replace(spec, mode=_mode(normalization))
+    return _classifier(network, spec, normalization)
+
+
+def _classifier(
+    network: keras.Model, spec: ServingSpec, normalization: str | None
+) -> Classifier:
+    spec = dataclasses.replace(
+        spec, class_names=class_list.in_words(spec.class_names)
+    )
+    called = network
+    if normalization == "none" or (normalization is None and _inside(network)):
+
+        def called(images, training):
+            pixels = preprocessing.to_pixels(images, spec.mode)
+            return network(pixels, training=training)
+
+    module = saved_model.ServingModel(called, spec)
+
+    def classify(images):
+        outputs = module.classify_encoded(tf.constant(images))
+        return outputs["probabilities"].numpy()
+
+    return Classifier(spec.class_names, classify, network, spec)
+
+
+@contextlib.contextmanager
+def _float32():
+    """Builds models in float32, whatever else the program builds."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+# --- What the user says of a model ------------------------------------------
+
+
+def _given(
+    image_size: int | None, normalization: str | None, class_names
+) -> dict[str, Any]:
+    """Returns what is given, checked."""
+    given = {
+        "image_size": image_size,
+        "normalization": normalization,
+        "class_names": class_names,
+    }
+    if image_size is not None and (
+        not isinstance(image_size, int)
+        or image_size < config_lib.MIN_IMAGE_SIZE
+    ):
+        raise ModelError(
+            f"image_size={image_size!r} must be a whole number of at least "
+            f"{config_lib.MIN_IMAGE_SIZE} pixels."
+        )
+    if normalization is not None and normalization not in NORMALIZATIONS:
+        near = nearest(str(normalization), NORMALIZATIONS)
+        hint = f" Did you mean {near!r}?" if near else ""
+        raise ModelError(
+            f"Unknown normalization {normalization!r}.{hint} Known: "
+            f"{', '.join(NORMALIZATIONS)}."
+        )
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _mode(normalization: str) -> str:
+    return "default" if normalization == "v2" else normalization
+
+
+def _class_names(names: str | Sequence[str], count: int) -> list[str]:
+    if isinstance(names, str):
+        names = registry.load_info(names).class_names
+    if len(names) != count:
+        raise ModelError(
+            f"class_names has {len(names):,} names, the model {count:,} "
+            "classes."
+        )
+    return list(names)
+
+
+def _inside(network: keras.Model) -> bool:
+    """Whether one of our models normalizes its images itself."""
+    names = {layer.name for layer in naming.flat_layers(network)}
+    return naming.is_ours(network) and architecture.NORMALIZE in names
+
+
+def _spec_of(
+    network: keras.Model,
+    given: Mapping[str, Any],
+    label: str = "",
+) -> ServingSpec:
+    """Returns the spec of a model that has none.
+
+    What the user does not say follows from the name and the shape of one of
+    our models, where it can.
+    """
+    label = label or f"The model {network.name!r}"
+    shapes = network.input_shape, network.output_shape
+    if not all(isinstance(shape, tuple) for shape in shapes) or (
+        len(shapes[0]) != 4 or shapes[0][-1] != 3 or len(shapes[1]) != 2
+    ):
+        raise ModelError(
+            f"{label} maps {shapes[0]} to {shapes[1]}; it must map images "
+            "[batch, height, width, 3] to one number per class."
+        )
+    (_, height, width, _), (_, classes) = shapes
+    known = None
+    if naming.is_ours(network) and network.name in declarative.names("models"):
+        known = config_lib.load_model(network.name, {})
+    image_size = given.get("image_size")
+    if image_size is None and height is not None and height == width:
+        image_size = height
+    if image_size is None and known:
+        image_size = known["eval"]["isize"]
+    normalization = given.get("normalization")
+    mode = mode_of(known) if known else None
+    if mode is None and (normalization == "none" or _inside(network)):
+        mode = "default"
+    missing = []
+    if image_size is None:
+        missing.append("image_size=..., in pixels")
+    if mode is None and normalization is None:
+        missing.append(f"normalization=..., one of {', '.join(NORMALIZATIONS)}")
+    if missing:
+        raise ModelError(
+            f"{label} does not say how its images are prepared: give "
+            f"{' and '.join(missing)}."
+        )
+    return ServingSpec(
+        image_size=image_size,
+        mode=mode or _mode(normalization),
+        transformations=None,
+        activation=_activation(network),
+        class_names=[f"class {k}" for k in range(classes)],
+    )
+
+
+def _activation(network: keras.Model) -> str:
+    """Returns what makes probabilities of a model's outputs.
+
+    Other people's models often end with probabilities themselves.
+    """
+    last = network.layers[-1]
+    while hasattr(last, "layers"):
+        last = last.layers[-1]
+    activation = getattr(last, "activation", None)
+    ready = (keras.activations.softmax, keras.activations.sigmoid)
+    if isinstance(last, keras.layers.Softmax) or activation in ready:
+        return "none"
+    return "softmax"
+
+
+# --- Forms of a model -------------------------------------------------------
+
+
+def _from_keras(found: Location, given: Mapping[str, Any]):
+    try:
+        network = keras.models.load_model(found.path, compile=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ServingError(
+            f"{found.path} is cut short, corrupt or of another version "
+            f"({str(error).strip().splitlines()[0]})."
+        ) from error
+    with zipfile.ZipFile(found.path) as archive:
+        has_record = spec_lib.RECORD in archive.namelist()
+    if has_record:
+        return network, spec_lib.read_from_keras(found.path)
+    return network, _spec_of(network, given, f"{found.path}, by model.save,")
+
+
+def _from_run(found: Location, checkpoint: str | None):
+    saved = config_lib.read_saved(found.path)
+    try:
+        # What has no part in predictions, above all the data, may be gone.
+        config = config_lib.load_model(
+            saved["model"]["model_name"], saved["model"]
+        )
+        for section in ("train", "eval", "data"):
+            config[section] |= saved[section]
+    except (KeyError, TypeError) as error:
+        raise ServingError(
+            f"{found.path / config_lib.FILE} is not of a run: no {error}."
+        ) from None
+    names = runs.read_class_names(found.path)
+    if names is None:
+        names = registry.load_info(config["data"]["ds_name"]).class_names
+    network = architecture.build(config["model"])
+    best = checkpoints.load(checkpoints.find(found.path, checkpoint))
+    evaluation.load_averaged(network, best)
+    return network, ServingSpec.from_config(config, names)
+
+
+def _by_name(name: str, weights: str | os.PathLike | None):
+    """Builds a model by its name, or by the path of a YAML file."""
+    if weights is None:
+        if pathlib.Path(name).suffix:
+            raise ModelError(
+                f"{name} describes a model without weights: give "
+                "weights=..., such as the folder of a run or a .h5 file."
+            )
+        weights = "imagenet"
+    network = zoo.build_model(name, weights=weights)
+    classes = network.output_shape[-1]
+    config = config_lib.load_model(name, {"num_classes": classes})
+    by_count = {1000: "imagenet", 21_843: "imagenet21k"}
+    names = []
+    if classes in by_count and not pathlib.Path(name).suffix:
+        names = registry.load_info(by_count[classes]).class_names
+    return network, ServingSpec.from_config(config, names)
