@@ -352,7 +352,7 @@ def _command(analysis: Analysis, output: pathlib.Path, seeds: int) -> str:
         name = str(Folder(output / name).definition)
     return shlex.join(
         [
-            *("python", "-m", "efficientnetv2.study.ablation"),
+            *("efficientnetv2", "study"),
             f"--study={name}",
             f"--dataset={study.dataset}",
             f"--seeds={seeds}",
