@@ -61,8 +61,8 @@ KINDS = {
     "study": "studies",
 }
 SECTIONS = ("model", "train", "eval", "data", "checkpoint", "runtime")
-# Of absl and pip.
-_MESSAGES_OF_OTHERS = ("FATAL Flags", "requires a different Python")
+# Of pip.
+_MESSAGES_OF_OTHERS = ("requires a different Python",)
 _SECTION = "|".join(SECTIONS)
 # Files and not options: model.keras.
 _SUFFIXES = ("md", "keras", "onnx", "ckpt", "tflite", "npz", "h5", "yaml")

@@ -5,6 +5,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -62,6 +63,18 @@ def test_a_slow_choice_is_announced(monkeypatch):
     assert "train.ft_init_ckpt" in text
     monkeypatch.setattr(dry_run, "on_cpu", lambda: False)
     assert warning("fashion_mnist", hparam_str=overrides, **slow) is None
+
+
+def test_one_device_is_no_mirror(tiny_config):
+    from efficientnetv2.engines import strategies
+
+    def described(**flags):
+        config = tiny_config(flags=flags)
+        strategy = types.SimpleNamespace(num_replicas_in_sync=1)
+        return strategies.describe(config, strategy, 1)
+
+    assert "changes nothing" in described(**{"runtime.strategy": "mirrored"})
+    assert "changes nothing" not in described()
 
 
 def test_the_flag_of_the_command(tmp_path):
