@@ -32,6 +32,7 @@ import efficientnetv2
 from efficientnetv2 import cli, commands, declarative, main
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import registry
+from efficientnetv2.errors import UserError
 from efficientnetv2.serving import formats
 from efficientnetv2.study import definition, report
 
@@ -281,6 +282,11 @@ def check_flags(page: Page):
         for name in given:
             if name not in flags_of(command):
                 yield f"{command} has no --{name}"
+        if COMMANDS[command] is not None:
+            try:
+                cli.parse(COMMANDS[command], words)
+            except UserError as error:
+                yield f"{command}: {error}"
     for name in _FLAG.findall(page.prose):
         if name not in all_flags():
             yield f"no command has --{name}"
@@ -552,6 +558,7 @@ _MISTAKES = {
         "```\npython -m efficientnetv2.main \\\n  --top=5\n```",
         "Give `--no_such_flag`.",
         "`python -m efficientnetv2.predict --jsn a.png`",
+        "`efficientnetv2 predict --top=few a.png`",
         "`efficientnetv2 predict --jsn a.png`",
         "```\nefficientnetv2 trian --dataset=cifar10\n```",
         "| reference | here |\n| --- | --- |\n| `--tpu` | `--tpus` |",
