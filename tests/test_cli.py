@@ -1,12 +1,14 @@
 """The command `efficientnetv2`, its help, its flags and its completion."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 
 import pytest
+from PIL import Image
 
 from efficientnetv2 import cli, commands, declarative
 from efficientnetv2 import config as config_lib
@@ -87,7 +89,7 @@ def test_short_flags_are_options():
     assert config.train.lr_base == 0.01 and config.train.seed == 3
     assert config.train.isize == config.eval.isize == 60
     # The recipe begins at 32 of 40 pixels.
-    assert config.data.ibase == 48
+    assert config.data.ibase == 120
     config = _config("--image_size=60", "--hparam_str=data.ibase=40")
     assert config.data.ibase == 40
     # A flag counts more than --hparam_str.
@@ -212,3 +214,52 @@ def test_the_state_of_runs(tmp_path):
     assert overview.read(tmp_path / "b").state == "no result"
     a = overview.read(tmp_path / "a")
     assert (a.top1, a.split, a.minutes) == (0.5, "minival", None)
+
+
+def _call(name, *arguments):
+    """Runs a command in this process."""
+    command = commands.load(name)
+    return command.run(*cli.parse(command, arguments))
+
+
+def test_what_an_export_says(tmp_path, monkeypatch, capsys):
+    """How many images there are, where, and how to train on them."""
+    for label in ("cat", "dog"):
+        for split in ("train", "val"):
+            folder = tmp_path / "pets" / split / label
+            folder.mkdir(parents=True)
+            for number in range(30):
+                shade = Image.new("RGB", (8, 8), (number, 9, 9))
+                shade.save(folder / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    _call(
+        "data", "export", "--dataset=pets", "--format=tfrecord",
+        "--output_dir=shards",
+    )  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    counts = re.search(r"(\d+) images \((.*)\) in shards", lines[-2])
+    parts = re.findall(r"\d+", counts[2])
+    assert int(counts[1]) == sum(map(int, parts)) == 120
+    command = shlex.split(
+        lines[-1].partition("train on them: ")[2] or lines[-1]
+    )
+    assert "--dataset=shards/dataset.yaml" in command
+    given, _ = cli.parse(train, command[command.index("train") + 1 :])
+    config = running.load_config(given)
+    assert config.data.num_classes == 2 and given.model_dir == "runs/shards"
+
+    # The folder is that of the shards, not that of other data.
+    _call("data", "--dataset=shards/dataset.yaml")
+    text = capsys.readouterr().out
+    assert re.search(r"^here +\d shards \(in shards\)$", text, re.MULTILINE)
+
+
+def test_an_unknown_dataset_beside_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="There is a folder 'photos' here"):
+        _config("--dataset=photo")
+    with pytest.raises(UserError, match="Did you mean 'efficientnetv2-b0'"):
+        _config("--model_name=b0")
+    with pytest.raises(UserError, match="Did you mean 'preview'"):
+        _call("data", "previw", "--dataset=fashion_mnist")
