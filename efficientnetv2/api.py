@@ -27,8 +27,8 @@ from efficientnetv2 import (
 )
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import train as train_lib
-from efficientnetv2.data import checks, preview, registry
-from efficientnetv2.errors import UserError
+from efficientnetv2.data import checks, fingerprint, preview, registry
+from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export as export_lib
 from efficientnetv2.serving.spec import ServingSpec
@@ -163,7 +163,7 @@ def execute(
             result = evaluation.evaluate_checkpoint(run, checkpoint)
             run.update_metrics(eval=result)
         elif mode == "report":
-            evaluate_and_report(run, checkpoint)
+            report(run, checkpoint)
         else:
             export_run(run, checkpoint, formats, allow_disagreement)
 
@@ -181,6 +181,10 @@ def _train(run: runs.Run, mode: str) -> None:
 
 def _train_as_chief(run: runs.Run, mode: str) -> None:
     metrics, split = run.read_metrics(), run.config.eval.split
+    if run.config.train.extend and metrics.get("steps", 0) < (
+        run.plan.total_steps
+    ):
+        metrics = run.update_metrics(finished=False)
     if metrics.get("finished"):
         run.log(
             f"{run.model_dir} is finished: {split} top-1 "
@@ -240,6 +244,24 @@ def evaluate_and_report(
     return result
 
 
+def report(run: runs.Run, checkpoint: str | None = None) -> None:
+    """Writes report.html; without the run's data, of what is on record."""
+    from efficientnetv2.study import run_report
+
+    metrics = run.read_metrics()
+    known = metrics.get("test") or metrics.get("eval")
+    try:
+        evaluate_and_report(run, checkpoint)
+    except DataError as error:
+        data = run.config.data
+        info = registry.load_info(data.ds_name)
+        here = registry.state(info, registry.data_dir(data.data_dir)) != "-"
+        if here or known is None:
+            raise
+        run.log(f"Without images, of the metrics on record: {error}")
+        run.log(f"Report: {run_report.write(run, None, known)}")
+
+
 def _silent(_: str) -> None:
     """Logs nothing: where the data came from has been said."""
 
@@ -256,10 +278,6 @@ def _network(run: runs.Run, checkpoint: str | None, engine=None):
     return network, found
 
 
-def _class_names(run: runs.Run) -> list[str]:
-    return registry.load_info(run.config.data.ds_name).class_names
-
-
 def export_saved_model(run: runs.Run, engine=None) -> pathlib.Path:
     """Exports the best checkpoint to saved_model/, as training ends with."""
     if backend.active() == "jax":
@@ -268,7 +286,9 @@ def export_saved_model(run: runs.Run, engine=None) -> pathlib.Path:
         )
         return run.model_dir / "saved_model"
     network, found = _network(run, None, engine)
-    spec = ServingSpec.from_config(run.config, _class_names(run))
+    spec = ServingSpec.from_config(
+        run.config, fingerprint.names_of_run(run.config, run.model_dir)
+    )
     folder = export_lib.export_saved_model(
         network, spec, run.model_dir / "saved_model"
     )
@@ -309,14 +329,16 @@ def export_run(
         exports = run.read_metrics()["exports"]
         return {n: e for n, e in exports.items() if n.split("/")[0] in formats}
     network, found = _network(run, checkpoint)
+    fingerprint.say_changes(run.config, run.model_dir, run.log)
     written, faults = export_lib.export(
         network,
         run.config,
-        _class_names(run),
+        fingerprint.names_of_run(run.config, run.model_dir),
         run.model_dir,
         formats,
         allow_disagreement,
         run.log,
+        run.read_metrics().get("test"),
     )
     for facts in written.values():
         facts |= {"checkpoint": found.path.name, "step": found.meta["step"]}

@@ -18,7 +18,7 @@ from typing import Any
 import ml_collections
 import yaml
 
-from efficientnetv2.data import registry
+from efficientnetv2.data import fingerprint, registry
 from efficientnetv2.declarative import (
     ConfigError,
     declarative_dir,
@@ -50,6 +50,7 @@ _NULLABLE = {
     "model.headbias": float,
     "train.ft_init_ckpt": str,
     "train.varsexp": str,
+    "train.class_weights": list,
     "eval.val_split": str,
     "data.data_dir": str,
     "data.num_classes": int,
@@ -174,12 +175,14 @@ _SHAPING = (
 # the data nor the numbers. A name that ends with a dot is a section.
 FREE_OPTIONS = (
     "data.data_dir",
+    "data.allow_changes",
     "data.augment_on",
     "eval.batch_size",
     "checkpoint.",
     "runtime.threads",
     "runtime.strategy",
     "train.callbacks",
+    "train.extend",
 )
 
 
@@ -423,6 +426,9 @@ def load(
         or merger.flat["data.ds_name"]
     )
     dataset = _convert("data.ds_name", dataset, str, "--hparam_str")
+    dataset = registry.normalized(dataset)
+    # Within one program, folders may have changed since the last time.
+    registry.forget()
     info = registry.load_info(dataset)
     recipe = recipe or info.recipe
     recipe_content = named_or_path("recipes", recipe)
@@ -453,6 +459,9 @@ def load(
                 "num_classes": info.num_classes,
                 "multi_label": info.multi_label,
             }
+            # A run has classes of its own, whatever it is evaluated on.
+            if saved is None
+            else {"ds_name": dataset}
         },
         f"dataset {dataset}",
     )
@@ -503,7 +512,13 @@ def read_saved(model_dir: str | os.PathLike) -> dict:
             f"There is no run in {model_dir}: {path} is missing. Train first, "
             "or name another --model_dir."
         )
-    return read_yaml(path)
+    saved = read_yaml(path)
+    name = saved.get("data", {}).get("ds_name")
+    if isinstance(name, str):
+        # Also by its absolute path, which `load` looks up.
+        for each in {name, registry.normalized(name)}:
+            fingerprint.remember(model_dir, each)
+    return saved
 
 
 def as_begun(
@@ -703,7 +718,10 @@ def run_plan(config: ml_collections.ConfigDict) -> RunPlan:
 
 def to_yaml(config: ml_collections.ConfigDict) -> str:
     """Returns the configuration as YAML that `--hparam_str` reads back."""
-    return yaml.safe_dump(config.to_dict(), sort_keys=False)
+    content = config.to_dict()
+    # Given for one time: what is kept of the data is then the new state.
+    content["data"]["allow_changes"] = False
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def differences(

@@ -6,10 +6,10 @@ import keras
 import numpy as np
 
 from efficientnetv2 import checkpoints, engines
-from efficientnetv2.data import faults, pipeline, sources
+from efficientnetv2.data import faults, fingerprint, pipeline, sources
 from efficientnetv2.engines import losses
 from efficientnetv2.models import weights
-from efficientnetv2.runs import Run, read_class_names
+from efficientnetv2.runs import Run
 
 
 def evaluate(
@@ -120,9 +120,10 @@ def evaluate_checkpoint(
     config = run.config
     checkpoint = checkpoints.load(checkpoints.find(run.model_dir, name))
     source = run.split(config.eval.split)
-    names = read_class_names(run.model_dir)
-    if names is not None and not config.data.multi_label:
-        source = sources.in_order_of(source, names)
+    source = sources.in_order_of(
+        source, fingerprint.names_of_run(config, run.model_dir)
+    )
+    fingerprint.say_changes(config, run.model_dir, run.log)
     if engine is None:
         engine = engines.create(config, run.plan, run.log, training=False)
     load_averaged(engine.network, checkpoint)

@@ -4,8 +4,8 @@ import keras
 import ml_collections
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import runs, zoo
-from efficientnetv2.data import registry
+from efficientnetv2 import zoo
+from efficientnetv2.data import fingerprint, registry
 from efficientnetv2.models import weights
 
 
@@ -35,7 +35,7 @@ def initialize(network: keras.Model, config: ml_collections.ConfigDict) -> str:
         ) from None
     names = registry.load_info(config.data.ds_name).class_names
     # A checkpoint lies in a folder of the run.
-    if runs.read_class_names(path.parent.parent) not in (None, names):
+    if fingerprint.class_names(path.parent.parent) not in (None, names):
         classifier.set_weights(fresh)
         text += " Its classes have other names: the classifier starts anew."
     return text

@@ -58,8 +58,10 @@ class UserCallbacks:
 
     Args:
         callbacks: to call; may be empty.
-        network: that they get as `model`, with raw weights. A callback that
-            sets its `stop_training` ends the run after the step.
+        engine: whose network they get as `model`, with raw weights. A
+            callback that sets its `stop_training` ends the run after the
+            step. On JAX the weights are for reading: the state that is
+            trained is the engine's.
         plan: of the run.
         first_step: from which it trains.
     """
@@ -67,11 +69,12 @@ class UserCallbacks:
     def __init__(
         self,
         callbacks: Sequence[keras.callbacks.Callback],
-        network: keras.Model,
+        engine,
         plan: RunPlan,
         first_step: int,
     ):
-        self.plan, self.network = plan, network
+        self.plan, self.engine = plan, engine
+        self.network = network = engine.network
         self.list = None
         if not callbacks:
             return
@@ -130,6 +133,8 @@ class UserCallbacks:
                 for name in ("top1", "top5", "cross_entropy")
             }
         epoch, batch = divmod(state.step - 1, self.plan.steps_per_epoch)
+        # On JAX, whoever asks for the network updates its variables.
+        self.network = self.engine.network
         self.list.on_train_batch_end(batch, dict(self.logs))
         is_last = state.step == self.plan.total_steps
         if batch + 1 == self.plan.steps_per_epoch or is_last:

@@ -20,6 +20,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import json
 import pathlib
 import re
 import shlex
@@ -38,7 +39,8 @@ from efficientnetv2.study import definition, report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", *DOCS]
+NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+PAGES = [ROOT / "README.md", *DOCS, *NOTEBOOKS]
 # What is typed, to the module of the command.
 COMMANDS = {
     **{
@@ -76,6 +78,10 @@ _PATH = re.compile(
     r"/[\w./*-]*)"
 )
 _PACKAGE = re.compile(r"(?<![\w./-])efficientnetv2((?:\.\w+)+)")
+# In a notebook, a line for the shell or for IPython.
+_SHELL = re.compile(r"^( *)[!%]((?:.*\\\n)*.*)", re.MULTILINE)
+# What the variables of the notebooks may be; others are numbers or folders.
+_VALUES = {"MODEL": "efficientnetv2-b0", "photos": "photos"}
 _FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -255,6 +261,24 @@ def _first_column(prose: str, wanted: str) -> list[str]:
 
 def _code(prose: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", prose)
+
+
+def text_of(path: pathlib.Path) -> str:
+    """Returns a page as Markdown, notebooks as well."""
+    if path.suffix == ".md":
+        return path.read_text()
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(text)
+            continue
+        shell = "\n".join(line for _, line in _SHELL.findall(text))
+        shell = re.sub(r"\{(\w+)\}", lambda m: _VALUES.get(m[1], "40"), shell)
+        parts.append(f"```sh\n{shell}\n```")
+        python = re.sub(_SHELL, r"\1pass", text)
+        parts.append(f"```python\n{python}\n```")
+    return "\n".join(parts)
 
 
 def parse(path: pathlib.Path, text: str) -> Page:
@@ -520,8 +544,20 @@ def _name_of(path: pathlib.Path) -> str:
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("path", PAGES, ids=_name_of)
 def test_a_page_names_what_exists(path, check):
-    page = parse(path, path.read_text())
+    page = parse(path, text_of(path))
     assert not faults(check, page)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=_name_of)
+def test_notebooks_are_kept_without_outputs_and_run_on_any_runtime(path):
+    page = parse(path, text_of(path))
+    modules = {command[0] for command in page.commands()}
+    assert {"efficientnetv2.main", "efficientnetv2.predict"} <= modules
+    # Keras has one backend per process, and the kernel is to have none.
+    assert not re.search(r"import (keras|tensorflow|jax)", page.text)
+    for cell in json.loads(path.read_text())["cells"]:
+        assert not cell.get("outputs")
+        assert len("".join(cell["source"]).splitlines()) <= 20
 
 
 def test_the_commands_are_all_there():

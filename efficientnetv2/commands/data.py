@@ -30,6 +30,8 @@ from efficientnetv2 import (
 from efficientnetv2.data import registry
 from efficientnetv2.errors import UserError
 
+# Classes whose images are counted in a line.
+_MOST_SHOWN = 12
 ACTIONS = ("preview", "export", "check")
 
 
@@ -92,32 +94,11 @@ def run(given: flags.FlagValues, words: Sequence[str]) -> int | None:
     return None
 
 
-def _state(info: registry.DatasetInfo, folder: pathlib.Path) -> str:
-    """Returns what of a dataset is on this machine, in a word or two."""
-    if info.source in registry.LISTED:
-        return "here"
-    if info.source == "idx":
-        from efficientnetv2.data import fashion_mnist
-
-        return "here" if fashion_mnist.is_here(folder) else "-"
-    if info.source == "tfds":
-        place = folder / info.tfds_name.replace(":", "/")
-        return "here" if any(place.rglob("dataset_info.json")) else "-"
-    patterns = {split.files for split in info.splits.values()}
-    shards = {
-        path
-        for place in registry.shard_folders(info, folder)
-        for pattern in patterns
-        for path in place.glob(pattern)
-    }
-    return f"{len(shards)} shards" if shards else "-"
-
-
 def _place(
     info: registry.DatasetInfo, folder: pathlib.Path
 ) -> str | pathlib.Path:
     """Returns the folder that holds a dataset, or should."""
-    if info.folder or info.source == "tfds":
+    if info.folder or info.source != "tfrecord":
         return info.folder or folder
     places = registry.shard_folders(info, folder)
     patterns = {split.files for split in info.splits.values()}
@@ -138,7 +119,7 @@ def _table(folder: pathlib.Path) -> None:
                 f"{info.num_classes:,}",
                 f"{info.splits['train'].num_images:,}",
                 f"{info.splits['eval'].num_images:,}",
-                _state(info, folder),
+                registry.state(info, folder),
             )
         )
     print(tables.align(lines, left=[0, 1, 5]))
@@ -153,7 +134,7 @@ def _one(name: str, folder: pathlib.Path) -> None:
         ("classes", f"{info.num_classes:,}: {names}"),
         ("source", " ".join(filter(None, (info.source, info.tfds_name)))),
         ("recipe", info.recipe),
-        ("here", f"{_state(info, folder)} (in {_place(info, folder)})"),
+        ("here", f"{registry.state(info, folder)} (in {_place(info, folder)})"),
         ("licence", info.license),
         ("citation", info.citation),
         ("how to get", info.how_to_get),
@@ -166,10 +147,24 @@ def _one(name: str, folder: pathlib.Path) -> None:
         text = f"{content.num_images:,} images  {where}"
         if shards:
             text += f", shards {list(content.shards)}"
+        if info.source in registry.LISTED:
+            text += _by_class(registry.listing(info.folder).counts(split))
         rows.append((split, text.rstrip()))
+    rows += [("note", note) for note in registry.notes(info)]
     for label, text in rows:
         if text:
             print(f"{label:12}{text}")
+
+
+def _by_class(counts: dict[str, int]) -> str:
+    """Returns the images of each class, or of the smallest and largest."""
+    ordered = sorted(counts.items(), key=lambda item: (item[1], item[0]))
+    if len(ordered) > _MOST_SHOWN:
+        ordered = [ordered[0], ("...", None), ordered[-1]]
+    return ", ".join(
+        name if count is None else f"{name} {count:,}"
+        for name, count in ordered
+    )
 
 
 def _preview(given: flags.FlagValues) -> None:

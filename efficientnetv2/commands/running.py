@@ -10,6 +10,7 @@ from absl import flags
 
 from efficientnetv2 import backend, cli, quiet
 from efficientnetv2 import config as config_lib
+from efficientnetv2.data import fingerprint
 from efficientnetv2.errors import UserError
 from efficientnetv2.serving import formats
 
@@ -225,11 +226,8 @@ def config_of_run(
     saved = config_lib.read_saved(given.model_dir)
     of_run = saved.get("data", {}).get("ds_name")
     dataset = cli.value_of(given, "dataset")
-    if dataset not in (None, of_run) and not other_images:
-        raise UserError(
-            f"--dataset={dataset}: {given.model_dir} is a run on {of_run}, "
-            "and only an evaluation takes other images."
-        )
+    if dataset and not other_images:
+        fingerprint.check_is_of_run(dataset, of_run, given.model_dir)
     return load_config(given, saved)
 
 

@@ -9,6 +9,8 @@ Yun et al., arXiv 1905.04899 (CutMix).
 import tensorflow as tf
 import tensorflow.experimental.numpy as tnp
 
+from efficientnetv2.data import device
+
 # Draws an image: Mixup's weight, CutMix's area, the centre of its box.
 _WEIGHT, _AREA, _CENTRE = slice(0, 4), slice(4, 8), slice(8, 10)
 DRAWS = 10
@@ -158,32 +160,6 @@ def parameters(
     }
 
 
-def blend(
-    images, others, labels, other_labels, line, image_part, box, label_part, ops
-):
-    """Mixes images with their partners, on any backend.
-
-    Args:
-        images, others: floating point [batch, size, size, channels].
-        labels, other_labels: float32 [batch, classes].
-        line: int32 [size], from 0.
-        image_part, box, label_part: see `parameters`.
-        ops: a module with `cast` and `where`: TensorFlow or `keras.ops`.
-
-    Returns:
-        Mixed images and labels of the same shapes and types.
-    """
-    rows, columns = (
-        (line >= box[:, axis, :1]) & (line < box[:, axis, 1:])
-        for axis in range(2)
-    )
-    shown = rows[:, :, None, None] & columns[:, None, :, None]
-    part = ops.where(shown, 1.0, image_part[:, None, None, None])
-    images = images + (others - images) * ops.cast(part, images.dtype)
-    labels = labels + (other_labels - labels) * label_part[:, None]
-    return images, labels
-
-
 def apply(
     images: tf.Tensor, labels: tf.Tensor, partner: tf.Tensor, **parts: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -207,7 +183,7 @@ def apply(
             f"Images of {images.dtype.name} cannot be mixed: normalize them to "
             "float32, float16 or bfloat16 first."
         )
-    return blend(
+    return device.blend(
         images,
         tf.gather(images, partner),
         labels,

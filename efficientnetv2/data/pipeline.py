@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2.config import RunPlan, resolve_image_size
+from efficientnetv2.config import RunPlan
 from efficientnetv2.data import decoding, mixing, preprocessing, sources
 from efficientnetv2.data.augment import policies
 from efficientnetv2.data.sources import (
@@ -32,8 +32,6 @@ from efficientnetv2.data.sources import (
 from efficientnetv2.progressive import Stage, stage_of_steps
 
 _CROP_TRIES = 10
-# From this size on an accelerator augments.
-_DEVICE_SIZE = 96
 # More epochs than a run has, so that no two windows share a seed.
 _EPOCHS = 4096
 # Streams of random numbers that must not be the same.
@@ -99,28 +97,6 @@ def _number_of_draws(config, policy: str | None) -> int:
     if policy:
         draws += 1 + policies.draws(policy, config.data.ra_num_layers)
     return draws
-
-
-def augments_on_device(
-    config: ml_collections.ConfigDict, accelerated: bool
-) -> bool:
-    """Resolves `data.augment_on`.
-
-    A CPU's cores are not relieved by themselves, and below 96 pixels two of
-    them augment more images a second than an accelerator trains on.
-
-    Args:
-        config: of the run.
-        accelerated: whether the run trains on a GPU or TPU.
-    """
-    if config.data.augment_on is not None:
-        return config.data.augment_on == "device"
-    _, policy = preprocessing.parse_augname(config.data.augname)
-    has_work = policy in policies.POLICIES or bool(
-        config.data.mixup_alpha or config.data.cutmix_alpha
-    )
-    large = resolve_image_size(config) >= _DEVICE_SIZE
-    return accelerated and has_work and large
 
 
 def rows_of_part(batch: int, part: int, parts: int) -> np.ndarray:
@@ -218,7 +194,7 @@ class _Schedule:
         def decode_part():
             size = self.sizes[self.stage(step)]
             antialias = self.config.data.antialias
-            turned = decoding.orientation(encoded)
+            turned = decoding.orientation(encoded, decoding.JPEG)
             height, width = tf.unstack(decoding.upright_shape(encoded, turned))
             boxes, flip, unused = _boxes(self.config, uniforms, height, width)
             image, box = decoding.decode_part(
@@ -341,7 +317,7 @@ def training_dataset(
             parts of all workers together are the whole batch; where examples
             come from shards each worker reads shards of its own.
         on_device: leaves augmentation, normalization and mixing to
-            `device.finish`, see `augments_on_device`.
+            `device.finish`, see `device.is_chosen`.
 
     Returns:
         A dataset of (images, labels): float32 [batch / parts, size, size, 3],

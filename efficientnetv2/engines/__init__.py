@@ -5,7 +5,7 @@ same on every backend:
 
     is_chief                    whether this process writes the run's files
     augments                    whether `step` takes crops, see
-                                `pipeline.augments_on_device`
+                                `data.device.is_chosen`
     step(batch, dropout_rate)   one optimizer step; metrics stay on the device
     first_bad_step()            whether a loss was not finite, and when
     arrays(), restore(arrays)   the whole state, by names that all engines share

@@ -15,8 +15,7 @@ import tensorflow as tf
 
 from efficientnetv2 import progressive
 from efficientnetv2.config import RunPlan
-from efficientnetv2.data import pipeline
-from efficientnetv2.data.augment import device
+from efficientnetv2.data import device
 from efficientnetv2.engines import (
     losses,
     optimizers,
@@ -63,7 +62,7 @@ class Engine:
         replicas: devices that share a global batch.
         device: what computes and how, for people.
         parts: of a batch that are computed side by side.
-        augments: whether `step` takes crops, see `pipeline.augments_on_device`.
+        augments: whether `step` takes crops, see `device.is_chosen`.
         is_chief: whether this process writes the run's files.
     """
 
@@ -83,13 +82,13 @@ class Engine:
         self.parts = 1
         if strategies.on_cpu():
             self.parts = config.train.batch_parts
-        self.augments = pipeline.augments_on_device(
+        self.augments = device.is_chosen(
             config, self.replicas == 1 and not strategies.on_cpu()
         )
         self.device = strategies.describe(config, self.strategy, self.parts)
         self._micro_batch_size = config.train.micro_batch_size
         self._step_function = self._logits_function = self._element_spec = None
-        self.averages = self.optimizer = None
+        self.averages = self.optimizer = self.class_weights = None
         with self.strategy.scope():
             self.network = architecture.build(config.model.to_dict())
             self.trained = state.select(self.network, config.train.varsexp)
@@ -426,6 +425,7 @@ class Engine:
                 logits,
                 self.config.train.loss_type,
                 self.config.train.label_smoothing,
+                self.class_weights,
             )
             loss = cross_entropy * scale
         return cross_entropy, logits, tape.gradient(loss, variables)

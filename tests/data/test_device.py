@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from efficientnetv2 import engines, progressive
 from efficientnetv2.config import RunPlan
-from efficientnetv2.data import pipeline, sources
-from efficientnetv2.data.augment import device, policies
+from efficientnetv2.data import device, pipeline, sources
+from efficientnetv2.data.augment import policies
 from tests.data.test_augment import textures
 
 # Without mixing, whose sums a compiler may round otherwise.
@@ -128,7 +128,7 @@ def test_encoded_images_are_sent_as_uint8(tiny_config):
 def test_where_a_run_augments(tiny_config):
     def on_device(options, accelerated=True):
         config = tiny_config(f"{PLAIN},train.isize=96,{options}")
-        return pipeline.augments_on_device(config, accelerated)
+        return device.is_chosen(config, accelerated)
 
     assert on_device("data.augname=randaug")
     assert on_device("data.augname=null,data.mixup_alpha=0.2")
@@ -142,7 +142,6 @@ def test_where_a_run_augments(tiny_config):
     assert not on_device("data.mix_on_device=false")
 
 
-@pytest.mark.skipif(BACKEND == "jax", reason="an engine of TensorFlow's")
 def test_a_run_trains_the_same_on_both(tiny_config, source):
     weights = []
     for where in ("host", "device"):
@@ -198,7 +197,7 @@ def test_it_compiles_for_accelerators_without_calling_the_host(
 def test_on_jax():
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        + ["-p", "no:xdist", __file__],
+        + ["-p", "no:xdist", "-k", "operation or trains or compiles", __file__],
         env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,

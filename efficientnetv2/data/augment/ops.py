@@ -17,11 +17,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-FILL = 128
-"""Grey level of the pixels that an operation uncovers or cuts out."""
-
-_LUMA = (0.2989, 0.587, 0.114)
-_BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0.0))
+from efficientnetv2.data.operations import BELOW_HALF, FILL, LUMA
 
 
 def _size(images: tf.Tensor) -> tuple:
@@ -211,7 +207,7 @@ def color(images: tf.Tensor, factor) -> tf.Tensor:
     red, green, blue = (
         channel * weight
         for channel, weight in zip(
-            tf.unstack(values * (1.0 / 255.0), axis=-1), _LUMA, strict=True
+            tf.unstack(values * (1.0 / 255.0), axis=-1), LUMA, strict=True
         )
     )
     grey = tf.floor(((red + green) + blue) * 255.5)
@@ -323,7 +319,7 @@ def _nearest(position: tf.Tensor, size) -> tf.Tensor:
     """
     position = _clip(position, -1.0, tf.cast(size, tf.float32))
     # Adding 0.5 itself would round 0.49999997 up and bring -0.5 inside.
-    return tf.cast(tf.floor(position + _BELOW_HALF), tf.int32)
+    return tf.cast(tf.floor(position + BELOW_HALF), tf.int32)
 
 
 def _sample(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:

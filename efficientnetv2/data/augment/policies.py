@@ -17,29 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2.data.augment import ops
+from efficientnetv2.data.operations import POLICIES, RAND_AUGMENT_OPS
 
 MAX_LEVEL = 10.0
 """The magnitude at which an operation reaches its nominal full strength."""
-
-RAND_AUGMENT_OPS = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",
-    "Posterize",
-    "Solarize",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-    "Cutout",
-    "SolarizeAdd",
-)
-"""The operations RandAugment draws from, each with the same probability."""
 
 AUTO_AUGMENT_POLICIES = {
     # The released EfficientNetV2 code's policy for ImageNet. It is not the one
@@ -75,9 +56,6 @@ AUTO_AUGMENT_POLICIES = {
     "test": ((("TranslateX", 1.0, 4), ("Equalize", 1.0, 10)),),
 }
 """Sub-policies by policy name: sequences of (operation, probability, level)."""
-
-POLICIES = ("randaug", "autoaug", "ra_aa")
-"""The names that `distort` and `draws` know."""
 
 # Called with images, argument and, for Cutout, its centre.
 _FUNCTIONS = {

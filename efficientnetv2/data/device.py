@@ -1,4 +1,4 @@
-"""The operations of `ops`, on an accelerator, by what the host has drawn.
+"""The operations of `augment.ops` on an accelerator, as the host drew them.
 
 Written in `keras.ops`, for XLA on either backend: shapes are static, nothing
 branches on an image, and nothing calls back to the host. Each operation runs
@@ -20,9 +20,17 @@ import numpy as np
 from keras import ops
 
 from efficientnetv2 import normalizations
-from efficientnetv2.data import mixing, preprocessing
-from efficientnetv2.data.augment.ops import _BELOW_HALF, _LUMA, FILL
-from efficientnetv2.data.augment.policies import RAND_AUGMENT_OPS
+from efficientnetv2.config import resolve_image_size
+from efficientnetv2.data.operations import (
+    BELOW_HALF,
+    FILL,
+    LUMA,
+    POLICIES,
+    RAND_AUGMENT_OPS,
+)
+
+# Pixels from which on an accelerator augments.
+_SMALLEST = 96
 
 LAYERS = ("operation", "argument", "centre", "sources")
 """What `apply` takes besides images."""
@@ -87,7 +95,7 @@ def _sample(images, sources):
     def nearest(by_x, by_y, offset, size):
         position = _product(by_x, columns) + _product(by_y, rows) + offset
         position = ops.clip(position, -1.0, ops.cast(size, "float32"))
-        return ops.cast(ops.floor(position + _BELOW_HALF), "int32")
+        return ops.cast(ops.floor(position + BELOW_HALF), "int32")
 
     y = nearest(a, b, c, height)
     x = nearest(d, e, f, width)
@@ -139,7 +147,7 @@ def _equalize(values):
 def _grey(values):
     red, green, blue = (
         _product(_product(values[..., i : i + 1], np.float32(1.0 / 255.0)), w)
-        for i, w in enumerate(np.float32(_LUMA))
+        for i, w in enumerate(np.float32(LUMA))
     )
     return ops.floor((red + green + blue) * 255.5)
 
@@ -246,9 +254,55 @@ def apply(images, operation, argument, centre, sources):
     )
 
 
+def blend(
+    images, others, labels, other_labels, line, image_part, box, label_part, ops
+):
+    """Mixes images with their partners, on any backend.
+
+    Args:
+        images, others: floating point [batch, size, size, channels].
+        labels, other_labels: float32 [batch, classes].
+        line: int32 [size], from 0.
+        image_part, box, label_part: see `mixing.parameters`.
+        ops: a module with `cast` and `where`: TensorFlow or `keras.ops`.
+
+    Returns:
+        Mixed images and labels of the same shapes and types.
+    """
+    rows, columns = (
+        (line >= box[:, axis, :1]) & (line < box[:, axis, 1:])
+        for axis in range(2)
+    )
+    shown = rows[:, :, None, None] & columns[:, None, :, None]
+    part = ops.where(shown, 1.0, image_part[:, None, None, None])
+    images = images + (others - images) * ops.cast(part, images.dtype)
+    labels = labels + (other_labels - labels) * label_part[:, None]
+    return images, labels
+
+
+def is_chosen(config: ml_collections.ConfigDict, accelerated: bool) -> bool:
+    """Resolves `data.augment_on`.
+
+    A CPU's cores are not relieved by themselves, and below 96 pixels two of
+    them augment more images a second than an accelerator trains on.
+
+    Args:
+        config: of the run.
+        accelerated: whether the run trains on a GPU or TPU.
+    """
+    if config.data.augment_on is not None:
+        return config.data.augment_on == "device"
+    _, policy = normalizations.parse_augname(config.data.augname)
+    has_work = policy in POLICIES or bool(
+        config.data.mixup_alpha or config.data.cutmix_alpha
+    )
+    large = resolve_image_size(config) >= _SMALLEST
+    return accelerated and has_work and large
+
+
 def batch_maker(config: ml_collections.ConfigDict) -> Callable:
     """Returns `finish` for the batches of a run, to be compiled."""
-    mode, _ = preprocessing.parse_augname(config.data.augname)
+    mode, _ = normalizations.parse_augname(config.data.augname)
     return functools.partial(finish, mode=mode)
 
 
@@ -258,8 +312,8 @@ def finish(batch: Mapping, mode: str) -> tuple:
     Args:
       batch: 'images', uint8 [batch, size, size, 1 or 3], or float32, already
         normalized; 'labels', float32 [batch, classes]; and, as far as the run
-        has them, what `apply` and `mixing.blend` take.
-      mode: of normalization, one of `preprocessing.MODES`.
+        has them, what `apply` and `blend` take.
+      mode: of normalization, one of `normalizations.MODES`.
 
     Returns:
       Images, float32 [batch, size, size, 3], and labels, float32 [batch,
@@ -277,7 +331,7 @@ def finish(batch: Mapping, mode: str) -> tuple:
         images = normalizations.normalize(images, mode)
     if "partner" in batch:
         partner = batch.pop("partner")
-        images, labels = mixing.blend(
+        images, labels = blend(
             images,
             ops.take(images, partner, axis=0),
             labels,
