@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import types
 from typing import TYPE_CHECKING
 
 import wrapt
@@ -66,6 +67,16 @@ def __getattr__(name: str):
     with quiet.importing():
         module = importlib.import_module(f"{__name__}.{module}")
     return getattr(module, attribute)
+
+
+class _Package(types.ModuleType):
+    def __setattr__(self, name: str, value) -> None:
+        # The modules `train` and `predict` do not hide the functions.
+        if name not in __all__ or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

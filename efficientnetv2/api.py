@@ -26,12 +26,12 @@ from efficientnetv2 import (
     user_callbacks,
 )
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import train as train_lib
 from efficientnetv2.data import checks, fingerprint, preview, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export as export_lib
 from efficientnetv2.serving.spec import ServingSpec
+from efficientnetv2.train import train as train_to_the_end
 
 WorkerLost = recovery.WorkerLost
 
@@ -171,7 +171,7 @@ def execute(
 def _train(run: runs.Run, mode: str) -> None:
     if not engines.is_chief(run.config):
         run.log = _silent
-        train_lib.train(run)
+        train_to_the_end(run)
         return
     with runs.claimed(run):
         named = user_callbacks.load(run.config.train.callbacks)
@@ -196,7 +196,7 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
     dry_run.warn_if_slow(run)
     run.update_metrics(environment=runs.environment())
     _look_at_data(run, mode)
-    engine = train_lib.train(run)
+    engine = train_to_the_end(run)
     if mode == "train":
         run.log(f"Trained: {run.model_dir}")
         return

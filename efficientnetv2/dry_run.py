@@ -13,10 +13,10 @@ import keras
 import ml_collections
 
 from efficientnetv2 import engines, runs
-from efficientnetv2 import train as train_lib
 from efficientnetv2.data import faults, pipeline, registry
 from efficientnetv2.formatting import format_seconds
 from efficientnetv2.models import counting
+from efficientnetv2.train import announce
 
 _WARM_UP = 2
 _STEPS = 8
@@ -71,7 +71,7 @@ def report(
         engines.set_up(config)
         log(_describe_data(run))
         engine = engines.create(config, run.plan, log)
-        train_lib.announce(run, engine)
+        announce(run, engine)
         timing = _measure(run, engine, start)
     rates = "; ".join(f"{rate:,.0f}" for rate in timing.images_per_second)
     seconds = estimate(run, timing)
