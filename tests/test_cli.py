@@ -89,7 +89,7 @@ def test_short_flags_are_options():
     assert config.train.lr_base == 0.01 and config.train.seed == 3
     assert config.train.isize == config.eval.isize == 60
     # The recipe begins at 32 of 40 pixels.
-    assert config.data.ibase == 120
+    assert config.data.ibase == 48
     config = _config("--image_size=60", "--hparam_str=data.ibase=40")
     assert config.data.ibase == 40
     # A flag counts more than --hparam_str.
