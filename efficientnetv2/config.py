@@ -160,6 +160,8 @@ _RANGES = {
 _RENAMED = {
     "data.mix_on_device": ("data.augment_on", {True: "device", False: "host"})
 }
+# Options for one command, which a run does not keep.
+ONE_TIME_OPTIONS = ("data.allow_changes", "train.extend")
 NOT_SET = "(not set)"
 # Of whole numbers without a limit of their own.
 _LARGEST = 2**31 - 1
@@ -719,8 +721,9 @@ def run_plan(config: ml_collections.ConfigDict) -> RunPlan:
 def to_yaml(config: ml_collections.ConfigDict) -> str:
     """Returns the configuration as YAML that `--hparam_str` reads back."""
     content = config.to_dict()
-    # Given for one time: what is kept of the data is then the new state.
-    content["data"]["allow_changes"] = False
+    for key in ONE_TIME_OPTIONS:
+        section, option = key.split(".")
+        content[section][option] = False
     return yaml.safe_dump(content, sort_keys=False)
 
 
