@@ -7,6 +7,7 @@ print(metrics["test"]["top1"])
 
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 
 import keras
@@ -15,20 +16,22 @@ import ml_collections
 from efficientnetv2 import (
     backend,
     checkpoints,
-    cli,
+    closing,
+    dry_run,
     engines,
     evaluation,
     files,
     recovery,
     runs,
+    user_callbacks,
 )
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import train as train_lib
 from efficientnetv2.data import checks, fingerprint, preview, registry
-from efficientnetv2.errors import DataError
+from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture
 from efficientnetv2.serving import export as export_lib
 from efficientnetv2.serving.spec import ServingSpec
+from efficientnetv2.train import train as train_to_the_end
 
 WorkerLost = recovery.WorkerLost
 
@@ -168,9 +171,11 @@ def execute(
 def _train(run: runs.Run, mode: str) -> None:
     if not engines.is_chief(run.config):
         run.log = _silent
-        train_lib.train(run)
+        train_to_the_end(run)
         return
     with runs.claimed(run):
+        named = user_callbacks.load(run.config.train.callbacks)
+        run.callbacks = [*run.callbacks, *named]
         _train_as_chief(run, mode)
 
 
@@ -188,9 +193,10 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
         )
         return
     engines.set_up(run.config)
+    dry_run.warn_if_slow(run)
     run.update_metrics(environment=runs.environment())
     _look_at_data(run, mode)
-    engine = train_lib.train(run)
+    engine = train_to_the_end(run)
     if mode == "train":
         run.log(f"Trained: {run.model_dir}")
         return
@@ -206,6 +212,8 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
         f"Done: {split} top-1 {result['top1']:.2%} after "
         f"{metrics['train_seconds'] / 60:.1f} minutes of training.{model}"
     )
+    if mode == "train_and_eval":
+        run.log(closing.next_commands(run))
 
 
 def _look_at_data(run: runs.Run, mode: str) -> None:
@@ -228,7 +236,11 @@ def evaluate_and_report(
     observer = run_report.Observer()
     result = evaluation.evaluate_checkpoint(run, checkpoint, observer, engine)
     preview.write(run.config, run.model_dir / preview.FOLDER, log=_silent)
-    run.log(f"Report: {run_report.write(run, observer, result)}")
+    path = run_report.write(run, observer, result)
+    if not run.config.data.multi_label:
+        names = registry.load_info(run.config.data.ds_name).class_names
+        run.log(closing.class_table(observer.labels, observer.predicted, names))
+    run.log(f"Report: {path}")
     return result
 
 
@@ -341,10 +353,9 @@ def export_run(
     return written
 
 
-def _export_trained(words: Sequence[str]) -> None:
-    """Does what `export_saved_model` wants of its child process."""
-    export_saved_model(_run_of(words[0], "", print))
-
-
 if __name__ == "__main__":
-    cli.start(cli.command(_export_trained, positional=True))
+    # What `export_saved_model` wants of its child process.
+    try:
+        export_saved_model(_run_of(sys.argv[1], "", print))
+    except UserError as user_error:
+        sys.exit(f"error: {user_error}")

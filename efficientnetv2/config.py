@@ -67,7 +67,10 @@ _CHOICES = {
     "model.bn_type": ["bn", "sync_bn", "gn"],
     "train.isize_rule": ["code", "paper"],
     "train.stage_order": ["ascending", "random"],
-    "train.optimizer": ["rmsprop", "momentum", "sgd", "adam"],
+    "train.optimizer": [
+        *("rmsprop", "momentum", "nesterov", "sgd"),
+        *("adam", "adamw", "lion"),
+    ],
     "runtime.strategy": [
         "auto",
         "cpu",
@@ -125,6 +128,9 @@ _RANGES = {
     "train.rmsprop_decay": (0, 0.999999),
     "train.rmsprop_epsilon": (0, None),
     "train.seed": (0, 2**31 - 1),
+    "train.decoupled_weight_decay": (0, 1),
+    "train.layer_decay": (1e-3, 1),
+    "train.unfreeze_epochs": (0, None),
     "train.isize": (None, _LARGEST_IMAGE),
     "eval.isize": (None, _LARGEST_IMAGE),
     "eval.batch_size": (1, None),
@@ -160,6 +166,13 @@ NOT_SET = "(not set)"
 # Of whole numbers without a limit of their own.
 _LARGEST = 2**31 - 1
 MIN_IMAGE_SIZE = 8
+# Options of a model that decide what its weights are called and how large they
+# are, or what they mean.
+_SHAPING = (
+    *("model_name", "blocks", "fused_stages", "width_coefficient"),
+    *("depth_coefficient", "depth_divisor", "min_depth", "round_limit"),
+    *("feature_size", "act_fn", "bn_type", "gn_groups"),
+)
 # Options that may change between the parts of one run: they change neither
 # the data nor the numbers. A name that ends with a dot is a section.
 FREE_OPTIONS = (
@@ -170,6 +183,7 @@ FREE_OPTIONS = (
     "checkpoint.",
     "runtime.threads",
     "runtime.strategy",
+    "train.callbacks",
     "train.extend",
 )
 
@@ -357,6 +371,13 @@ class _Merger:
             raise ConfigError(
                 f"{source}: {key}={value} is too large; at most {high:g}."
             )
+        if key == "train.callbacks":
+            for item in value:
+                if not re.fullmatch(r"\w+(\.\w+)*:\w+", str(item)):
+                    raise ConfigError(
+                        f"{source}: {key} has {item!r}; write module:Class, "
+                        "such as my_callbacks:Tracker."
+                    )
         if key.endswith("transformations"):
             for item in value:
                 valid = (
@@ -414,15 +435,24 @@ def load(
     recipe = recipe or info.recipe
     recipe_content = named_or_path("recipes", recipe)
     recipe_model = _flatten(recipe_content).get("model.model_name")
+    model_name = model_name or flat_overrides.get("model.model_name")
+    of_weights = {}
+    if model_name is None:
+        # The weights to start from may be a run's, which knows its model.
+        of_weights = model_of_run(
+            flat_overrides.get("train.ft_init_ckpt")
+            or _flatten(recipe_content).get("train.ft_init_ckpt")
+        )
     model_name = (
         model_name
-        or flat_overrides.get("model.model_name")
+        or of_weights.pop("model_name", None)
         or recipe_model
         or merger.flat["model.model_name"]
     )
     model_content = named_or_path("models", str(model_name))
     merger.apply(model_content, f"model {model_name}")
     merger.apply(recipe_content, f"recipe {recipe}")
+    merger.apply({"model": of_weights}, "the run of train.ft_init_ckpt")
     merger.apply(saved or {}, "config.yaml of the run")
     merger.apply(
         {
@@ -453,6 +483,23 @@ def load(
     config = ml_collections.ConfigDict(nested)
     check(config)
     return config.lock()
+
+
+def model_of_run(weights: Any) -> dict[str, Any]:
+    """Returns the options of the model whose weights fine-tuning starts from.
+
+    Args:
+        weights: `train.ft_init_ckpt`; only the folder of a run, or one of its
+            checkpoints, gives options.
+    """
+    if not isinstance(weights, str):
+        return {}
+    path = pathlib.Path(weights).expanduser()
+    for folder in (path, path.parent.parent):
+        if (folder / FILE).is_file() and (folder / "checkpoints").is_dir():
+            model = read_yaml(folder / FILE).get("model", {})
+            return {name: model[name] for name in _SHAPING if name in model}
+    return {}
 
 
 def read_saved(model_dir: str | os.PathLike) -> dict:

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import platform
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +14,13 @@ import ml_collections
 import numpy as np
 
 import efficientnetv2
-from efficientnetv2 import checkpoints, declarative, files, progressive
+from efficientnetv2 import (
+    checkpoints,
+    declarative,
+    files,
+    formatting,
+    progressive,
+)
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import RunPlan, run_plan
 from efficientnetv2.data import faults, fingerprint
@@ -201,7 +206,8 @@ def _check_config(run: Run) -> None:
     """Writes config.yaml, which must agree with one that is there."""
     folder = run.model_dir
     path = folder / config_lib.FILE
-    if path.exists():
+    # A start that failed before the first checkpoint binds nobody.
+    if path.exists() and _has_begun(run):
         saved = declarative.read_yaml(path)
         # What an earlier version wrote lacks the options that came later.
         changed = config_lib.differences(
@@ -228,6 +234,12 @@ def _check_config(run: Run) -> None:
     written[config_lib.FILE] = config_lib.to_yaml(run.config)
     for name, text in written.items():
         files.write_text(folder / name, text)
+
+
+def _has_begun(run: Run) -> bool:
+    """Whether a folder holds a checkpoint to go on with, or a result."""
+    found = checkpoints.folder(run.model_dir).glob("*.npz")
+    return any(found) or bool(run.read_metrics().get("finished"))
 
 
 def _is_longer(changed) -> bool:
@@ -273,5 +285,5 @@ def environment() -> dict:
         "cpu_count": os.cpu_count(),
         "machine": platform.machine(),
         "devices": devices,
-        "command": " ".join(sys.argv),
+        "command": formatting.command_line(),
     }

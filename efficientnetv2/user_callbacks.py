@@ -1,11 +1,52 @@
 """The Keras callbacks of users, called as `fit` would call them."""
 
+import importlib
+import os
+import sys
 from collections.abc import Mapping, Sequence
 
 import keras
 
 from efficientnetv2.config import RunPlan
+from efficientnetv2.errors import UserError
 from efficientnetv2.runs import State
+
+
+def load(names: Sequence[str]) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that `train.callbacks` names.
+
+    Args:
+        names: 'module:Class'; or a function that returns a callback. Either
+            is called without arguments. A module may lie in the working
+            directory.
+
+    Raises:
+        UserError: for a module or name that is not there, or what is no
+            callback.
+    """
+    return [_load(name) for name in names]
+
+
+def _load(name: str) -> keras.callbacks.Callback:
+    module_name, _, attribute = name.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        # A console script has its own folder there.
+        sys.path.append(here)
+    try:
+        made = getattr(importlib.import_module(module_name), attribute)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"train.callbacks: {name} cannot be made: {error}. Modules are "
+            f"looked for in {here} and among the installed ones; the class is "
+            "called without arguments."
+        ) from error
+    if not isinstance(made, keras.callbacks.Callback):
+        raise UserError(
+            f"train.callbacks: {name} gives {type(made).__name__}, which is no "
+            "keras.callbacks.Callback."
+        )
+    return made
 
 
 class UserCallbacks:

@@ -278,8 +278,11 @@ def _load_info(name: str) -> DatasetInfo:
     path = folders.expand(name)
     if path.is_dir() or _is_path(name):
         return _listed_info(name, path)
+    here = [path.name for path in pathlib.Path(".").iterdir() if path.is_dir()]
+    folder = nearest(name, here)
+    hint = f" There is a folder {folder!r} here." if folder else ""
     raise ConfigError(
-        f"Unknown dataset {name!r}."
+        f"Unknown dataset {name!r}.{hint}"
         + suggest(name, names("datasets"))
         + " Or give the path of a folder of images, of a CSV file or of a "
         "YAML file."

@@ -126,7 +126,7 @@ def stream(
         readable = []
         for index, image in batch:
             try:
-                readable.append((index, image, _encode(image)))
+                readable.append((index, image, encode(image)))
             except OSError as error:
                 on_error(index, image, error.strerror or str(error))
             except tf.errors.OpError:
@@ -170,7 +170,7 @@ def _read(image: str | os.PathLike | bytes) -> bytes:
     return pathlib.Path(image).expanduser().read_bytes()
 
 
-def _encode(image: Image) -> bytes:
+def encode(image: Image) -> bytes:
     """Returns an image as a model that is exported takes it."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
