@@ -28,7 +28,7 @@ from efficientnetv2 import (
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import checks, fingerprint, preview, registry
 from efficientnetv2.errors import DataError, UserError
-from efficientnetv2.models import architecture
+from efficientnetv2.models import architecture, weights
 from efficientnetv2.serving import export as export_lib
 from efficientnetv2.serving.spec import ServingSpec
 from efficientnetv2.train import train as train_to_the_end
@@ -274,7 +274,7 @@ def _network(run: runs.Run, checkpoint: str | None, engine=None):
     else:
         keras.config.set_dtype_policy("float32")
         network = architecture.build(run.config.model.to_dict())
-    evaluation.load_averaged(network, found)
+    weights.load_averaged(network, found)
     return network, found
 
 

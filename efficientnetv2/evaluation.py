@@ -90,14 +90,6 @@ def to_vectors(labels: np.ndarray, classes: int) -> np.ndarray:
     return np.pad(labels, [(0, 0), (0, classes - labels.shape[1])])
 
 
-def load_averaged(
-    network: keras.Model, checkpoint: checkpoints.Checkpoint
-) -> None:
-    """Sets the averaged weights of a checkpoint, else the raw ones."""
-    source = weights.from_arrays(checkpoint.arrays, str(checkpoint.path))
-    weights.assign(network, source)
-
-
 def evaluate_checkpoint(
     run: Run,
     name: str | None,
@@ -126,7 +118,7 @@ def evaluate_checkpoint(
     fingerprint.say_changes(config, run.model_dir, run.log)
     if engine is None:
         engine = engines.create(config, run.plan, run.log, training=False)
-    load_averaged(engine.network, checkpoint)
+    weights.load_averaged(engine.network, checkpoint)
     with faults.named(source):
         result = evaluate(
             engine.logits,

@@ -30,6 +30,7 @@ from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline, registry
 from efficientnetv2.engines import schedules, tensorflow
 from efficientnetv2.errors import UserError
+from efficientnetv2.models import weights
 from tests.conftest import engine_and_batch
 
 pytestmark = pytest.mark.usefixtures("small_data")
@@ -197,7 +198,7 @@ np.savez(sys.argv[3], served=served['probabilities'],
 
     network = architecture.build(config.model.to_dict())
     best = checkpoints.load(checkpoints.find(finished, "best"))
-    evaluation.load_averaged(network, best)
+    weights.load_averaged(network, best)
     dataset = pipeline.evaluation_dataset(source, config)
     logits = network(next(iter(dataset))[0][:5])
     expected = tf.nn.softmax(logits).numpy()

@@ -53,11 +53,12 @@ def measure(model_dir: str | os.PathLike, batch_size: int) -> dict:
     """
     import numpy as np
 
-    from efficientnetv2 import checkpoints, engines, evaluation
+    from efficientnetv2 import checkpoints, engines
+    from efficientnetv2.models import weights
 
     config = config_lib.load(saved=config_lib.read_saved(model_dir))
     engine = engines.create(config, config_lib.run_plan(config), training=False)
-    evaluation.load_averaged(
+    weights.load_averaged(
         engine.network, checkpoints.load(checkpoints.find(model_dir, None))
     )
     size = config.eval.isize
