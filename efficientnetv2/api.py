@@ -30,6 +30,7 @@ from efficientnetv2.data import checks, fingerprint, preview, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture, weights
 from efficientnetv2.serving import export as export_lib
+from efficientnetv2.serving import loading, scoring
 from efficientnetv2.serving.spec import ServingSpec
 from efficientnetv2.train import train as train_to_the_end
 
@@ -90,6 +91,43 @@ def evaluate(
     run = _run_of(model_dir, hparam_str, log)
     engines.set_up(run.config, training=False)
     return evaluation.evaluate_checkpoint(run, checkpoint)
+
+
+def evaluate_weights(
+    config: ml_collections.ConfigDict,
+    model_name: str,
+    weights: str | os.PathLike,
+    log: Callable[[str], None] = print,
+) -> dict:
+    """Evaluates weights without a run on every image of `eval.split`.
+
+    Args:
+        config: from `efficientnetv2.load_config`, of the dataset.
+        model_name: a name of hparams/models/, or a YAML file.
+        weights: 'imagenet', or what `efficientnetv2.load_weights` reads.
+        log: prints one line.
+
+    Returns:
+        'top1' and 'top5' in [0, 1], among all classes of the model, and
+        'images'.
+
+    Raises:
+        UserError: for weights or data that cannot be obtained, or classes that
+            the model does not know.
+    """
+    engines.set_up(config, training=False)
+    run = runs.make_run(config, "", log)
+    result = scoring.evaluate(
+        loading.load(model_name, weights=str(weights)),
+        run.split(config.eval.split),
+        config.eval.batch_size,
+    )
+    log(
+        f"{config.data.ds_name} {config.eval.split}: top-1 "
+        f"{result['top1']:.2%} top-5 {result['top5']:.2%} "
+        f"({result['images']:,} images, {model_name} with weights {weights})"
+    )
+    return result
 
 
 def export(

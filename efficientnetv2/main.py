@@ -25,6 +25,7 @@ def define_flags(values: flags.FlagValues) -> None:
     train.define_flags(values)
     running.define_checkpoint(values)
     running.define_export(values)
+    running.define_weights(values)
     flags.DEFINE_enum(
         "mode",
         "train_and_eval",
@@ -40,6 +41,11 @@ def run(given: flags.FlagValues, words: Sequence[str]) -> None:
     cli.no_words(words)
     if given.dry_run and given.mode not in running.TRAINING_MODES:
         raise UserError("--dry_run is for training.")
+    if given.weights:
+        if given.mode != "eval":
+            raise UserError("--weights is for --mode=eval.")
+        running.evaluate_weights(given)
+        return
     if not given.model_dir and not given.dry_run:
         raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
     if given.mode == "export":

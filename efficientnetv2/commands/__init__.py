@@ -6,13 +6,14 @@ from types import ModuleType
 # Name to what it does, in the order in which they are needed.
 NAMES = {
     "train": "Train, evaluate, write the report and a SavedModel.",
-    "eval": "Evaluate a run.",
+    "eval": "Evaluate a run, or published weights.",
     "predict": "Predict the classes of images.",
     "export": "Write a run's model for Keras, LiteRT or ONNX.",
     "report": "Write the HTML report of a run anew.",
     "runs": "List and compare runs.",
     "data": "List, preview and export datasets.",
     "models": "List models, with accuracy, size and cost.",
+    "find_lr": "Find a learning rate by a few steps at rising rates.",
     "study": "Train the arms of an ablation study, and report on them.",
     "benchmark": "Measure the speed of training and inference.",
     "completion": "Print the completion script of a shell.",

@@ -139,6 +139,16 @@ def define_checkpoint(values: flags.FlagValues) -> None:
     )
 
 
+def define_weights(values: flags.FlagValues) -> None:
+    """Defines --weights."""
+    flags.DEFINE_string(
+        "weights",
+        None,
+        "Evaluate these instead of a run: imagenet, or a path.",
+        flag_values=values,
+    )
+
+
 def define_export(values: flags.FlagValues) -> None:
     """Defines the flags of an export."""
     flags.DEFINE_list(
@@ -256,6 +266,36 @@ def train(given: flags.FlagValues) -> None:
     with quiet.importing_tensorflow(given.backend):
         from efficientnetv2 import dry_run
     dry_run.report(config)
+
+
+def evaluate_weights(given: flags.FlagValues) -> None:
+    """Evaluates --weights of --model_name on --dataset.
+
+    Raises:
+        UserError: if one of the three is missing, or a run is named as well.
+    """
+    missing = [
+        f"--{name}"
+        for name in ("model_name", "dataset")
+        if not cli.value_of(given, name)
+    ]
+    if missing:
+        raise UserError(
+            f"--weights={given.weights} needs {' and '.join(missing)}, as in "
+            "--model_name=efficientnetv2-s --weights=imagenet --dataset=photos."
+        )
+    if given.model_dir:
+        raise UserError(
+            "--weights evaluates weights without a run: leave out --model_dir."
+        )
+    config = config_lib.load(
+        dataset=given.dataset,
+        hparam_str=cli.value_of(given, "hparam_str") or "",
+        flags=overrides(given),
+    )
+    with quiet.importing_tensorflow("tensorflow"):
+        from efficientnetv2 import api
+    api.evaluate_weights(config, given.model_name, given.weights)
 
 
 def execute(

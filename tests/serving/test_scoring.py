@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import yaml
 
 from efficientnetv2.data.sources import ArraySource
 from efficientnetv2.errors import DataError
@@ -33,3 +34,40 @@ def test_a_class_that_the_model_does_not_know(folder_run, source):
         scoring.evaluate(
             classifier, dataclasses.replace(source, class_names=names)
         )
+
+
+def test_weights_without_a_run(folder_run, capfd):
+    """The command, with a run's checkpoint as a user's own weights."""
+    from efficientnetv2 import cli, main
+
+    photos = folder_run.parent / "photos"
+    architecture = folder_run.parent / "tiny.yaml"
+    saved = yaml.safe_load((folder_run / "config.yaml").read_text())
+    model = {**saved["model"], "model_name": "tiny"}
+    architecture.write_text(
+        yaml.safe_dump(
+            {
+                "model": model,
+                "eval": {"isize": 24},
+                "data": {"augname": None, "eval_transformations": []},
+            }
+        )
+    )
+    arguments = [
+        "--mode=eval",
+        f"--model_name={architecture}",
+        f"--weights={folder_run}",
+        f"--dataset={photos}",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        cli.start(main, "main", arguments)
+    output = capfd.readouterr()
+    assert ended.value.code == 0, output.err
+    accuracy = float(output.out.partition("top-1 ")[2].partition("%")[0])
+    assert accuracy > 90 and "(200 images, " in output.out
+    with pytest.raises(SystemExit) as ended:
+        cli.start(main, "main", [*arguments, "--model_dir=there"])
+    assert "leave out --model_dir" in capfd.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        cli.start(main, "main", arguments[:1] + arguments[2:3])
+    assert "needs --model_name and --dataset" in capfd.readouterr().err
