@@ -7,7 +7,8 @@
 #              examples than `make test` to the property tests; FUZZ_SEED
 #              repeats what it printed
 # make soak    kills a run 100 times and compares its weights
-# make notebooks        runs the notebooks of colab/ and keeps their outputs
+# make notebooks        runs the notebooks of colab/ in colab/runs
+# make colab-check      installs and tests on the versions of Colab's runtimes
 # make wheel   tries the wheel in an empty environment and an empty folder
 # make lint    checks format and style
 
@@ -23,7 +24,7 @@ FUZZ_SEED := $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
 endif
 
 .PHONY: setup train best ablation ablation-report test fuzz soak \
-	notebooks wheel lint
+	notebooks colab-check wheel lint
 
 setup: $(VENV)/.installed
 
@@ -75,8 +76,11 @@ notebooks: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check \
 		--editable '.[export,notebooks]'
 	rm -rf colab/runs
-	$(BIN)/jupyter execute --inplace colab/efficientnetv2.ipynb \
-		colab/fine_tune.ipynb
+	PATH="$(CURDIR)/$(BIN):$$PATH" jupyter execute \
+		colab/efficientnetv2.ipynb colab/fine_tune.ipynb
+
+colab-check:
+	bash tests/colab_check.sh $(RUNTIMES)
 
 wheel:
 	sh tests/try_wheel.sh $(PYTHON)

@@ -2,12 +2,21 @@
 
 import importlib
 import sys
+import types
 from typing import TYPE_CHECKING
 
 import wrapt
 
+from efficientnetv2 import quiet
+
 if TYPE_CHECKING:
     from efficientnetv2.api import evaluate, export, train
+    from efficientnetv2.catalog import (
+        list_datasets,
+        list_models,
+        list_recipes,
+        list_weights,
+    )
     from efficientnetv2.config import load as load_config
     from efficientnetv2.serving.predict import predict
     from efficientnetv2.zoo import (
@@ -24,6 +33,10 @@ __all__ = [
     "evaluate",
     "export",
     "feature_pyramid",
+    "list_datasets",
+    "list_models",
+    "list_recipes",
+    "list_weights",
     "load_config",
     "load_weights",
     "predict",
@@ -33,6 +46,10 @@ __all__ = [
 ]
 
 _MODULES = {
+    "list_datasets": ("catalog", "list_datasets"),
+    "list_models": ("catalog", "list_models"),
+    "list_recipes": ("catalog", "list_recipes"),
+    "list_weights": ("catalog", "list_weights"),
     "load_config": ("config", "load"),
     "train": ("api", "train"),
     "evaluate": ("api", "evaluate"),
@@ -47,8 +64,19 @@ def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _MODULES.get(name, ("zoo", name))
-    module = importlib.import_module(f"{__name__}.{module}")
+    with quiet.importing():
+        module = importlib.import_module(f"{__name__}.{module}")
     return getattr(module, attribute)
+
+
+class _Package(types.ModuleType):
+    def __setattr__(self, name: str, value) -> None:
+        # The modules `train` and `predict` do not hide the functions.
+        if name not in __all__ or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,7 @@ print(metrics["test"]["top1"])
 
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Sequence
 
 import keras
@@ -15,19 +16,23 @@ import ml_collections
 from efficientnetv2 import (
     backend,
     checkpoints,
-    cli,
+    closing,
+    dry_run,
     engines,
     evaluation,
     files,
     recovery,
     runs,
+    user_callbacks,
 )
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import train as train_lib
-from efficientnetv2.data import checks, preview, registry
-from efficientnetv2.models import architecture
+from efficientnetv2.data import checks, fingerprint, preview, registry
+from efficientnetv2.errors import DataError, UserError
+from efficientnetv2.models import architecture, weights
 from efficientnetv2.serving import export as export_lib
+from efficientnetv2.serving import loading, scoring
 from efficientnetv2.serving.spec import ServingSpec
+from efficientnetv2.train import train as train_to_the_end
 
 WorkerLost = recovery.WorkerLost
 
@@ -86,6 +91,43 @@ def evaluate(
     run = _run_of(model_dir, hparam_str, log)
     engines.set_up(run.config, training=False)
     return evaluation.evaluate_checkpoint(run, checkpoint)
+
+
+def evaluate_weights(
+    config: ml_collections.ConfigDict,
+    model_name: str,
+    weights: str | os.PathLike,
+    log: Callable[[str], None] = print,
+) -> dict:
+    """Evaluates weights without a run on every image of `eval.split`.
+
+    Args:
+        config: from `efficientnetv2.load_config`, of the dataset.
+        model_name: a name of hparams/models/, or a YAML file.
+        weights: 'imagenet', or what `efficientnetv2.load_weights` reads.
+        log: prints one line.
+
+    Returns:
+        'top1' and 'top5' in [0, 1], among all classes of the model, and
+        'images'.
+
+    Raises:
+        UserError: for weights or data that cannot be obtained, or classes that
+            the model does not know.
+    """
+    engines.set_up(config, training=False)
+    run = runs.make_run(config, "", log)
+    result = scoring.evaluate(
+        loading.load(model_name, weights=str(weights)),
+        run.split(config.eval.split),
+        config.eval.batch_size,
+    )
+    log(
+        f"{config.data.ds_name} {config.eval.split}: top-1 "
+        f"{result['top1']:.2%} top-5 {result['top5']:.2%} "
+        f"({result['images']:,} images, {model_name} with weights {weights})"
+    )
+    return result
 
 
 def export(
@@ -159,7 +201,7 @@ def execute(
             result = evaluation.evaluate_checkpoint(run, checkpoint)
             run.update_metrics(eval=result)
         elif mode == "report":
-            evaluate_and_report(run, checkpoint)
+            report(run, checkpoint)
         else:
             export_run(run, checkpoint, formats, allow_disagreement)
 
@@ -167,14 +209,20 @@ def execute(
 def _train(run: runs.Run, mode: str) -> None:
     if not engines.is_chief(run.config):
         run.log = _silent
-        train_lib.train(run)
+        train_to_the_end(run)
         return
     with runs.claimed(run):
+        named = user_callbacks.load(run.config.train.callbacks)
+        run.callbacks = [*run.callbacks, *named]
         _train_as_chief(run, mode)
 
 
 def _train_as_chief(run: runs.Run, mode: str) -> None:
     metrics, split = run.read_metrics(), run.config.eval.split
+    if run.config.train.extend and metrics.get("steps", 0) < (
+        run.plan.total_steps
+    ):
+        metrics = run.update_metrics(finished=False)
     if metrics.get("finished"):
         run.log(
             f"{run.model_dir} is finished: {split} top-1 "
@@ -183,9 +231,10 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
         )
         return
     engines.set_up(run.config)
+    dry_run.warn_if_slow(run)
     run.update_metrics(environment=runs.environment())
     _look_at_data(run, mode)
-    engine = train_lib.train(run)
+    engine = train_to_the_end(run)
     if mode == "train":
         run.log(f"Trained: {run.model_dir}")
         return
@@ -201,6 +250,8 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
         f"Done: {split} top-1 {result['top1']:.2%} after "
         f"{metrics['train_seconds'] / 60:.1f} minutes of training.{model}"
     )
+    if mode == "train_and_eval":
+        run.log(closing.next_commands(run))
 
 
 def _look_at_data(run: runs.Run, mode: str) -> None:
@@ -223,8 +274,30 @@ def evaluate_and_report(
     observer = run_report.Observer()
     result = evaluation.evaluate_checkpoint(run, checkpoint, observer, engine)
     preview.write(run.config, run.model_dir / preview.FOLDER, log=_silent)
-    run.log(f"Report: {run_report.write(run, observer, result)}")
+    path = run_report.write(run, observer, result)
+    if not run.config.data.multi_label:
+        names = registry.load_info(run.config.data.ds_name).class_names
+        run.log(closing.class_table(observer.labels, observer.predicted, names))
+    run.log(f"Report: {path}")
     return result
+
+
+def report(run: runs.Run, checkpoint: str | None = None) -> None:
+    """Writes report.html; without the run's data, of what is on record."""
+    from efficientnetv2.study import run_report
+
+    metrics = run.read_metrics()
+    known = metrics.get("test") or metrics.get("eval")
+    try:
+        evaluate_and_report(run, checkpoint)
+    except DataError as error:
+        data = run.config.data
+        info = registry.load_info(data.ds_name)
+        here = registry.state(info, registry.data_dir(data.data_dir)) != "-"
+        if here or known is None:
+            raise
+        run.log(f"Without images, of the metrics on record: {error}")
+        run.log(f"Report: {run_report.write(run, None, known)}")
 
 
 def _silent(_: str) -> None:
@@ -239,12 +312,8 @@ def _network(run: runs.Run, checkpoint: str | None, engine=None):
     else:
         keras.config.set_dtype_policy("float32")
         network = architecture.build(run.config.model.to_dict())
-    evaluation.load_averaged(network, found)
+    weights.load_averaged(network, found)
     return network, found
-
-
-def _class_names(run: runs.Run) -> list[str]:
-    return registry.load_info(run.config.data.ds_name).class_names
 
 
 def export_saved_model(run: runs.Run, engine=None) -> pathlib.Path:
@@ -255,7 +324,9 @@ def export_saved_model(run: runs.Run, engine=None) -> pathlib.Path:
         )
         return run.model_dir / "saved_model"
     network, found = _network(run, None, engine)
-    spec = ServingSpec.from_config(run.config, _class_names(run))
+    spec = ServingSpec.from_config(
+        run.config, fingerprint.names_of_run(run.config, run.model_dir)
+    )
     folder = export_lib.export_saved_model(
         network, spec, run.model_dir / "saved_model"
     )
@@ -296,14 +367,16 @@ def export_run(
         exports = run.read_metrics()["exports"]
         return {n: e for n, e in exports.items() if n.split("/")[0] in formats}
     network, found = _network(run, checkpoint)
+    fingerprint.say_changes(run.config, run.model_dir, run.log)
     written, faults = export_lib.export(
         network,
         run.config,
-        _class_names(run),
+        fingerprint.names_of_run(run.config, run.model_dir),
         run.model_dir,
         formats,
         allow_disagreement,
         run.log,
+        run.read_metrics().get("test"),
     )
     for facts in written.values():
         facts |= {"checkpoint": found.path.name, "step": found.meta["step"]}
@@ -318,10 +391,9 @@ def export_run(
     return written
 
 
-def _export_trained(words: Sequence[str]) -> None:
-    """Does what `export_saved_model` wants of its child process."""
-    export_saved_model(_run_of(words[0], "", print))
-
-
 if __name__ == "__main__":
-    cli.start(cli.command(_export_trained, positional=True))
+    # What `export_saved_model` wants of its child process.
+    try:
+        export_saved_model(_run_of(sys.argv[1], "", print))
+    except UserError as user_error:
+        sys.exit(f"error: {user_error}")

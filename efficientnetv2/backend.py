@@ -68,8 +68,8 @@ def choose(name: str | None = None) -> str:
     if not importlib.util.find_spec("tensorflow"):
         raise BackendError(
             "TensorFlow is not installed, whose tf.data prepares the images "
-            "on every backend: pip install tensorflow-cpu where JAX trains, "
-            "else pip install tensorflow."
+            "on every backend: run pip install 'tensorflow-cpu>=2.20,<2.21' "
+            "where there is a TPU, else pip install 'tensorflow>=2.20,<2.22'."
         )
     if "keras" in sys.modules and active() != name:
         raise BackendError(

@@ -18,7 +18,7 @@ from typing import Any
 import ml_collections
 import yaml
 
-from efficientnetv2.data import registry
+from efficientnetv2.data import fingerprint, registry
 from efficientnetv2.declarative import (
     ConfigError,
     declarative_dir,
@@ -50,6 +50,7 @@ _NULLABLE = {
     "model.headbias": float,
     "train.ft_init_ckpt": str,
     "train.varsexp": str,
+    "train.class_weights": list,
     "eval.val_split": str,
     "data.data_dir": str,
     "data.num_classes": int,
@@ -66,7 +67,10 @@ _CHOICES = {
     "model.bn_type": ["bn", "sync_bn", "gn"],
     "train.isize_rule": ["code", "paper"],
     "train.stage_order": ["ascending", "random"],
-    "train.optimizer": ["rmsprop", "momentum", "sgd", "adam"],
+    "train.optimizer": [
+        *("rmsprop", "momentum", "nesterov", "sgd"),
+        *("adam", "adamw", "lion"),
+    ],
     "runtime.strategy": [
         "auto",
         "cpu",
@@ -124,6 +128,9 @@ _RANGES = {
     "train.rmsprop_decay": (0, 0.999999),
     "train.rmsprop_epsilon": (0, None),
     "train.seed": (0, 2**31 - 1),
+    "train.decoupled_weight_decay": (0, 1),
+    "train.layer_decay": (1e-3, 1),
+    "train.unfreeze_epochs": (0, None),
     "train.isize": (None, _LARGEST_IMAGE),
     "eval.isize": (None, _LARGEST_IMAGE),
     "eval.batch_size": (1, None),
@@ -153,19 +160,31 @@ _RANGES = {
 _RENAMED = {
     "data.mix_on_device": ("data.augment_on", {True: "device", False: "host"})
 }
+# Options for one command, which a run does not keep.
+ONE_TIME_OPTIONS = ("data.allow_changes", "train.extend")
 NOT_SET = "(not set)"
 # Of whole numbers without a limit of their own.
 _LARGEST = 2**31 - 1
 MIN_IMAGE_SIZE = 8
+# Options of a model that decide what its weights are called and how large they
+# are, or what they mean.
+_SHAPING = (
+    *("model_name", "blocks", "fused_stages", "width_coefficient"),
+    *("depth_coefficient", "depth_divisor", "min_depth", "round_limit"),
+    *("feature_size", "act_fn", "bn_type", "gn_groups"),
+)
 # Options that may change between the parts of one run: they change neither
 # the data nor the numbers. A name that ends with a dot is a section.
 FREE_OPTIONS = (
     "data.data_dir",
+    "data.allow_changes",
     "data.augment_on",
     "eval.batch_size",
     "checkpoint.",
     "runtime.threads",
     "runtime.strategy",
+    "train.callbacks",
+    "train.extend",
 )
 
 
@@ -352,6 +371,13 @@ class _Merger:
             raise ConfigError(
                 f"{source}: {key}={value} is too large; at most {high:g}."
             )
+        if key == "train.callbacks":
+            for item in value:
+                if not re.fullmatch(r"\w+(\.\w+)*:\w+", str(item)):
+                    raise ConfigError(
+                        f"{source}: {key} has {item!r}; write module:Class, "
+                        "such as my_callbacks:Tracker."
+                    )
         if key.endswith("transformations"):
             for item in value:
                 valid = (
@@ -402,19 +428,31 @@ def load(
         or merger.flat["data.ds_name"]
     )
     dataset = _convert("data.ds_name", dataset, str, "--hparam_str")
+    dataset = registry.normalized(dataset)
+    # Within one program, folders may have changed since the last time.
+    registry.forget()
     info = registry.load_info(dataset)
     recipe = recipe or info.recipe
     recipe_content = named_or_path("recipes", recipe)
     recipe_model = _flatten(recipe_content).get("model.model_name")
+    model_name = model_name or flat_overrides.get("model.model_name")
+    of_weights = {}
+    if model_name is None:
+        # The weights to start from may be a run's, which knows its model.
+        of_weights = model_of_run(
+            flat_overrides.get("train.ft_init_ckpt")
+            or _flatten(recipe_content).get("train.ft_init_ckpt")
+        )
     model_name = (
         model_name
-        or flat_overrides.get("model.model_name")
+        or of_weights.pop("model_name", None)
         or recipe_model
         or merger.flat["model.model_name"]
     )
     model_content = named_or_path("models", str(model_name))
     merger.apply(model_content, f"model {model_name}")
     merger.apply(recipe_content, f"recipe {recipe}")
+    merger.apply({"model": of_weights}, "the run of train.ft_init_ckpt")
     merger.apply(saved or {}, "config.yaml of the run")
     merger.apply(
         {
@@ -423,6 +461,9 @@ def load(
                 "num_classes": info.num_classes,
                 "multi_label": info.multi_label,
             }
+            # A run has classes of its own, whatever it is evaluated on.
+            if saved is None
+            else {"ds_name": dataset}
         },
         f"dataset {dataset}",
     )
@@ -444,6 +485,23 @@ def load(
     return config.lock()
 
 
+def model_of_run(weights: Any) -> dict[str, Any]:
+    """Returns the options of the model whose weights fine-tuning starts from.
+
+    Args:
+        weights: `train.ft_init_ckpt`; only the folder of a run, or one of its
+            checkpoints, gives options.
+    """
+    if not isinstance(weights, str):
+        return {}
+    path = pathlib.Path(weights).expanduser()
+    for folder in (path, path.parent.parent):
+        if (folder / FILE).is_file() and (folder / "checkpoints").is_dir():
+            model = read_yaml(folder / FILE).get("model", {})
+            return {name: model[name] for name in _SHAPING if name in model}
+    return {}
+
+
 def read_saved(model_dir: str | os.PathLike) -> dict:
     """Returns the content of a run's `config.yaml`, for `load`.
 
@@ -456,7 +514,13 @@ def read_saved(model_dir: str | os.PathLike) -> dict:
             f"There is no run in {model_dir}: {path} is missing. Train first, "
             "or name another --model_dir."
         )
-    return read_yaml(path)
+    saved = read_yaml(path)
+    name = saved.get("data", {}).get("ds_name")
+    if isinstance(name, str):
+        # Also by its absolute path, which `load` looks up.
+        for each in {name, registry.normalized(name)}:
+            fingerprint.remember(model_dir, each)
+    return saved
 
 
 def as_begun(
@@ -656,7 +720,11 @@ def run_plan(config: ml_collections.ConfigDict) -> RunPlan:
 
 def to_yaml(config: ml_collections.ConfigDict) -> str:
     """Returns the configuration as YAML that `--hparam_str` reads back."""
-    return yaml.safe_dump(config.to_dict(), sort_keys=False)
+    content = config.to_dict()
+    for key in ONE_TIME_OPTIONS:
+        section, option = key.split(".")
+        content[section][option] = False
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def differences(

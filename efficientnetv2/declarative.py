@@ -131,6 +131,17 @@ def named(kind: str, name: str) -> dict:
     return read_yaml(_folder(kind) / f"{name}.yaml")
 
 
+def comment(kind: str, name: str) -> str:
+    """Returns the first sentence of the comment that begins a named file."""
+    lines = []
+    path = _folder(kind) / f"{name}.yaml"
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#") or not line.strip("# "):
+            break
+        lines.append(line.strip("# "))
+    return " ".join(lines).split(". ")[0].rstrip(".:") + "."
+
+
 def named_or_path(kind: str, name: str) -> dict:
     """Returns the content of a named file, or of a YAML file by path."""
     if name.endswith((".yaml", ".yml")):

@@ -32,12 +32,15 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns the valid name most like `name`, or '' if none is close.
 
     Upper and lower case are alike, so that `EfficientNetV2-S` finds
-    `efficientnetv2-s`.
+    `efficientnetv2-s`, and the end of a name stands for it: `b0` finds
+    `efficientnetv2-b0`, the last of those that end so.
 
     Args:
         name: what the user wrote.
         valid: the names that exist.
     """
     by_folded = {each.casefold(): each for each in valid}
-    close = difflib.get_close_matches(name.casefold(), by_folded, n=1)
-    return by_folded[close[0]] if close else ""
+    folded = name.casefold()
+    close = difflib.get_close_matches(folded, by_folded, n=1)
+    close = close or [each for each in by_folded if each.endswith(f"-{folded}")]
+    return by_folded[close[-1]] if close else ""

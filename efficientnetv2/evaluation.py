@@ -6,10 +6,10 @@ import keras
 import numpy as np
 
 from efficientnetv2 import checkpoints, engines
-from efficientnetv2.data import faults, pipeline, sources
+from efficientnetv2.data import faults, fingerprint, pipeline, sources
 from efficientnetv2.engines import losses
 from efficientnetv2.models import weights
-from efficientnetv2.runs import Run, read_class_names
+from efficientnetv2.runs import Run
 
 
 def evaluate(
@@ -90,14 +90,6 @@ def to_vectors(labels: np.ndarray, classes: int) -> np.ndarray:
     return np.pad(labels, [(0, 0), (0, classes - labels.shape[1])])
 
 
-def load_averaged(
-    network: keras.Model, checkpoint: checkpoints.Checkpoint
-) -> None:
-    """Sets the averaged weights of a checkpoint, else the raw ones."""
-    source = weights.from_arrays(checkpoint.arrays, str(checkpoint.path))
-    weights.assign(network, source)
-
-
 def evaluate_checkpoint(
     run: Run,
     name: str | None,
@@ -120,12 +112,13 @@ def evaluate_checkpoint(
     config = run.config
     checkpoint = checkpoints.load(checkpoints.find(run.model_dir, name))
     source = run.split(config.eval.split)
-    names = read_class_names(run.model_dir)
-    if names is not None and not config.data.multi_label:
-        source = sources.in_order_of(source, names)
+    source = sources.in_order_of(
+        source, fingerprint.names_of_run(config, run.model_dir)
+    )
+    fingerprint.say_changes(config, run.model_dir, run.log)
     if engine is None:
         engine = engines.create(config, run.plan, run.log, training=False)
-    load_averaged(engine.network, checkpoint)
+    weights.load_averaged(engine.network, checkpoint)
     with faults.named(source):
         result = evaluate(
             engine.logits,

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import platform
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,10 +14,16 @@ import ml_collections
 import numpy as np
 
 import efficientnetv2
+from efficientnetv2 import (
+    checkpoints,
+    declarative,
+    files,
+    formatting,
+    progressive,
+)
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative, files, progressive
 from efficientnetv2.config import RunPlan, run_plan
-from efficientnetv2.data import class_list, faults, registry
+from efficientnetv2.data import faults, fingerprint
 from efficientnetv2.engines import schedules
 from efficientnetv2.errors import UserError
 
@@ -201,14 +206,22 @@ def _check_config(run: Run) -> None:
     """Writes config.yaml, which must agree with one that is there."""
     folder = run.model_dir
     path = folder / config_lib.FILE
-    if path.exists():
+    # A start that failed before the first checkpoint binds nobody.
+    if path.exists() and _has_begun(run):
+        saved = declarative.read_yaml(path)
         # What an earlier version wrote lacks the options that came later.
         changed = config_lib.differences(
-            declarative.read_yaml(path),
+            saved,
             run.config.to_dict(),
-            config_lib.FREE_OPTIONS,
+            (
+                *config_lib.FREE_OPTIONS,
+                *fingerprint.free_options(saved, run.config, folder),
+            ),
             only_common=True,
         )
+        if run.config.train.extend and _is_longer(changed):
+            run.log(_describe_extension(run, saved["train"]["epochs"]))
+            changed = []
         if changed:
             lines = config_lib.format_differences(changed)
             raise RunError(
@@ -216,18 +229,41 @@ def _check_config(run: Run) -> None:
                 "Name another --model_dir, or repeat that run with "
                 f"--hparam_str={path}."
             )
-    names = registry.load_info(run.config.data.ds_name).class_names
-    for name, text in (
-        (class_list.FILE, class_list.to_text(names)),
-        (config_lib.FILE, config_lib.to_yaml(run.config)),
-    ):
+    begun = bool(checkpoints.list_steps(folder))
+    written = fingerprint.claim(run.config, folder, run.log, begun)
+    written[config_lib.FILE] = config_lib.to_yaml(run.config)
+    for name, text in written.items():
         files.write_text(folder / name, text)
 
 
-def read_class_names(model_dir: pathlib.Path) -> list[str] | None:
-    """Returns the names of the classes of a run, None if it left none."""
-    path = model_dir / class_list.FILE
-    return class_list.read(path) if path.is_file() else None
+def _has_begun(run: Run) -> bool:
+    """Whether a folder holds a checkpoint to go on with, or a result."""
+    found = checkpoints.folder(run.model_dir).glob("*.npz")
+    return any(found) or bool(run.read_metrics().get("finished"))
+
+
+def _is_longer(changed) -> bool:
+    """Whether nothing differs but `train.epochs`, which is larger now."""
+    keys = [key for key, _, _ in changed]
+    return keys == ["train.epochs"] and changed[0][2] > changed[0][1]
+
+
+def _describe_extension(run: Run, epochs: float) -> str:
+    """Returns what becomes of the schedules of a run with more epochs."""
+    before = run.config.copy_and_resolve_references().unlock()
+    before.train.epochs = epochs
+    plan = run_plan(before)
+    step = plan.total_steps
+    old = float(schedules.learning_rate(before, plan)(step))
+    new = float(schedules.learning_rate(run.config, run.plan)(step))
+    stage = run.stage(step)
+    return (
+        f"Extended from {epochs:g} to {run.config.train.epochs:g} epochs. All "
+        f"schedules stretch over the {run.plan.total_steps:,} steps: after "
+        f"step {step:,} the learning rate is {new:.3g} (it was {old:.3g}) and "
+        f"the stage is {run.stage_of_steps[step] + 1} of {len(run.stages)} "
+        f"({stage.image_size} px)."
+    )
 
 
 def environment() -> dict:
@@ -249,5 +285,5 @@ def environment() -> dict:
         "cpu_count": os.cpu_count(),
         "machine": platform.machine(),
         "devices": devices,
-        "command": " ".join(sys.argv),
+        "command": formatting.command_line(),
     }

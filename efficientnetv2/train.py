@@ -16,7 +16,7 @@ from efficientnetv2 import (
     recovery,
     tables,
 )
-from efficientnetv2.data import faults, pipeline
+from efficientnetv2.data import class_weights, faults, pipeline
 from efficientnetv2.engines import schedules
 from efficientnetv2.models import counting
 from efficientnetv2.progress import Clock, Events, Progress
@@ -55,6 +55,9 @@ def _attempt(run: Run, attempt: Recovery, source, validation_source=None):
     state = attempt.state = _resume(run, engine)
     attempt.amend(state)
     engine.micro_batch_size = state.history["micro_batch_size"]
+    engine.class_weights = class_weights.resolve(
+        config.train.class_weights, source
+    )
     if state.step >= plan.total_steps or state.history["stopped"]:
         return engine
     announce(run, engine)
@@ -78,7 +81,7 @@ def _attempt(run: Run, attempt: Recovery, source, validation_source=None):
     # Metrics are read from the device so many steps apart.
     every = 1 if run.callbacks else max(1, plan.steps_per_epoch // 50)
     batches = iter(engine.dataset(make_dataset))
-    users = UserCallbacks(run.callbacks, engine.network, plan, state.step)
+    users = UserCallbacks(run.callbacks, engine, plan, state.step)
     with (
         recovery.signals() as stop,
         Events(run.model_dir / "tensorboard", engine.is_chief) as events,
@@ -151,6 +154,8 @@ def _resume(run: Run, engine) -> State:
         engine.restore(latest.arrays, latest.path)
         state.step = latest.meta["step"]
         state.history |= latest.meta["history"]
+        if run.config.train.extend:
+            state.history["stopped"] = None
         run.log(f"Resuming at step {state.step:,} of {run.plan.total_steps:,}.")
     elif run.config.train.ft_init_ckpt:
         run.log(fine_tuning.initialize(engine.network, run.config))

@@ -1,11 +1,52 @@
 """The Keras callbacks of users, called as `fit` would call them."""
 
+import importlib
+import os
+import sys
 from collections.abc import Mapping, Sequence
 
 import keras
 
 from efficientnetv2.config import RunPlan
+from efficientnetv2.errors import UserError
 from efficientnetv2.runs import State
+
+
+def load(names: Sequence[str]) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that `train.callbacks` names.
+
+    Args:
+        names: 'module:Class'; or a function that returns a callback. Either
+            is called without arguments. A module may lie in the working
+            directory.
+
+    Raises:
+        UserError: for a module or name that is not there, or what is no
+            callback.
+    """
+    return [_load(name) for name in names]
+
+
+def _load(name: str) -> keras.callbacks.Callback:
+    module_name, _, attribute = name.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        # A console script has its own folder there.
+        sys.path.append(here)
+    try:
+        made = getattr(importlib.import_module(module_name), attribute)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"train.callbacks: {name} cannot be made: {error}. Modules are "
+            f"looked for in {here} and among the installed ones; the class is "
+            "called without arguments."
+        ) from error
+    if not isinstance(made, keras.callbacks.Callback):
+        raise UserError(
+            f"train.callbacks: {name} gives {type(made).__name__}, which is no "
+            "keras.callbacks.Callback."
+        )
+    return made
 
 
 class UserCallbacks:
@@ -17,8 +58,10 @@ class UserCallbacks:
 
     Args:
         callbacks: to call; may be empty.
-        network: that they get as `model`, with raw weights. A callback that
-            sets its `stop_training` ends the run after the step.
+        engine: whose network they get as `model`, with raw weights. A
+            callback that sets its `stop_training` ends the run after the
+            step. On JAX the weights are for reading: the state that is
+            trained is the engine's.
         plan: of the run.
         first_step: from which it trains.
     """
@@ -26,11 +69,12 @@ class UserCallbacks:
     def __init__(
         self,
         callbacks: Sequence[keras.callbacks.Callback],
-        network: keras.Model,
+        engine,
         plan: RunPlan,
         first_step: int,
     ):
-        self.plan, self.network = plan, network
+        self.plan, self.engine = plan, engine
+        self.network = network = engine.network
         self.list = None
         if not callbacks:
             return
@@ -89,6 +133,8 @@ class UserCallbacks:
                 for name in ("top1", "top5", "cross_entropy")
             }
         epoch, batch = divmod(state.step - 1, self.plan.steps_per_epoch)
+        # On JAX, whoever asks for the network updates its variables.
+        self.network = self.engine.network
         self.list.on_train_batch_end(batch, dict(self.logs))
         is_last = state.step == self.plan.total_steps
         if batch + 1 == self.plan.steps_per_epoch or is_last:

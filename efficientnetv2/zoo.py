@@ -24,7 +24,7 @@ to_reference_checkpoint = weights.to_reference_checkpoint
 
 
 def build_model(
-    name: str,
+    model_name: str,
     num_classes: int | None = None,
     include_top: bool = True,
     weights: str | os.PathLike | keras.Model | None = None,
@@ -34,6 +34,7 @@ def build_model(
     include_preprocessing: bool | str = False,
     ema: bool | None = None,
     skip_classifier: bool = False,
+    name: str | None = None,
     **options: Any,
 ) -> keras.Model:
     """Builds an EfficientNet V1 or V2.
@@ -44,16 +45,17 @@ def build_model(
         logits = model(images)  # float [batch, height, width, 3] in [-1, 1]
 
     Args:
-        name: 'efficientnetv2-b0' to '-b3', '-s', '-m', '-l', '-xl', '-pico',
-            'efficientnet-b0' to '-b8', '-l2', or the path of a YAML file with
-            a section `model`.
+        model_name: 'efficientnetv2-b0' to '-b3', '-s', '-m', '-l', '-xl',
+            '-pico', 'efficientnet-b0' to '-b8', '-l2', or the path of a YAML
+            file with a section `model`.
         num_classes: number of logits; by default the YAML file's, else 1000,
             and 21,843 with weights='imagenet21k'.
         include_top: if False, the model ends with the features of the head.
         weights: None for random ones; 'imagenet', 'imagenet21k',
             'imagenet21k-ft1k', for V1 'imagenet' and 'jft', which are fetched
             into Keras' cache; or what `load_weights` reads.
-        input_shape: (height, width, 3); None for a free size.
+        input_shape: (height, width, channels); None for a free height or
+            width.
         pooling: without the top: 'avg' or 'max' for features [batch,
             channels], None for a map [batch, height, width, channels].
         include_preprocessing: if True the model takes images in [0, 255] and
@@ -61,6 +63,8 @@ def build_model(
             ((x - 128) / 128), 'v1' (ImageNet's mean and deviation), 'lite'
             and 'ft' choose by hand.
         ema, skip_classifier: see `load_weights`.
+        name: of the Keras model, `model_name` by default. Two models inside a
+            third one need different names.
         **options: of the section `model` in hparams/base.yaml: act_fn,
             bn_type, survival_prob, dropout_rate, conv_dropout, headbias,
             fused_stages, width_coefficient, depth_coefficient, blocks, ...
@@ -82,7 +86,7 @@ def build_model(
     """
     if num_classes is not None:
         options = {**options, "num_classes": num_classes}
-    config = config_lib.load_model(name, options)
+    config = config_lib.load_model(model_name, options)
     model_config = config["model"]
     if model_config["num_classes"] is None:
         is_21k = weights == "imagenet21k"
@@ -103,6 +107,7 @@ def build_model(
             model_config,
             include_top=include_top,
             input_shape=input_shape,
+            name=name,
             pooling=pooling,
             preprocessing=preprocessing,
         )
@@ -180,7 +185,8 @@ def resolve_source(
         WeightsError: see `load_weights`.
     """
     if source in published.NAMES:
-        return published.fetch(model.name, str(source))
+        name = getattr(model, "architecture_name", model.name)
+        return published.fetch(name, str(source))
     path = pathlib.Path(source).expanduser()
     if checkpoints.folder(path).is_dir():
         return checkpoints.find(path, None)

@@ -28,6 +28,9 @@ assert not slow, slow
 def test_every_name_is_there():
     for name in efficientnetv2.__all__:
         assert getattr(efficientnetv2, name).__doc__, name
+    # The module of that name was imported meanwhile.
+    assert "efficientnetv2.train" in sys.modules
+    assert efficientnetv2.train is efficientnetv2.api.train
     with pytest.raises(AttributeError, match="bild_model"):
         efficientnetv2.bild_model  # noqa: B018
 

@@ -10,13 +10,14 @@ import json
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+
+from efficientnetv2 import cli, commands, main
+from efficientnetv2.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
@@ -30,22 +31,6 @@ SERVICES = {"train", "train-gpu", "tensorboard", "test"}
 _FULL_TAG = re.compile(r"\d+\.\d+\.\d+(-[a-z]+)*-[a-z]+")
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}|\$(\w+)")
 _FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-# Reads the flags of a command as the command itself does.
-_READ_FLAGS = """
-import importlib, json, sys
-from absl import flags
-module, commands = json.load(sys.stdin)
-importlib.import_module(module)
-flags.FLAGS.set_gnu_getopt(True)
-faults = []
-for words in commands:
-    try:
-        flags.FLAGS([module, *words])
-    except flags.Error as error:
-        faults.append(f"{module}: {error}")
-print(json.dumps(faults))
-"""
-
 
 # --- Dockerfile -------------------------------------------------------------
 
@@ -380,26 +365,23 @@ def _of_run(words: list[str]) -> tuple[str, list[str]] | None:
     return (rest[1], rest[2:]) if rest[0] == "-m" else None
 
 
-def flag_faults(commands: list[tuple[str, list[str]]]) -> list[str]:
+def flag_faults(given_commands: list[tuple[str, list[str]]]) -> list[str]:
     """Says which flags do not exist, or not with this value."""
     faults = []
-    for module in sorted({module for module, _ in commands}):
-        given = [words for each, words in commands if each == module]
+    for module in sorted({module for module, _ in given_commands}):
+        given = [words for each, words in given_commands if each == module]
         if module == "tensorboard":
             faults += [f for words in given for f in _tensorboard_faults(words)]
             continue
-        result = subprocess.run(
-            [sys.executable, "-c", _READ_FLAGS],
-            input=json.dumps([module, given]),
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        )
-        if result.returncode:
-            faults.append(f"{module}: {result.stderr.strip()[-200:]}")
-        else:
-            faults += json.loads(result.stdout)
-    for _, words in commands:
+        name = module.removeprefix("efficientnetv2.")
+        for words in given:
+            try:
+                cli.parse(
+                    main if name == "main" else commands.load(name), words
+                )
+            except UserError as error:
+                faults.append(f"{module}: {error}")
+    for _, words in given_commands:
         for word in words:
             if re.match(r"--(model_dir|model|logdir)=(?!runs(/|$))", word):
                 faults.append(f"{word} is in no volume")

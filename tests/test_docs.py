@@ -20,32 +20,40 @@ import ast
 import dataclasses
 import functools
 import inspect
+import json
 import pathlib
 import re
 import shlex
 
 import pytest
 import yaml
+from absl import flags as absl_flags
 
 import efficientnetv2
+from efficientnetv2 import cli, commands, declarative, main
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative
 from efficientnetv2.data import registry
+from efficientnetv2.errors import UserError
 from efficientnetv2.serving import formats
-from efficientnetv2.study import definition
+from efficientnetv2.study import definition, report
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [ROOT / "README.md", *DOCS]
+NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+PAGES = [ROOT / "README.md", *DOCS, *NOTEBOOKS]
+# What is typed, to the module of the command.
 COMMANDS = {
-    "efficientnetv2.main": "efficientnetv2/main.py",
-    "efficientnetv2.predict": "efficientnetv2/predict.py",
-    "efficientnetv2.data": "efficientnetv2/data/__main__.py",
-    "efficientnetv2.models": "efficientnetv2/models/__main__.py",
-    "efficientnetv2.study.ablation": "efficientnetv2/study/ablation.py",
-    "efficientnetv2.study.benchmark": "efficientnetv2/study/benchmark.py",
-    "efficientnetv2.study.report": "efficientnetv2/study/report.py",
-    "benchmarks/run.py": "benchmarks/run.py",
+    **{
+        f"efficientnetv2 {name}": commands.load(name) for name in commands.NAMES
+    },
+    "efficientnetv2.main": main,
+    "efficientnetv2.predict": commands.load("predict"),
+    "efficientnetv2.data": commands.load("data"),
+    "efficientnetv2.models": commands.load("models"),
+    "efficientnetv2.study.ablation": commands.load("study"),
+    "efficientnetv2.study.benchmark": commands.load("benchmark"),
+    "efficientnetv2.study.report": report,
+    "benchmarks/run.py": None,
 }
 # Folders that the examples make or have.
 USERS_FOLDERS = ("photos",)
@@ -56,8 +64,8 @@ KINDS = {
     "study": "studies",
 }
 SECTIONS = ("model", "train", "eval", "data", "checkpoint", "runtime")
-# Of absl and pip.
-_MESSAGES_OF_OTHERS = ("FATAL Flags", "requires a different Python")
+# Of pip.
+_MESSAGES_OF_OTHERS = ("requires a different Python",)
 _SECTION = "|".join(SECTIONS)
 # Files and not options: model.keras.
 _SUFFIXES = ("md", "keras", "onnx", "ckpt", "tflite", "npz", "h5", "yaml")
@@ -70,6 +78,10 @@ _PATH = re.compile(
     r"/[\w./*-]*)"
 )
 _PACKAGE = re.compile(r"(?<![\w./-])efficientnetv2((?:\.\w+)+)")
+# In a notebook, a line for the shell or for IPython.
+_SHELL = re.compile(r"^( *)[!%]((?:.*\\\n)*.*)", re.MULTILINE)
+# What the variables of the notebooks may be; others are numbers or folders.
+_VALUES = {"MODEL": "efficientnetv2-b0", "photos": "photos"}
 _FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -89,44 +101,25 @@ def _texts(node: ast.AST) -> list[str]:
     ]
 
 
-def _defined_flags(path: str) -> dict[str, list[str]]:
-    """Returns the flags that a file defines, to their values if it says so."""
-    found = {}
-    for node in ast.walk(_tree(path)):
-        if not (isinstance(node, ast.Call) and node.args):
-            continue
-        function = getattr(node.func, "attr", "")
-        first = node.args[0]
-        if not isinstance(first, ast.Constant):
-            continue
-        if function.startswith("DEFINE_"):
-            values = _texts(node.args[2]) if function == "DEFINE_enum" else []
-            found[first.value] = values
-            if function == "DEFINE_boolean":
-                found[f"no{first.value}"] = []
-        elif function == "add_argument":
-            found[first.value.removeprefix("--")] = []
-    return found
-
-
 @functools.cache
 def flags_of(command: str) -> dict[str, list[str]]:
     """Returns the flags of a command, to the values that one may have."""
-    path = COMMANDS[command]
-    found = _defined_flags(path)
-    source = (ROOT / path).read_text()
-    if "cli.define_run_flags()" in source:
-        found |= _defined_flags("efficientnetv2/cli.py")
-    for node in _tree(path).body:
-        if not isinstance(node, ast.Assign):
-            continue
-        name = getattr(node.targets[0], "id", "")
-        if name == "_SWITCHES":
-            for key in ast.literal_eval(node.value):
-                found |= {key: [], f"no{key}": []}
-        elif name == "MODES":
-            found["mode"] = list(ast.literal_eval(node.value))
-    return {"help": [], **found}
+    found = {"help": [], "helpfull": []}
+    module = COMMANDS[command]
+    if module is None:
+        tree = _tree(command)
+        for node in ast.walk(tree):
+            if getattr(getattr(node, "func", None), "attr", "") == (
+                "add_argument"
+            ):
+                found[node.args[0].value.removeprefix("--")] = []
+        return found
+    values = cli.own_flags(module)
+    for name in values:
+        found[name] = list(getattr(values[name].parser, "enum_values", ()))
+        if isinstance(values[name], absl_flags.BooleanFlag):
+            found[f"no{name}"] = []
+    return found
 
 
 @functools.cache
@@ -221,13 +214,21 @@ class Page:
         lines = []
         for block in self.of("", "sh", "bash"):
             lines += block.replace("\\\n", " ").splitlines()
-        lines += re.findall(r"`(python [^`]+)`", self.prose)
+        lines += re.findall(r"`((?:python|efficientnetv2) [^`]+)`", self.prose)
         found = []
         for line in lines:
-            match = re.search(r"python (?:-m )?(\S+)(.*)", line)
-            if match and match[1] in COMMANDS:
-                words = shlex.split(match[2], comments=True)
-                found.append([match[1], *words])
+            match = re.search(
+                r"python (?:-m )?(\S+)(.*)|(?:^|/|\()(efficientnetv2 \w+)(.*)",
+                line,
+            )
+            if match is None:
+                continue
+            name, rest = match[1] or match[3], match[2] or match[4] or ""
+            if name in COMMANDS:
+                words = shlex.split(rest.rstrip(')"'), comments=True)
+                found.append([name, *words])
+            elif name.startswith("efficientnetv2 "):
+                found.append([name])
         return found
 
 
@@ -262,6 +263,24 @@ def _code(prose: str) -> list[str]:
     return re.findall(r"`([^`\n]+)`", prose)
 
 
+def text_of(path: pathlib.Path) -> str:
+    """Returns a page as Markdown, notebooks as well."""
+    if path.suffix == ".md":
+        return path.read_text()
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(text)
+            continue
+        shell = "\n".join(line for _, line in _SHELL.findall(text))
+        shell = re.sub(r"\{(\w+)\}", lambda m: _VALUES.get(m[1], "40"), shell)
+        parts.append(f"```sh\n{shell}\n```")
+        python = re.sub(_SHELL, r"\1pass", text)
+        parts.append(f"```python\n{python}\n```")
+    return "\n".join(parts)
+
+
 def parse(path: pathlib.Path, text: str) -> Page:
     blocks = [(m[1], m[2]) for m in _FENCE.finditer(text)]
     marks = re.findall(r"^```", text, re.MULTILINE)
@@ -280,10 +299,18 @@ def parse(path: pathlib.Path, text: str) -> Page:
 
 def check_flags(page: Page):
     for command, *words in page.commands():
+        if command not in COMMANDS:
+            yield f"there is no command {command}"
+            continue
         given = [match[1] for word in words if (match := _FLAG.match(word))]
         for name in given:
             if name not in flags_of(command):
                 yield f"{command} has no --{name}"
+        if COMMANDS[command] is not None:
+            try:
+                cli.parse(COMMANDS[command], words)
+            except UserError as error:
+                yield f"{command}: {error}"
     for name in _FLAG.findall(page.prose):
         if name not in all_flags():
             yield f"no command has --{name}"
@@ -329,9 +356,9 @@ def check_options(page: Page):
 
 
 def check_configurations(page: Page):
-    """What `efficientnetv2.main` is given makes a configuration."""
+    """What a training command is given makes a configuration."""
     for command, *words in page.commands():
-        if command != "efficientnetv2.main":
+        if command not in ("efficientnetv2.main", "efficientnetv2 train"):
             continue
         given = dict(re.findall(r"--(\w+)=(.*)", "\n".join(words)))
         dataset = given.get("dataset")
@@ -517,8 +544,20 @@ def _name_of(path: pathlib.Path) -> str:
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("path", PAGES, ids=_name_of)
 def test_a_page_names_what_exists(path, check):
-    page = parse(path, path.read_text())
+    page = parse(path, text_of(path))
     assert not faults(check, page)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=_name_of)
+def test_notebooks_are_kept_without_outputs_and_run_on_any_runtime(path):
+    page = parse(path, text_of(path))
+    modules = {command[0] for command in page.commands()}
+    assert {"efficientnetv2.main", "efficientnetv2.predict"} <= modules
+    # Keras has one backend per process, and the kernel is to have none.
+    assert not re.search(r"import (keras|tensorflow|jax)", page.text)
+    for cell in json.loads(path.read_text())["cells"]:
+        assert not cell.get("outputs")
+        assert len("".join(cell["source"]).splitlines()) <= 20
 
 
 def test_the_commands_are_all_there():
@@ -555,6 +594,9 @@ _MISTAKES = {
         "```\npython -m efficientnetv2.main \\\n  --top=5\n```",
         "Give `--no_such_flag`.",
         "`python -m efficientnetv2.predict --jsn a.png`",
+        "`efficientnetv2 predict --top=few a.png`",
+        "`efficientnetv2 predict --jsn a.png`",
+        "```\nefficientnetv2 trian --dataset=cifar10\n```",
         "| reference | here |\n| --- | --- |\n| `--tpu` | `--tpus` |",
     ),
     check_values: (
@@ -572,6 +614,8 @@ _MISTAKES = {
         '```python\nload("train.epoch=1")\n```',
     ),
     check_configurations: (
+        "```\nefficientnetv2 train --dataset=fashion_mnist "
+        "--hparam_str=train.optimizer=rmspropp\n```",
         "```\npython -m efficientnetv2.main --dataset=fashion_mnist "
         "--hparam_str=train.optimizer=rmspropp\n```",
     ),

@@ -1,22 +1,27 @@
-"""The command `python -m efficientnetv2.predict`."""
+"""The command `efficientnetv2 predict`."""
 
 import csv
 import json
 import os
+import pathlib
+import re
 import shutil
 import subprocess
 import sys
+from io import BytesIO
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from efficientnetv2.errors import DataError
 from efficientnetv2.serving import locate
 
 
 def _run(*arguments, cwd):
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     return subprocess.run(
-        [sys.executable, "-m", "efficientnetv2.predict", *map(str, arguments)],
+        [sys.executable, "-m", "efficientnetv2", "predict"]
+        + [str(each) for each in arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -47,7 +52,7 @@ def test_text_and_the_exit_status(folder_run, pictures):
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
     assert "skipped broken.jpg: " in result.stderr
-    assert "1 of 3 images" in result.stderr
+    assert "1 of 3 could not be read" in result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) == 12
     assert lines[0] == "pictures/below/seven.PNG"
@@ -83,7 +88,10 @@ def test_json_and_csv(folder_run, pictures):
         (["--model={run}"], ["No image"]),
         (["--model={run}", "{photo}", "--json", "--csv"], ["exclude"]),
         (["--model={run}", "{photo}", "--top=0"], ["top"]),
-        (["--model={run}", "thre.png"], ["no file thre.png"]),
+        (
+            ["--model={run}", "thre.png"],
+            ["skipped thre.png: there is no such file"],
+        ),
         (["--model=efficientnetv2-z", "{photo}"], ["efficientnetv2-"]),
         (["--model={run}", "--weights=imagenet", "{photo}"], ["--weights"]),
     ],
@@ -107,11 +115,15 @@ def test_mistakes_are_told_without_tensorflow(
 def test_a_reader_that_ends_early(arguments):
     """As `| head` does."""
     program = """
+import sys
 from efficientnetv2 import cli
-def run(words):
+def define_flags(values):
+    pass
+def run(given, words):
     for number in range(100000):
         print(number)
-cli.start(cli.command(run, positional=True))
+__doc__ = "Prints."
+cli.start(sys.modules[__name__], "prints")
 """
     with subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
@@ -144,16 +156,117 @@ def test_where_models_are_looked_for(folder_run, tmp_path):
 def test_where_images_are_looked_for(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
     both = ["pictures/below/seven.PNG", "pictures/three.png"]
-    assert locate.find_images(["pictures"]) == both
-    assert locate.find_images(["pictures/*.png", "pictures"]) == both[::-1]
-    assert locate.find_images(["pictures/note.txt"]) == ["pictures/note.txt"]
+    skipped = {}
+
+    def find(*names):
+        skipped.clear()
+        return locate.find_images(names, skipped.__setitem__)
+
+    assert find("pictures") == both and not skipped
+    assert find("pictures/*.png", "pictures") == both[::-1]
+    assert find("pictures/note.txt") == ["pictures/note.txt"]
+    (pictures / "empty").mkdir()
     for name, words in (
         ("pictures/thre.png", "Did you mean pictures/three.png"),
-        ("*.webp", "No file matches"),
+        ("*.webp", "no file matches"),
         ("nowhere/a.png", "no folder nowhere"),
+        ("empty", "no images in this folder"),
     ):
-        with pytest.raises(DataError, match=words.replace("*", r"\*")):
-            locate.find_images(["broken.jpg", name])
-    (pictures / "empty").mkdir()
-    with pytest.raises(DataError, match="no images in the folder empty"):
-        locate.find_images(["empty"])
+        assert find("broken.jpg", name, "pictures") == ["broken.jpg", *both]
+        assert list(skipped) == [name] and words in skipped[name]
+
+
+def test_what_is_not_there_is_skipped(folder_run, pictures):
+    result = _run(
+        "thre.png", "pictures/three.png", "*.webp", f"--model={folder_run}",
+        cwd=pictures,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[1].endswith("%  class 3")
+    assert "skipped thre.png: there is no such file" in result.stderr
+    assert "skipped *.webp: no file matches" in result.stderr
+    assert "2 of 3 could not be read" in result.stderr
+
+
+def test_files_that_predictions_leave(folder_run, pictures):
+    result = _run(
+        "pictures", f"--model={folder_run}", "--threshold=0.5", "--tta=all",
+        "--features=features.npz", "--sort_to=sorted",
+        "--annotate_to=annotated", "--grad_cam_to=cam", cwd=pictures,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    with np.load(pictures / "features.npz") as file:
+        assert list(file["files"]) == [
+            "pictures/below/seven.PNG",
+            "pictures/three.png",
+        ]
+        assert file["features"].shape == (2, 32)
+        assert file["features"].dtype == np.float32
+    for each in re.split(r"\n(?=\S)", result.stdout.strip()):
+        path, *classes = each.splitlines()
+        name = classes[0].partition("%  ")[2] or "unsure"
+        copy = pictures / "sorted" / name / pathlib.Path(path).name
+        assert copy.read_bytes() == (pictures / path).read_bytes()
+    for folder in ("annotated", "cam"):
+        names = sorted(path.name for path in (pictures / folder).iterdir())
+        assert names == ["seven.png", "three.png"]
+    picture = Image.open(pictures / "annotated/three.png")
+    assert picture.width == 448 and picture.height > picture.width
+
+    result = _run(
+        "pictures", f"--model={folder_run}", "--threshold=1",
+        "--sort_to=sorted2", cwd=pictures,
+    )  # fmt: skip
+    assert len(list((pictures / "sorted2/unsure").iterdir())) == 2
+    result = _run(
+        "pictures", f"--model={folder_run / 'saved_model'}",
+        "--features=x.npz", cwd=pictures,
+    )  # fmt: skip
+    assert result.returncode == 2 and "name the folder" in result.stderr
+
+
+def test_the_views_of_an_image():
+    from efficientnetv2.serving import views
+
+    pixels = np.zeros([16, 24, 3], np.uint8)
+    pixels[0, 0], pixels[-1, -1] = 10, 200
+    data = BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+
+    def view_of(kind):
+        return [
+            np.asarray(Image.open(BytesIO(view)))
+            for view in views.of_image(data.getvalue(), kind)
+        ]
+
+    itself, mirrored = view_of("flip")
+    np.testing.assert_array_equal(itself, pixels)
+    np.testing.assert_array_equal(mirrored, pixels[:, ::-1])
+    crops = view_of("crop")
+    assert [each.shape for each in crops[1:]] == [(14, 21, 3)] * 5
+    assert crops[1][0, 0, 0] == 10 and crops[4][-1, -1, 0] == 200
+    assert crops[1].max() == 10 and crops[5].max() == 0
+    assert len(view_of("all")) == 12
+
+    classify = views.averaging(
+        lambda images: np.array([[len(each), 1.0] for each in images]), "flip"
+    )
+    images = [data.getvalue()] * 2
+    expected = np.mean(
+        [len(view) for view in views.of_image(images[0], "flip")]
+    )
+    np.testing.assert_allclose(classify(images), [[expected, 1.0]] * 2)
+
+
+def test_grad_cam_looks_at_what_decides(folder_run, source):
+    """The class of an image is where its bright columns are."""
+    from efficientnetv2.serving import inspection, predict
+
+    classifier = predict.load(folder_run)
+    columns = []
+    for label in (1, 8):
+        image = np.repeat(source.images[label], 3, axis=-1)
+        heat = inspection.grad_cam(classifier, image, label)
+        assert heat.shape == (24, 24) and heat.max() == pytest.approx(1.0)
+        columns.append(heat.mean(axis=0) @ np.arange(24) / heat.mean(0).sum())
+    assert columns[0] < columns[1]

@@ -30,6 +30,7 @@ from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline, registry
 from efficientnetv2.engines import schedules, tensorflow
 from efficientnetv2.errors import UserError
+from efficientnetv2.models import weights
 from tests.conftest import engine_and_batch
 
 pytestmark = pytest.mark.usefixtures("small_data")
@@ -197,7 +198,7 @@ np.savez(sys.argv[3], served=served['probabilities'],
 
     network = architecture.build(config.model.to_dict())
     best = checkpoints.load(checkpoints.find(finished, "best"))
-    evaluation.load_averaged(network, best)
+    weights.load_averaged(network, best)
     dataset = pipeline.evaluation_dataset(source, config)
     logits = network(next(iter(dataset))[0][:5])
     expected = tf.nn.softmax(logits).numpy()
@@ -611,6 +612,23 @@ def test_patience_ends_a_run_early(tiny_config, tmp_path):
     metrics_path.write_text(json.dumps({**metrics, "finished": False}))
     _execute(config, tmp_path, mode="train")
     assert checkpoints.list_steps(tmp_path)[-1] == 9
+
+
+def test_a_finished_run_is_extended(tiny_config, tmp_path):
+    options = f"{RESUMED},train.lr_sched=linear,train.epochs="
+    _execute(tiny_config(options + "1"), tmp_path, mode="train_and_test")
+    with pytest.raises(runs.RunError, match="train.epochs: 1.0 there, 2.0"):
+        _execute(tiny_config(options + "2"), tmp_path, mode="train")
+    longer = tiny_config(options + "2,train.extend=true")
+    text = _execute(longer, tmp_path, mode="train_and_test")
+    assert "Extended from 1 to 2 epochs" in text
+    assert "stage is 2 of 2 (24 px)" in text and "(it was 0)" in text
+    assert "Resuming at step 6 of 12" in text
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["steps"] == 12 and metrics["finished"]
+    shorter = tiny_config(options + "1,train.extend=true")
+    with pytest.raises(runs.RunError, match="train.epochs: 2.0 there, 1.0"):
+        _execute(shorter, tmp_path, mode="train")
 
 
 def test_a_model_dir_that_cannot_be_used(tiny_config, tmp_path):

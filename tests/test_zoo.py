@@ -11,7 +11,7 @@ import yaml
 
 import efficientnetv2
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative
+from efficientnetv2 import declarative, zoo
 from efficientnetv2.data import preprocessing
 from efficientnetv2.serving.spec import ServingSpec
 
@@ -65,6 +65,16 @@ def test_a_name_gives_the_model():
             "'max'",
         ),
         ("efficientnetv2-b0", {"include_preprocessing": "v3"}, "v2"),
+        (
+            "efficientnet-b0",
+            {"include_preprocessing": True, "input_shape": (32, 32, 4)},
+            "4 channels",
+        ),
+        ("efficientnetv2-b0", {"input_shape": (3, 32, 32)}, "(32, 32, 3)"),
+        ("efficientnetv2-b0", {"input_shape": (32, 32)}, "(32, 32)"),
+        ("efficientnetv2-b0", {"input_shape": (32, 32, None)}, "channels)"),
+        ("efficientnetv2-b0", {"input_shape": (0, 32, 3)}, "above 0"),
+        ("efficientnetv2-b0", {"input_shape": 224}, "224"),
         ("absent.yaml", {}, "absent.yaml"),
     ],
 )
@@ -72,6 +82,66 @@ def test_mistakes(name, options, word):
     with pytest.raises(ValueError) as error:
         efficientnetv2.build_model(name, **options)
     assert word in str(error.value)
+
+
+def test_two_models_in_a_third():
+    inputs = keras.Input((32, 32, 3))
+    towers = [
+        efficientnetv2.build_model(
+            "efficientnetv2-pico", include_top=False, name=name
+        )
+        for name in ("left", "right")
+    ]
+    outputs = keras.layers.concatenate([tower(inputs) for tower in towers])
+    both = keras.Model(inputs, outputs)
+    assert [tower.name for tower in towers] == ["left", "right"]
+    assert both.get_layer("left") is towers[0]
+    assert both.output_shape == (None, 1024)
+
+
+def test_published_weights_are_those_of_the_architecture(monkeypatch):
+    asked = []
+
+    def fetch(name, weights):
+        asked.append((name, weights))
+        raise zoo.WeightsError("no network")
+
+    monkeypatch.setattr(zoo.published, "fetch", fetch)
+    with pytest.raises(zoo.WeightsError, match="no network"):
+        efficientnetv2.build_model(
+            "efficientnetv2-pico", weights="imagenet", name="left"
+        )
+    assert asked[0] == ("efficientnetv2-pico", "imagenet")
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_quantization_by_keras(mode):
+    model = efficientnetv2.build_model(
+        "efficientnetv2-pico", num_classes=3, survival_prob=0.8
+    )
+    model.quantize(mode)
+    assert model.get_layer("logits").quantization_mode == mode
+    images = _images(16)
+    before = efficientnetv2.build_model(
+        "efficientnetv2-pico", num_classes=3, survival_prob=0.8
+    )
+    quantized = keras.models.clone_model(before)
+    quantized.set_weights(before.get_weights())
+    quantized.quantize(mode)
+    logits = before(images).numpy()
+    np.testing.assert_allclose(
+        quantized(images), logits, atol=0.2 * np.abs(logits).max()
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_numbers_of_channels(channels):
+    model = _tiny(
+        include_preprocessing="v2", input_shape=(None, None, channels)
+    )
+    images = np.full((1, 32, 32, channels), 255.0, np.float32)
+    assert model(images).shape == (1, 4)
 
 
 def test_a_users_own_block_strings(tmp_path):

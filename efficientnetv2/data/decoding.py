@@ -5,11 +5,12 @@ that the same code runs in the input pipeline and in a model that is exported.
 """
 
 import io
+import struct
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 JPEG, PNG, WEBP, BMP, GIF, UNKNOWN = range(6)
 # The first bytes of a file of each format; WebP's are looked at apart.
@@ -39,16 +40,25 @@ _MARGIN = 4
 # --- Reading bytes ----------------------------------------------------------
 
 
+def _substring(data: tf.Tensor, start, count) -> tf.Tensor:
+    """Returns at most `count` bytes from a place on, as a string."""
+    length = tf.strings.length(data)
+    start = tf.minimum(tf.cast(start, tf.int64), tf.cast(length, tf.int64))
+    return tf.strings.substr(data, start, tf.cast(count, tf.int64))
+
+
 def _bytes(data: tf.Tensor, start, count) -> tf.Tensor:
-    """Returns int64 [count] bytes from a place on; zeros beyond the end."""
-    length = tf.cast(tf.strings.length(data), tf.int64)
-    start = tf.clip_by_value(tf.cast(start, tf.int64), 0, length)
-    wanted = tf.cast(count, tf.int64)
-    found = tf.io.decode_raw(tf.strings.substr(data, start, wanted), tf.uint8)
-    padding = wanted - tf.size(found, out_type=tf.int64)
-    found = tf.cast(tf.pad(found, [[0, padding]]), tf.int64)
+    """Returns int64 [count] bytes from a place on; zeros beyond the end.
+
+    The count is at least 1.
+    """
+    found = tf.io.decode_raw(
+        _substring(data, start, count),
+        tf.uint8,
+        fixed_length=tf.cast(count, tf.int32),
+    )
     found.set_shape([count if isinstance(count, int) else None])
-    return found
+    return tf.cast(found, tf.int64)
 
 
 def _number(values: tf.Tensor, little_endian) -> tf.Tensor:
@@ -98,17 +108,20 @@ def format_of(data: tf.Tensor) -> tf.Tensor:
 
     One of `JPEG`, `PNG`, `WEBP`, `BMP`, `GIF` and `UNKNOWN`.
     """
-
-    def begins(text):
-        return tf.strings.substr(data, 0, len(text)) == text
-
-    result = tf.constant(UNKNOWN)
-    webp = begins(b"RIFF") & _equal(_bytes(data, 8, 4), b"WEBP")
-    result = tf.where(webp, WEBP, result)
-    for kind, beginnings in FIRST_BYTES.items():
-        for text in beginnings:
-            result = tf.where(begins(text), kind, result)
-    return result
+    kinds, beginnings = zip(
+        *[(k, text) for k, all_ in FIRST_BYTES.items() for text in all_],
+        strict=True,
+    )
+    equal = tf.strings.substr(
+        data,
+        tf.zeros_like(kinds),
+        tf.constant([len(text) for text in beginnings]),
+    ) == tf.constant(beginnings)
+    kind = tf.reduce_min(tf.where(equal, kinds, UNKNOWN))
+    # "RIFF", a length, "WEBP".
+    is_webp = tf.strings.substr(data, 0, 4) == b"RIFF"
+    is_webp &= _substring(data, 8, 4) == b"WEBP"
+    return tf.where(is_webp, WEBP, kind)
 
 
 def _jpeg_exif(data: tf.Tensor) -> tf.Tensor:
@@ -116,17 +129,27 @@ def _jpeg_exif(data: tf.Tensor) -> tf.Tensor:
 
     EXIF stands among the application segments that a JPEG begins with.
     """
+    exif = tf.constant(list(b"\xff\xe1\0\0" + _EXIF), tf.int64)
+    # Marker and size, each of two bytes.
+    weights = tf.constant([[256, 1, 0, 0], [0, 0, 256, 1]], tf.int64)
 
     def step(place):
         head = _bytes(data, place, 10)
-        marker = head[1]
-        is_application = (marker >= 0xE0) & (marker <= 0xEF)
-        goes_on = (head[0] == 0xFF) & (is_application | (marker == 0xFE))
-        found = goes_on & (marker == 0xE1) & _equal(head[4:], _EXIF)
-        size = _number(head[2:4], False)
-        return _if(found, place + 4), _if(goes_on, place + 2 + size)
+        marker, size = tf.unstack(tf.reduce_sum(head[:4] * weights, axis=1))
+        is_exif = tf.reduce_all((head == exif) | (tf.range(10) // 2 == 1))
+        is_application = (marker >= 0xFFE0) & (marker <= 0xFFEF)
+        is_comment = marker == 0xFFFE
+        return (
+            _if(is_exif, place + 4),
+            _if(is_application | is_comment, place + 2 + size),
+        )
 
-    return _walk(data, 2, step)
+    # Most have a JFIF segment without a thumbnail, and tables behind it.
+    plain = _substring(data, 2, 4) == b"\xff\xe0\0\x10"
+    plain &= _substring(data, 20, 2) == b"\xff\xdb"
+    return tf.cond(
+        plain, lambda: tf.constant(-1, tf.int64), lambda: _walk(data, 2, step)
+    )
 
 
 def _png_chunk(
@@ -182,22 +205,30 @@ def _webp_exif(data: tf.Tensor) -> tf.Tensor:
 # --- Orientation ------------------------------------------------------------
 
 
-def orientation(data: tf.Tensor) -> tf.Tensor:
+def orientation(
+    data: tf.Tensor, kind: tf.Tensor | int | None = None
+) -> tf.Tensor:
     """Returns an encoded image's EXIF orientation: int32 scalar in [1, 8].
 
     EXIF is looked for in JPEG (APP1), PNG (eXIf) and WebP (EXIF). 1, upright,
     where there is none, or none that is valid.
+
+    Args:
+        data: string scalar.
+        kind: what `format_of` returns, if it is known.
     """
-    nowhere = tf.constant(-1, tf.int64)
-    place = tf.switch_case(
-        format_of(data),
-        [
-            lambda: _jpeg_exif(data),
-            lambda: _png_chunk(data, b"eXIf"),
-            lambda: _webp_exif(data),
-            lambda: nowhere,
-        ],
-    )
+    if kind is JPEG:
+        place = _jpeg_exif(data)
+    else:
+        place = tf.switch_case(
+            format_of(data) if kind is None else kind,
+            [
+                lambda: _jpeg_exif(data),
+                lambda: _png_chunk(data, b"eXIf"),
+                lambda: _webp_exif(data),
+                lambda: tf.constant(-1, tf.int64),
+            ],
+        )
     return tf.cond(
         place >= 0,
         lambda: _orientation_at(data, place),
@@ -217,7 +248,7 @@ def _orientation_at(data: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
     valid = little | _equal(head[:4], b"MM\0*")
     directory = start + _number(head[4:], little)
     count = _number(_bytes(data, directory, 2), little)
-    count = tf.minimum(count, _MOST_ENTRIES)
+    count = tf.clip_by_value(count, 1, _MOST_ENTRIES)
     entries = _bytes(data, directory + 2, 12 * count)
     entries = tf.reshape(entries, [-1, 12])
     kind = _number(entries[:, 2:4], little)
@@ -233,8 +264,7 @@ def _orientation_at(data: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
     is_orientation = _number(entries[:, :2], little) == _ORIENTATION_TAG
     good = is_orientation & (value >= 1) & (value <= 8) & valid
     value = tf.reduce_max(tf.where(good, value, 1))
-    # Without entries the maximum is the smallest number.
-    return tf.maximum(tf.cast(value, tf.int32), 1)
+    return tf.cast(value, tf.int32)
 
 
 def turn(image: tf.Tensor, turned: tf.Tensor) -> tf.Tensor:
@@ -308,8 +338,9 @@ def decode(data: tf.Tensor, portable: bool = False) -> tf.Tensor:
         image = tf.numpy_function(_decode_with_pillow, [data], tf.uint8)
         return tf.ensure_shape(image, [None, None, 3])
 
+    kind = format_of(data)
     image = tf.switch_case(
-        format_of(data),
+        kind,
         [
             lambda: tf.io.decode_jpeg(data, channels=3),
             lambda: _decode_png(data),
@@ -320,7 +351,7 @@ def decode(data: tf.Tensor, portable: bool = False) -> tf.Tensor:
         ],
     )
     image.set_shape([None, None, 3])
-    return turn(image, orientation(data))
+    return turn(image, orientation(data, kind))
 
 
 def _decode_png(data: tf.Tensor) -> tf.Tensor:
@@ -347,9 +378,8 @@ def _significant_bits(data: tf.Tensor) -> tf.Tensor:
     def read():
         size = _number(_bytes(data, place - 8, 4), False)
         has_alpha = _bytes(data, 25, 1)[0] // 4 % 2
-        bits = tf.reduce_max(
-            _bytes(data, place, tf.minimum(size, 4) - has_alpha)
-        )
+        count = tf.maximum(tf.minimum(size, 4) - has_alpha, 1)
+        bits = tf.reduce_max(_bytes(data, place, count))
         return tf.where((bits >= 1) & (bits <= 16), bits, 16)
 
     return tf.cond(place >= 0, read, lambda: tf.constant(16, tf.int64))
@@ -409,8 +439,19 @@ def _decode_webp(data: tf.Tensor) -> tf.Tensor:
 
 
 def _decode_with_pillow(data: bytes | np.ndarray) -> np.ndarray:
-    with Image.open(io.BytesIO(as_bytes(data))) as image:
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(io.BytesIO(as_bytes(data))) as image:
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:
+        raise OSError("no valid BMP") from None
+    except (
+        ValueError,
+        SyntaxError,
+        EOFError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise OSError(str(error)) from None
 
 
 def as_bytes(value: bytes | np.ndarray) -> bytes:
@@ -426,12 +467,35 @@ def to_portable(data: bytes) -> bytes:
     as it is.
 
     Raises:
-        tf.errors.OpError: if such an image cannot be decoded.
+        OSError: if such an image cannot be decoded.
     """
     # Bytes 28 and 30 are the bits of a pixel and the compression.
     if data[:2] != b"BM" or (data[28:32] == b"\x18\0\0\0"):
         return data
-    return tf.io.encode_png(decode(tf.constant(data))).numpy()
+    return tf.io.encode_png(_decode_with_pillow(data)).numpy()
+
+
+def from_pillow(image: Image.Image) -> bytes:
+    """Returns an image of Pillow as an upright PNG that `decode` reads alike.
+
+    Raises:
+        OSError: if its pixels cannot be read, or are real numbers.
+    """
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode == "F":
+            raise ValueError("its pixels are real numbers of unknown range")
+        if upright.mode.startswith("I"):
+            # Sixteen bits, of which `decode` takes the upper eight.
+            pixels = np.asarray(upright)[..., np.newaxis]
+            if pixels.min() < 0 or pixels.max() > 65_535:
+                raise ValueError("its pixels have more than sixteen bits")
+            pixels = pixels.astype(np.uint16)
+        else:
+            pixels = np.asarray(upright.convert("RGB"))
+    except (ValueError, SyntaxError) as error:
+        raise OSError(str(error)) from error
+    return tf.io.encode_png(pixels).numpy()
 
 
 # --- Decoding a part --------------------------------------------------------
@@ -498,7 +562,7 @@ def decode_part(
         `crop_resize_flip` gives the same of both as of the whole image and
         its box, but for what is decoded smaller.
     """
-    turned = orientation(data) if turned is None else turned
+    turned = orientation(data, JPEG) if turned is None else turned
     shape = upright_shape(data, turned)
     box = tf.convert_to_tensor(box)
     box = _swap(_mirror(box, shape[0], shape[1], turned), turned)

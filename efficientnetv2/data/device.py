@@ -1,4 +1,4 @@
-"""The operations of `augment.ops` on an accelerator, as the host has drawn them.
+"""The operations of `augment.ops` on an accelerator, as the host drew them.
 
 Written in `keras.ops`, for XLA on either backend: shapes are static, nothing
 branches on an image, and nothing calls back to the host. Each operation runs

@@ -279,5 +279,9 @@ def _reason(error: Exception) -> str:
         values = text.partition("label out of range")[2]
         label, classes = values.replace("'", " ").split()[:2]
         return f"the label {label.strip('[]')} is not below {classes}"
+    if "\n\t [[" in text:
+        # What happened comes last, below where it was defined.
+        lines = text.partition("\n\t [[")[0].strip().splitlines()
+        return lines[-1].removeprefix("OSError: ").rstrip(".")
     text = text.splitlines()[0].partition("}} ")[2] or text.splitlines()[0]
     return text.partition(" [Op:")[0].rstrip(".")

@@ -194,7 +194,7 @@ class _Schedule:
         def decode_part():
             size = self.sizes[self.stage(step)]
             antialias = self.config.data.antialias
-            turned = decoding.orientation(encoded)
+            turned = decoding.orientation(encoded, decoding.JPEG)
             height, width = tf.unstack(decoding.upright_shape(encoded, turned))
             boxes, flip, unused = _boxes(self.config, uniforms, height, width)
             image, box = decoding.decode_part(

@@ -183,7 +183,7 @@ def decode_for_eval(
         )
 
     def decode_crop():
-        turned = decoding.orientation(data)
+        turned = decoding.orientation(data, decoding.JPEG)
         height, width = tf.unstack(decoding.upright_shape(data, turned))
         window = central_window(height, width, size, 1)
         image = decoding.decode_window(data, window, turned)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import progressive
 from efficientnetv2.config import RunPlan
-from efficientnetv2.data import faults, pipeline, preprocessing
+from efficientnetv2.data import faults, pipeline, preprocessing, registry
 from efficientnetv2.data.sources import Source
 from efficientnetv2.errors import DataError
 from efficientnetv2.progressive import Stage
@@ -53,7 +53,10 @@ def write(
     source = faults.load_split(config, split, faults.LeftOut(log), log)
     with faults.named(source):
         return write_sheets(
-            source, config, folder, f"{config.data.ds_name}, {split}"
+            source,
+            config,
+            folder,
+            f"{registry.title(config.data.ds_name)}, {split}",
         )
 
 

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from efficientnetv2.data import class_list, csv_list, folders
+from efficientnetv2.data import class_list, csv_list, fashion_mnist, folders
 from efficientnetv2.data.listing import Listing
 from efficientnetv2.declarative import (
     ConfigError,
@@ -126,6 +126,36 @@ def shard_folders(
     return [folder / path.stem, folder, *beside]
 
 
+def shards(
+    info: DatasetInfo, split: Split, folder: pathlib.Path
+) -> list[pathlib.Path]:
+    """Returns the files of a split of TFRecord shards, in order.
+
+    Args:
+        info: of the dataset.
+        split: with `files` and `shards`.
+        folder: of the data, see `shard_folders`.
+
+    Raises:
+        DataError: if no file matches.
+    """
+    places = shard_folders(info, folder)
+    found = {place: sorted(place.glob(split.files)) for place in places}
+    place = next((place for place in places if found[place]), None)
+    if place is None:
+        raise DataError(
+            f"{info.name}: no file matches {split.files} in "
+            f"{' or '.join(map(str, places))}. {info.how_to_get}".rstrip()
+        )
+    chosen = found[place][slice(*split.shards)]
+    if not chosen:
+        raise DataError(
+            f"{info.name}: of the {len(found[place])} files {split.files} in "
+            f"{place} none is left by shards {list(split.shards)}."
+        )
+    return chosen
+
+
 def is_registered(name: str) -> bool:
     """Whether a name is one of `datasets/`, and not that of a file here."""
     return name in names("datasets")
@@ -143,8 +173,39 @@ def normalized(name: str) -> str:
     return os.path.abspath(path)
 
 
+def title(name: str) -> str:
+    """Returns what a heading calls a dataset: its name, without folders."""
+    return name if is_registered(name) else pathlib.Path(name).name
+
+
 def _is_path(name: str) -> bool:
     return "/" in name or name.endswith((*_YAML, *csv_list.SUFFIXES))
+
+
+def state(info: DatasetInfo, folder: pathlib.Path) -> str:
+    """Returns what of a dataset is on this machine, '-' for nothing.
+
+    Args:
+        info: of the dataset.
+        folder: of the data.
+    """
+    if info.source in LISTED:
+        return "here"
+    if info.source == ABSENT:
+        return "-"
+    if info.source == "idx":
+        return "here" if fashion_mnist.is_here(folder) else "-"
+    if info.source == "tfds":
+        place = folder / info.tfds_name.replace(":", "/")
+        return "here" if any(place.rglob("dataset_info.json")) else "-"
+    patterns = {split.files for split in info.splits.values()}
+    found = {
+        path
+        for place in shard_folders(info, folder)
+        for pattern in patterns
+        for path in place.glob(pattern)
+    }
+    return f"{len(found)} shards" if found else "-"
 
 
 def load_info(name: str) -> DatasetInfo:
@@ -217,8 +278,11 @@ def _load_info(name: str) -> DatasetInfo:
     path = folders.expand(name)
     if path.is_dir() or _is_path(name):
         return _listed_info(name, path)
+    here = [path.name for path in pathlib.Path(".").iterdir() if path.is_dir()]
+    folder = nearest(name, here)
+    hint = f" There is a folder {folder!r} here." if folder else ""
     raise ConfigError(
-        f"Unknown dataset {name!r}."
+        f"Unknown dataset {name!r}.{hint}"
         + suggest(name, names("datasets"))
         + " Or give the path of a folder of images, of a CSV file or of a "
         "YAML file."

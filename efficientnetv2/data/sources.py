@@ -309,27 +309,13 @@ def open_shards(
     Raises:
         DataError: if no file matches.
     """
-    places = registry.shard_folders(info, folder)
-    found = {place: sorted(place.glob(split.files)) for place in places}
-    place = next((place for place in places if found[place]), None)
-    if place is None:
-        raise DataError(
-            f"{info.name}: no file matches {split.files} in "
-            f"{' or '.join(map(str, places))}. {info.how_to_get}".rstrip()
-        )
-    paths = found[place]
-    chosen = paths[slice(*split.shards)]
-    if not chosen:
-        raise DataError(
-            f"{info.name}: of the {len(paths)} files {split.files} in "
-            f"{place} none is left by shards {list(split.shards)}."
-        )
+    paths = registry.shards(info, split, folder)
 
     def parse(record):
         return _parse_example(record, info)
 
     return StreamSource(
-        [Shard(str(path)) for path in chosen],
+        [Shard(str(path)) for path in paths],
         parse,
         split.num_images,
         info.class_names,

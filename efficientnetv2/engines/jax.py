@@ -84,8 +84,8 @@ class Engine:
         trained: the variables that the optimizer changes.
         replicas: devices that share a global batch.
         device: what computes and how, for people.
-        parts: of a batch that are computed side by side: 1.
         augments: whether `step` takes crops, see `device.is_chosen`.
+        parts: of a batch that are computed side by side: 1.
         is_chief: whether this process writes the run's files: it does.
 
     Raises:
@@ -104,18 +104,16 @@ class Engine:
         log: Callable[[str], None] = print,
         training: bool = True,
     ):
+        self.class_weights = None
         self.config, self.plan = config, plan
         self._devices = set_up(config, training)
         self.replicas = len(self._devices)
         _check(config, self.replicas)
-        self.device = _describe(self._devices)
-        self._everywhere, self._split = _shardings(self._mesh())
         self.augments = augmentation.is_chosen(
             config, self._devices[0].platform != "cpu"
         )
-        self._augment = jax.jit(
-            augmentation.batch_maker(config), out_shardings=self._split
-        )
+        self.device = _describe(self._devices)
+        self._everywhere, self._split = _shardings(self._mesh())
         self._micro_batch_size = config.train.micro_batch_size
         self._state = self._step = self._infer = self._running = None
         self._rows: dict[tuple[int, ...], int] = {}
@@ -282,7 +280,7 @@ class Engine:
 
         Args:
             make_dataset: from the number of this worker and that of all to a
-                tf.data.Dataset of what `step` takes.
+                tf.data.Dataset, see `pipeline.training_dataset`.
         """
         for batch in make_dataset(0, 1).as_numpy_iterator():
             yield jax.device_put(batch, self._split)
@@ -291,8 +289,9 @@ class Engine:
         """Makes an optimizer step.
 
         Args:
-            batch: images, float32 [batch, size, size, 3], and labels, float32
-                [batch, classes]; or what `device.finish` makes them from.
+            batch: of `dataset`: images, float32 [batch, size, size, 3], and
+                labels, float32 [batch, classes]; or what `device.finish` makes
+                them from.
             dropout_rate: before the classifier, in [0, 1).
 
         Returns:
@@ -301,10 +300,9 @@ class Engine:
         """
         if self._step is None:
             self._step = self.step_function()
-        images, labels = self._augment(batch) if self.augments else batch
         self._has_moved = True
         self._state, metrics = self._step(
-            self._state, images, labels, np.float32(dropout_rate)
+            self._state, batch, np.float32(dropout_rate)
         )
         # One step may wait behind the one that is running. More would only
         # hold batches in the device's memory.
@@ -320,39 +318,49 @@ class Engine:
                 default the engine's.
 
         Returns:
-            A jitted function from (state, images, labels, dropout rate) to
-            (state, metrics), to be called, lowered or exported;
-            `step_arguments` says of what shapes.
+            A jitted function from (state, batch, dropout rate) to (state,
+            metrics), to be called, lowered or exported; `step_arguments` says
+            of what shapes.
         """
         mesh = self._mesh(devices)
         everywhere, split = _shardings(mesh)
+        finish = tuple
+        if self.augments:
+            finish = augmentation.batch_maker(self.config)
         return jax.jit(
-            functools.partial(self._next, mesh, self._micro_batch_size),
+            functools.partial(self._next, mesh, finish, self._micro_batch_size),
             donate_argnums=0,
-            in_shardings=(everywhere, split, split, everywhere),
+            in_shardings=(everywhere, split, everywhere),
             out_shardings=everywhere,
         )
 
-    def step_arguments(self, image_size: int) -> tuple:
-        """Returns shapes and types of the arguments of `step_function`."""
-        batch = self.config.train.batch_size
-        images = (batch, image_size, image_size, 3)
-        labels = (batch, self.config.model.num_classes)
-        return (
-            jax.tree.map(
-                lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype),
-                self._state,
-            ),
-            jax.ShapeDtypeStruct(images, jnp.float32),
-            jax.ShapeDtypeStruct(labels, jnp.float32),
-            jax.ShapeDtypeStruct((), jnp.float32),
+    def step_arguments(self, image_size: int, batch=None) -> tuple:
+        """Returns shapes and types of the arguments of `step_function`.
+
+        Args:
+            image_size: of a stage, in pixels.
+            batch: shapes and types of a batch where it is not images and
+                labels, see `step`; None: it is.
+        """
+        if batch is None:
+            size = self.config.train.batch_size
+            shapes = (
+                (size, image_size, image_size, 3),
+                (size, self.config.model.num_classes),
+            )
+            batch = [jax.ShapeDtypeStruct(each, jnp.float32) for each in shapes]
+        state = jax.tree.map(
+            lambda each: jax.ShapeDtypeStruct(each.shape, each.dtype),
+            self._state,
         )
+        return state, batch, jax.ShapeDtypeStruct((), jnp.float32)
 
     def _mesh(self, devices=None) -> Mesh:
         return Mesh(np.array(devices or self._devices), (_BATCH,))
 
-    def _next(self, mesh, micro_batch_size, state, images, labels, rate):
+    def _next(self, mesh, finish, micro_batch_size, state, batch, rate):
         """Returns the state after a step, and its metrics."""
+        images, labels = finish(batch)
         config, names = self.config, self._names
         step = state["step"].astype(jnp.float32)
         scale = 1.0
@@ -459,7 +467,11 @@ class Engine:
                 {**network, **trained}, images, training=True, rate=rate
             )
             cross_entropy = losses.cross_entropy(
-                labels, logits, train.loss_type, train.label_smoothing
+                labels,
+                logits,
+                train.loss_type,
+                train.label_smoothing,
+                self.class_weights,
             )
             return cross_entropy * scale, (cross_entropy, logits, changed)
 

@@ -8,6 +8,7 @@ def cross_entropy(
     logits,
     loss_type: str = "softmax",
     label_smoothing: float = 0.0,
+    class_weights=None,
 ):
     """Returns the mean over the batch, in nats.
 
@@ -21,6 +22,10 @@ def cross_entropy(
         label_smoothing: in [0, 1); towards equal shares of all classes for
             softmax, towards one half for sigmoid, none for sigmoid_sum.
 
+        class_weights: float32 [classes], or None for ones. For softmax an
+            image counts by the weights of its labels before smoothing, else
+            each class by its own.
+
     Raises:
         ValueError: for an unknown `loss_type`.
     """
@@ -29,18 +34,20 @@ def cross_entropy(
         labels = ops.divide_no_nan(
             labels, ops.sum(labels, axis=1, keepdims=True)
         )
-        labels = _smooth(labels, label_smoothing, labels.shape[1])
-        return ops.mean(
-            ops.categorical_crossentropy(labels, logits, from_logits=True)
-        )
+        smooth = _smooth(labels, label_smoothing, labels.shape[1])
+        losses = ops.categorical_crossentropy(smooth, logits, from_logits=True)
+        if class_weights is not None:
+            losses = losses * ops.sum(labels * class_weights, axis=1)
+        return ops.mean(losses)
     if loss_type == "sigmoid":
         labels = _smooth(labels, label_smoothing, 2)
-        return ops.mean(
-            ops.binary_crossentropy(labels, logits, from_logits=True)
-        )
-    if loss_type == "sigmoid_sum":
+    if loss_type in ("sigmoid", "sigmoid_sum"):
         losses = ops.binary_crossentropy(labels, logits, from_logits=True)
-        return ops.mean(ops.sum(losses, axis=1))
+        if class_weights is not None:
+            losses = losses * class_weights
+        if loss_type == "sigmoid_sum":
+            losses = ops.sum(losses, axis=1)
+        return ops.mean(losses)
     raise ValueError(f"Unknown loss_type {loss_type!r}.")
 
 

@@ -92,7 +92,10 @@ def describe(
             f", batches in {parts} parts)" if parts > 1 else ")"
         )
     xla = "on" if config.runtime.jit_compile else "off"
-    return f"{name}, {keras.config.dtype_policy().name}, XLA {xla}"
+    text = f"{name}, {keras.config.dtype_policy().name}, XLA {xla}"
+    if count == 1 and config.runtime.strategy == "mirrored":
+        text += "; with one device --strategy=mirrored changes nothing"
+    return text
 
 
 def overlooked() -> str | None:

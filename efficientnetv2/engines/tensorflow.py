@@ -88,7 +88,7 @@ class Engine:
         self.device = strategies.describe(config, self.strategy, self.parts)
         self._micro_batch_size = config.train.micro_batch_size
         self._step_function = self._logits_function = self._element_spec = None
-        self.averages = self.optimizer = None
+        self.averages = self.optimizer = self.class_weights = None
         with self.strategy.scope():
             self.network = architecture.build(config.model.to_dict())
             self.trained = state.select(self.network, config.train.varsexp)
@@ -425,6 +425,7 @@ class Engine:
                 logits,
                 self.config.train.loss_type,
                 self.config.train.label_smoothing,
+                self.class_weights,
             )
             loss = cross_entropy * scale
         return cross_entropy, logits, tape.gradient(loss, variables)

@@ -22,21 +22,53 @@ def _classifier_initializer(num_classes: int):
     return keras.initializers.RandomUniform(-limit, limit)
 
 
+def _moments(preprocessing: str) -> list[tuple[float, float]]:
+    """Returns mean and deviation of red, green and blue, or of any channel."""
+    pairs = list(zip(*NORMALIZATIONS[preprocessing], strict=True))
+    return pairs[:1] if len(set(pairs)) == 1 else pairs
+
+
 def _normalize(images, preprocessing: str | None):
     if preprocessing is None:
         return images
-    if preprocessing not in NORMALIZATIONS:
-        raise ValueError(
-            f"Unknown preprocessing {preprocessing!r}: use None or one of "
-            f"{', '.join(NORMALIZATIONS)}."
-        )
-    moments = NORMALIZATIONS[preprocessing]
-    pairs = list(zip(*moments, strict=True))
+    pairs = _moments(preprocessing)
     return keras.layers.Rescaling(
         [1 / deviation for _, deviation in pairs],
         [-mean / deviation for mean, deviation in pairs],
         name=NORMALIZE,
     )(images)
+
+
+def _check_input_shape(shape, preprocessing: str | None) -> None:
+    """Raises a ValueError for anything but (height, width, channels)."""
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            "The models take channels last: call "
+            "keras.config.set_image_data_format('channels_last') first."
+        )
+    sizes = shape if isinstance(shape, (tuple, list)) else ()
+    valid = len(sizes) == 3 and all(
+        size is None or isinstance(size, int) and size > 0 for size in sizes
+    )
+    if not valid or sizes[2] is None:
+        raise ValueError(
+            f"input_shape={shape!r} is not (height, width, channels), whole "
+            "numbers above 0, of which height and width may be None."
+        )
+    first, _, channels = sizes
+    if first is not None and first <= 4 < channels:
+        raise ValueError(
+            f"input_shape={tuple(sizes)} has its channels first; give "
+            f"(height, width, channels), such as {(*sizes[1:], first)}, and "
+            "images of that order."
+        )
+    moments = len(_moments(preprocessing)) if preprocessing else 1
+    if moments not in (1, channels):
+        raise ValueError(
+            f"The preprocessing {preprocessing!r} has a mean and a deviation "
+            "for red, green and blue, and cannot be used for "
+            f"{channels} channels. Normalize the images before, or use 'v2'."
+        )
 
 
 def build(
@@ -57,7 +89,8 @@ def build(
             `act_fn`, `bn_type`, `bn_momentum`, `bn_epsilon`, `gn_groups`;
             `fused_stages`, `round_limit` and `fix_head_stem` may be left out.
         include_top: if False, the model ends with the features of the head.
-        input_shape: (height, width, 3); None for a free size.
+        input_shape: (height, width, channels); None for a free height or
+            width.
         name: name of the model, `model_config['model_name']` by default.
         pooling: without the top: 'avg' or 'max' for features [batch,
             feature_size], None for a map [batch, height, width,
@@ -74,8 +107,14 @@ def build(
 
     Raises:
         ValueError: for an invalid block string, activation, normalization,
-            pooling or preprocessing.
+            pooling, preprocessing or input shape.
     """
+    if preprocessing is not None and preprocessing not in NORMALIZATIONS:
+        raise ValueError(
+            f"Unknown preprocessing {preprocessing!r}: use None or one of "
+            f"{', '.join(NORMALIZATIONS)}."
+        )
+    _check_input_shape(input_shape, preprocessing)
     if include_top and pooling != "avg":
         raise ValueError(
             f"pooling={pooling!r} is for include_top=False; the classifier "
@@ -133,4 +172,7 @@ def build(
             dtype="float32",
             name="logits",
         )(x)
-    return keras.Model(inputs, x, name=name or model_config["model_name"])
+    model = keras.Model(inputs, x, name=name or model_config["model_name"])
+    # Published weights are found by it, whatever the model is called.
+    model.architecture_name = model_config["model_name"]
+    return model

@@ -381,6 +381,9 @@ class _ResidualBlock(_Layer):
         for layer in self._chain:
             layer.build(shape)
             shape = layer.compute_output_shape(shape)
+        # `model.quantize` wants every layer built.
+        for layer in filter(None, (self.dropout, self.stochastic_depth)):
+            layer.build(shape)
         self.built = True
 
     def compute_output_shape(self, input_shape):
@@ -570,6 +573,7 @@ class Head(_Layer):
     def build(self, input_shape):
         self.conv.build(input_shape)
         self.norm.build(self.conv.compute_output_shape(input_shape))
+        self.dropout.build(self.compute_output_shape(input_shape))
         self.built = True
 
     def call(self, inputs, training=False):

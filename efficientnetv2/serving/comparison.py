@@ -1,6 +1,7 @@
 """Exports against the network that they come from, on the same images."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import keras
@@ -185,6 +186,39 @@ def compare(
         )
         for name, (agreed, right) in counts.items()
     }
+
+
+def misfit(
+    result: Result, known: Mapping[str, float] | None, classes: int
+) -> str | None:
+    """Returns why images cannot be those of a run, None if they may be.
+
+    That an export agrees with the network says nothing if both are wrong:
+    under wrong names, or on other images.
+
+    Args:
+        result: of an export.
+        known: the run's metrics on its test images: 'top1', 'images'.
+        classes: number of classes.
+    """
+    if not known:
+        return None
+    here, there = result.images, known["images"]
+    chance = 1.0 / classes
+    top1 = result.keras_top1
+    if top1 > chance + 2 * math.sqrt(chance * (1 - chance) / here):
+        return None
+    # Three standard deviations of the difference of two shares.
+    mean = (top1 * here + known["top1"] * there) / (here + there)
+    spread = 3 * math.sqrt(mean * (1 - mean) * (1 / here + 1 / there))
+    if known["top1"] - top1 <= spread:
+        return None
+    return (
+        f"the network's top-1 of {result.keras_top1:.2%} on the "
+        f"{result.images:,} images compared is at chance, and was "
+        f"{known['top1']:.2%} on the run's {known['images']:,} test images: "
+        "the images or the names of their classes are others"
+    )
 
 
 def _right(best: np.ndarray, labels: np.ndarray) -> int:

@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2 import tables
+from efficientnetv2.data import sources
+from efficientnetv2.data.sources import Source
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.serving import (
     comparison,
@@ -85,24 +87,28 @@ def export(
     names: Sequence[str] = ("saved_model",),
     allow_disagreement: bool = False,
     log: Callable[[str], None] = print,
+    known: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, dict], dict[str, str]]:
     """Writes formats, and compares each with the network.
 
     Each is loaded with its own runtime and run on `COMPARED_IMAGES` images of
     the split `eval.split`. What differs too much (less than
     `LEAST_AGREEMENT` of the likeliest classes, or for int8 an accuracy lower
-    by more than `MOST_LOST`) is not put in place.
+    by more than `MOST_LOST`) is not put in place, nor is anything where the
+    images are not those that the run knows, see `comparison.misfit`.
 
     Args:
         network: from normalized images to logits, in float32.
         config: of the run.
-        class_names: of the dataset.
+        class_names: of the run.
         folder: to write into; what is there is replaced when all formats are
             complete.
         names: of `formats.FORMATS`.
         allow_disagreement: put in place whatever the comparison says, also
             where there are no images to compare on.
         log: prints one line.
+        known: the metrics that the run had on its test images, with 'top1'
+            and 'images'; None if there are none.
 
     Returns:
         (written, faults): what is in place, export to facts for metrics.json
@@ -118,19 +124,27 @@ def export(
     formats.check(names)
     spec = ServingSpec.from_config(config, class_names)
     folder = pathlib.Path(folder)
+    source = _images_to_compare(spec, config, allow_disagreement, log)
     with _staging(folder) as staging:
         exports = {}
         for name in dict.fromkeys(names):
             log(f"Converting to {name} ...")
             exports |= _WRITERS[name](network, spec, config, staging, log)
-        results = _compare(
-            network, spec, config, exports, allow_disagreement, log
-        )
+        results = {}
+        if source is not None:
+            results = comparison.compare(
+                comparison.run_keras(network, spec),
+                {name: each.runner for name, each in exports.items()},
+                comparison.batches(source, config, spec.mode),
+            )
         log(_table(exports, results, staging))
         faults = {
             name: fault
             for name, result in results.items()
-            if (fault := _fault(name, result))
+            if (
+                fault := _fault(name, result)
+                or comparison.misfit(result, known, len(class_names))
+            )
         }
         if allow_disagreement:
             for name, fault in faults.items():
@@ -211,24 +225,23 @@ def _on_pixels(classify: Callable[[np.ndarray], np.ndarray]) -> Runner:
 # --- Comparison -------------------------------------------------------------
 
 
-def _compare(network, spec, config, exports, allow_disagreement, log):
-    """Returns the result of each export; {} if there are no images."""
+def _images_to_compare(spec, config, allow_disagreement, log) -> Source | None:
+    """Returns test images with the labels of the run; None if there are none.
+
+    They are looked for before anything is converted.
+    """
     split = config.eval.split
     try:
         source = comparison.sample(config, split, COMPARED_IMAGES, log)
+        return sources.in_order_of(source, spec.class_names)
     except DataError as error:
         if not allow_disagreement:
             raise DataError(
-                f"The exports cannot be compared with Keras: {error} "
-                "--allow_disagreement writes them without."
+                "The exports cannot be compared with Keras; "
+                f"--allow_disagreement writes them without. {error}"
             ) from error
         log(f"Not compared with Keras: {error}")
-        return {}
-    return comparison.compare(
-        comparison.run_keras(network, spec),
-        {name: each.runner for name, each in exports.items()},
-        comparison.batches(source, config, spec.mode),
-    )
+        return None
 
 
 def _fault(name: str, result: Result) -> str | None:

@@ -19,6 +19,7 @@ _PACKAGES = {
     },
 }
 FORMATS = tuple(_PACKAGES)
+DEFAULT = ("saved_model",)
 
 
 def check(formats: Sequence[str]) -> None:

@@ -15,14 +15,12 @@ import tensorflow as tf
 from efficientnetv2 import (
     checkpoints,
     declarative,
-    evaluation,
-    runs,
     zoo,
 )
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import class_list, preprocessing, registry
+from efficientnetv2.data import class_list, fingerprint, preprocessing, registry
 from efficientnetv2.errors import nearest
-from efficientnetv2.models import architecture, naming
+from efficientnetv2.models import architecture, naming, weights
 from efficientnetv2.normalizations import mode_of
 from efficientnetv2.serving import locate, saved_model
 from efficientnetv2.serving import spec as spec_lib
@@ -282,12 +280,12 @@ def _from_run(found: Location, checkpoint: str | None):
         raise ServingError(
             f"{found.path / config_lib.FILE} is not of a run: no {error}."
         ) from None
-    names = runs.read_class_names(found.path)
+    names = fingerprint.class_names(found.path)
     if names is None:
         names = registry.load_info(config["data"]["ds_name"]).class_names
     network = architecture.build(config["model"])
     best = checkpoints.load(checkpoints.find(found.path, checkpoint))
-    evaluation.load_averaged(network, best)
+    weights.load_averaged(network, best)
     return network, ServingSpec.from_config(config, names)
 
 

@@ -4,11 +4,11 @@ import dataclasses
 import glob
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from efficientnetv2 import checkpoints, config, declarative
 from efficientnetv2.data import folders
-from efficientnetv2.errors import DataError, UserError, nearest
+from efficientnetv2.errors import UserError, nearest
 
 
 class ModelError(UserError):
@@ -95,14 +95,17 @@ def _find_model(model: str) -> Location:
     )
 
 
-def find_images(names: Sequence[str]) -> list[str]:
+def find_images(
+    names: Sequence[str], skip: Callable[[str, str], None]
+) -> list[str]:
     """Returns the files that are meant by files, folders and patterns.
 
     Folders are searched with all their sub-folders for the suffixes of
     `folders.SUFFIXES`; a file that is named needs none.
 
-    Raises:
-        DataError: if there is no file for a name.
+    Args:
+        names: files, folders and patterns.
+        skip: called with a name for which there is no file, and the reason.
     """
     found = []
     for name in names:
@@ -114,7 +117,7 @@ def find_images(names: Sequence[str]) -> list[str]:
         else:
             images = sorted(glob.glob(path, recursive=True))
         if not images:
-            raise DataError(_nothing(path))
+            skip(name, _nothing(path))
         found += images
     return list(dict.fromkeys(found))
 
@@ -122,15 +125,15 @@ def find_images(names: Sequence[str]) -> list[str]:
 def _nothing(path: str) -> str:
     if os.path.isdir(path):
         return (
-            f"There are no images in the folder {path}: no file that ends in "
-            f"{', '.join(folders.SUFFIXES)}."
+            "there are no images in this folder, no file that ends in "
+            f"{', '.join(folders.SUFFIXES)}"
         )
     if glob.has_magic(path):
-        return f"No file matches {path}."
+        return "no file matches"
     parent = os.path.dirname(path) or "."
     try:
         near = nearest(os.path.basename(path), os.listdir(parent))
     except OSError:
-        return f"There is no file {path}: there is no folder {parent}."
-    hint = f" Did you mean {os.path.join(parent, near)}?" if near else ""
-    return f"There is no file {path}.{hint}"
+        return f"there is no folder {parent}"
+    hint = f". Did you mean {os.path.join(parent, near)}?" if near else ""
+    return f"there is no such file{hint}"

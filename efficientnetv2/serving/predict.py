@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
+import PIL.Image
 import tensorflow as tf
 
 from efficientnetv2.data import decoding, faults
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.serving.loading import Classifier, load
 
-Image = str | os.PathLike | bytes | np.ndarray
+Image = str | os.PathLike | bytes | np.ndarray | PIL.Image.Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +63,10 @@ def predict(
             model with published weights, YAML file of an architecture with
             `weights`, a model object, or what `load` returned.
         images: one or several of: a path; the bytes of a JPEG, PNG, GIF, BMP
-            or WebP; an array uint8 [height, width, 3]. Or an array uint8
-            [images, height, width, 3].
+            or WebP; an image of Pillow; an array uint8 [height, width, 3].
+            Or an array uint8 [images, height, width, 3]. Arrays must be
+            upright: EXIF's orientation, which is applied to all others, is
+            lost in them.
         top: how many classes to return of each image, the likeliest first.
         batch_size: images at a time.
         checkpoint: of a run: best (default), last, a step or a file.
@@ -123,7 +126,7 @@ def stream(
         readable = []
         for index, image in batch:
             try:
-                readable.append((index, image, _encode(image)))
+                readable.append((index, image, encode(image)))
             except OSError as error:
                 on_error(index, image, error.strerror or str(error))
             except tf.errors.OpError:
@@ -167,7 +170,7 @@ def _read(image: str | os.PathLike | bytes) -> bytes:
     return pathlib.Path(image).expanduser().read_bytes()
 
 
-def _encode(image: Image) -> bytes:
+def encode(image: Image) -> bytes:
     """Returns an image as a model that is exported takes it."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -176,6 +179,8 @@ def _encode(image: Image) -> bytes:
                 "not uint8 [height, width, 3]."
             )
         return tf.io.encode_png(image).numpy()
+    if isinstance(image, PIL.Image.Image):
+        return decoding.from_pillow(image)
     return decoding.to_portable(_read(image))
 
 

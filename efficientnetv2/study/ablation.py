@@ -1,11 +1,6 @@
-r"""Runs a study: every arm with every seed, each run in a process of its own.
+"""Runs a study: every arm with every seed, each run in a process of its own.
 
-    python -m efficientnetv2.study.ablation --study=regularization \
-        --seeds=3 --output_dir=results/ablation
-
-The same command goes on with a study that was interrupted. `--shard=1/4`
-takes every fourth run, so that a study spreads over machines that share the
-folder; `--report_only` makes the report from the results that there are.
+`efficientnetv2 study` is the command.
 """
 
 import contextlib
@@ -19,11 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_collections
-from absl import flags
 
-from efficientnetv2 import cli, files, progressive
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import registry
+from efficientnetv2 import files, progressive
 from efficientnetv2.declarative import ConfigError, suggest
 from efficientnetv2.errors import UserError
 from efficientnetv2.formatting import format_seconds
@@ -36,8 +29,6 @@ LOG = "output.log"
 NOTES = "study_run.json"
 # Not that of the run, which its child takes.
 LOCK = ".study_lock"
-
-FLAGS = flags.FLAGS
 
 
 class Stopped(UserError):
@@ -424,66 +415,8 @@ def make_result(
     }
 
 
-def _run() -> None:
-    output = pathlib.Path(FLAGS.output_dir)
-    complete = FLAGS.report_only
-    if not complete:
-        if not FLAGS.study:
-            raise UserError("--study is missing, such as regularization.")
-        study = definition.load(FLAGS.study, FLAGS.dataset)
-        configs = definition.resolve(study, FLAGS.data_dir)
-        tasks = plan_tasks(
-            study, FLAGS.seeds, FLAGS.arms, parse_shard(FLAGS.shard)
-        )
-        children = Children()
-        driver = Driver(
-            study,
-            configs,
-            Folder(output / study.name),
-            FLAGS.data_dir,
-            children.run,
-        )
-        with children.receiving():
-            complete = driver.execute(tasks, FLAGS.seeds)
-    if complete:
-        # Only a report needs matplotlib and scipy.
-        from efficientnetv2.study import report
-
-        report.build(output)
-
-
-def _define_flags() -> None:
-    flags.DEFINE_string(
-        "study", None, "Name in hparams/studies/, or a YAML file of that form."
-    )
-    flags.DEFINE_string("dataset", None, "Dataset; default: the study's.")
-    flags.DEFINE_integer(
-        "seeds",
-        3,
-        "Seeds of each arm: 0, 1, ... up to without this number.",
-        lower_bound=1,
-    )
-    flags.DEFINE_string(
-        "output_dir",
-        "results/ablation",
-        "Folder of all studies and the report.",
-    )
-    flags.DEFINE_list(
-        "arms", None, "Only these arms, such as plain,everything_on."
-    )
-    flags.DEFINE_string(
-        "shard", "1/1", "2/4: the second of four parts of the runs."
-    )
-    flags.DEFINE_string(
-        "data_dir",
-        None,
-        f"Folder of the data; default: {registry.DEFAULT_DATA_DIR}.",
-    )
-    flags.DEFINE_boolean(
-        "report_only", False, "Train nothing; make the report of --output_dir."
-    )
-
-
 if __name__ == "__main__":
-    _define_flags()
-    cli.start(cli.command(_run))
+    from efficientnetv2 import cli
+    from efficientnetv2.commands import study as command
+
+    cli.start(command, "python -m efficientnetv2.study.ablation")

@@ -1,8 +1,6 @@
-r"""How fast training and inference are, and what training waits for.
+"""How fast training and inference are, and what training waits for.
 
-    python -m efficientnetv2.study.benchmark --dataset=fashion_mnist
-    python -m efficientnetv2.study.benchmark --model_name=efficientnetv2-b0 \
-        --hparam_str=train.isize=64,eval.isize=64 --json=speed.json
+`efficientnetv2 benchmark` is the command.
 
 Each stage, the latency and the machine's peak are measured one after the other
 in processes of their own, so that the peak of memory is the stage's, and that
@@ -18,24 +16,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 import ml_collections
-from absl import flags
 
-from efficientnetv2 import cli, files, tables
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import formatting, tables
 from efficientnetv2.errors import UserError
-
-FLAGS = flags.FLAGS
-
-
-def _define_flags() -> None:
-    cli.define_run_flags()
-    flags.DEFINE_integer(
-        "steps", 30, "Training steps of each measurement.", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "calls", 200, "Inference calls of each measurement.", lower_bound=1
-    )
-    flags.DEFINE_string("json", None, "File to write the figures to.")
 
 
 def measure(
@@ -61,7 +45,7 @@ def measure(
     log("Inference and the first step ...")
     return {
         "model_name": config.model.model_name,
-        "machine": {**machine, "command": " ".join(sys.argv)},
+        "machine": {**machine, "command": formatting.command_line()},
         "stages": stages,
         "waiting_share": waiting_share(stages),
         "latency": _apart("latency", config, calls),
@@ -224,22 +208,8 @@ def report(result: Mapping) -> str:
     )
 
 
-def _run() -> None:
-    config = config_lib.load(
-        dataset=FLAGS.dataset,
-        model_name=FLAGS.model_name,
-        recipe=FLAGS.recipe,
-        hparam_str=FLAGS.hparam_str,
-        flags={"data.data_dir": FLAGS.data_dir} if FLAGS.data_dir else {},
-    )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    result = measure(config, FLAGS.steps, FLAGS.calls)
-    print(report(result))
-    if FLAGS.json:
-        files.write_json(FLAGS.json, result)
-
-
 if __name__ == "__main__":
-    # Not above: the scripts in benchmarks/ import this file, too.
-    _define_flags()
-    cli.start(cli.command(_run))
+    from efficientnetv2 import cli
+    from efficientnetv2.commands import benchmark as command
+
+    cli.start(command, "python -m efficientnetv2.study.benchmark")

@@ -116,14 +116,22 @@ def load(name: str, dataset: str | None = None) -> Study:
     """Reads a study.
 
     Args:
-        name: of a file in `hparams/studies/`, or the path of a YAML file.
+        name: of a file in `hparams/studies/`, the path of a YAML file, or of
+            the `study.json` beside a study's results.
         dataset: takes the place of the study's.
 
     Raises:
         ConfigError: names the file, the option and what it should be.
     """
-    content = declarative.named_or_path("studies", name)
-    study = parse(pathlib.Path(name).stem, content)
+    path = pathlib.Path(name)
+    if path.suffix == ".json":
+        # JSON is YAML; the folder has the study's name.
+        content = declarative.read_yaml(path)
+        content.pop("seeds", None)
+        study = parse(path.absolute().parent.name, content)
+    else:
+        content = declarative.named_or_path("studies", name)
+        study = parse(path.stem, content)
     return dataclasses.replace(study, dataset=dataset or study.dataset)
 
 

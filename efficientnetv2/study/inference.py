@@ -8,7 +8,9 @@ It leaves inference.json in the folder of the run.
 import os
 import pathlib
 import statistics
+import sys
 import time
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -19,9 +21,19 @@ from efficientnetv2.errors import UserError
 RESULT = "inference.json"
 _WARM_UP, _ROUNDS, _BATCHES = 5, 7, 20
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("model_dir", None, "Folder of a finished run.")
-flags.DEFINE_integer("batch_size", 100, "Images a batch.", lower_bound=1)
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of the command."""
+    flags.DEFINE_string(
+        "model_dir", None, "Folder of a finished run.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "batch_size",
+        100,
+        "Images a batch.",
+        lower_bound=1,
+        flag_values=values,
+    )
 
 
 def measure(model_dir: str | os.PathLike, batch_size: int) -> dict:
@@ -41,11 +53,12 @@ def measure(model_dir: str | os.PathLike, batch_size: int) -> dict:
     """
     import numpy as np
 
-    from efficientnetv2 import checkpoints, engines, evaluation
+    from efficientnetv2 import checkpoints, engines
+    from efficientnetv2.models import weights
 
     config = config_lib.load(saved=config_lib.read_saved(model_dir))
     engine = engines.create(config, config_lib.run_plan(config), training=False)
-    evaluation.load_averaged(
+    weights.load_averaged(
         engine.network, checkpoints.load(checkpoints.find(model_dir, None))
     )
     size = config.eval.isize
@@ -73,13 +86,14 @@ def measure(model_dir: str | os.PathLike, batch_size: int) -> dict:
     }
 
 
-def _run() -> None:
-    if not FLAGS.model_dir:
+def run(given: flags.FlagValues, words: Sequence[str]) -> None:
+    """Measures, and writes inference.json."""
+    cli.no_words(words)
+    if not given.model_dir:
         raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    result = measure(FLAGS.model_dir, FLAGS.batch_size)
-
-    files.write_json(pathlib.Path(FLAGS.model_dir) / RESULT, result)
+    result = measure(given.model_dir, given.batch_size)
+    files.write_json(pathlib.Path(given.model_dir) / RESULT, result)
     print(
         f"{result['images_per_second']:,.0f} images/s in batches of "
         f"{result['batch_size']} at {result['image_size']} pixels"
@@ -87,4 +101,4 @@ def _run() -> None:
 
 
 if __name__ == "__main__":
-    cli.start(cli.command(_run))
+    cli.start(sys.modules[__name__], "python -m efficientnetv2.study.inference")

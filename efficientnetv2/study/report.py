@@ -9,11 +9,13 @@ same JSON files give the same tables, byte for byte.
 import collections
 import os
 import pathlib
+import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
-from efficientnetv2 import cli, files
+from efficientnetv2 import cli, declarative, files
 from efficientnetv2.study import intervals, plots, records
 from efficientnetv2.study.analysis import Analysis, Verdict, points
 from efficientnetv2.study.document import (
@@ -36,8 +38,6 @@ _READINGS = {
     intervals.NOISE: "within noise",
     intervals.UNDECIDED: "one seed",
 }
-
-FLAGS = flags.FLAGS
 
 
 def load(output: str | os.PathLike) -> list[Analysis]:
@@ -95,7 +95,7 @@ def build(
     ]
     for study in studies:
         pictures = plots.draw_all(study, output / study.study.name / "plots")
-        blocks += _study(study, pictures)
+        blocks += _study(study, pictures, output)
     text = to_markdown(blocks, output)
     page = to_html(blocks, _TITLE)
     for name, content in ((MARKDOWN, text), (PAGE, page)):
@@ -119,7 +119,7 @@ def _summary(studies: Sequence[Analysis]) -> Table:
     return Table(("claim", "the data", "study"), rows, text_columns=3)
 
 
-def _study(analysis: Analysis, pictures) -> list:
+def _study(analysis: Analysis, pictures, output: pathlib.Path) -> list:
     """Returns the blocks of a study."""
     study = analysis.study
     blocks = [Heading(2, study.title)]
@@ -144,7 +144,7 @@ def _study(analysis: Analysis, pictures) -> list:
         blocks += [Heading(3, "Cost"), _cost_table(analysis)]
         blocks.append(Paragraph(_cost_note(analysis)))
     blocks += [Heading(3, "Every run"), _runs_table(analysis)]
-    blocks += [Heading(3, "How it was made"), *_provenance(analysis)]
+    blocks += [Heading(3, "How it was made"), *_provenance(analysis, output)]
     return blocks
 
 
@@ -343,17 +343,30 @@ def _machine(result: Mapping) -> str:
     )
 
 
-def _provenance(analysis: Analysis) -> list:
+def _command(analysis: Analysis, output: pathlib.Path, seeds: int) -> str:
+    """Returns the command that runs a study."""
+    study = analysis.study
+    name = study.name
+    if name not in declarative.names("studies"):
+        # The definition of a user's study lies beside its results.
+        name = str(Folder(output / name).definition)
+    return shlex.join(
+        [
+            *("efficientnetv2", "study"),
+            f"--study={name}",
+            f"--dataset={study.dataset}",
+            f"--seeds={seeds}",
+            f"--output_dir={output}",
+        ]
+    )
+
+
+def _provenance(analysis: Analysis, output: pathlib.Path) -> list:
     study = analysis.study
     seeds = 1 + max(seed for _, seed in analysis.results)
     machines = collections.Counter(map(_machine, _all(analysis)))
     some = next(iter(analysis.results.values()))
-    blocks = [
-        Code(
-            f"python -m efficientnetv2.study.ablation --study={study.name} "
-            f"--dataset={study.dataset} --seeds={seeds}"
-        )
-    ]
+    blocks = [Code(_command(analysis, output, seeds))]
     for machine, count in sorted(machines.items()):
         runs = f"{count} run{'s' * (count != 1)}"
         blocks.append(Paragraph(f"{runs} on {machine}."))
@@ -376,18 +389,21 @@ def _provenance(analysis: Analysis) -> list:
     return blocks
 
 
-def _run() -> None:
-    build(FLAGS.output_dir)
-
-
-def _define_flags() -> None:
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of `python -m efficientnetv2.study.report`."""
     flags.DEFINE_string(
         "output_dir",
         "results/ablation",
         "Folder of the studies; the report is written there.",
+        flag_values=values,
     )
 
 
+def run(given: flags.FlagValues, words: Sequence[str]) -> None:
+    """Does what `efficientnetv2 study --report_only` does."""
+    cli.no_words(words)
+    build(given.output_dir)
+
+
 if __name__ == "__main__":
-    _define_flags()
-    cli.start(cli.command(_run))
+    cli.start(sys.modules[__name__], "python -m efficientnetv2.study.report")

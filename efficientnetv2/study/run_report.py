@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import files, progressive, runs
-from efficientnetv2.data import preprocessing, preview, registry
+from efficientnetv2.data import fingerprint, preprocessing, preview, registry
 from efficientnetv2.study import plots
 from efficientnetv2.study.document import (
     Block,
@@ -87,20 +87,24 @@ class Observer:
         return np.concatenate([batch[2] for batch in self._batches])
 
 
-def write(run: runs.Run, observer: Observer, result: dict) -> pathlib.Path:
+def write(
+    run: runs.Run, observer: Observer | None, result: dict
+) -> pathlib.Path:
     """Writes MODEL_DIR/report.html, and its plots into MODEL_DIR/plots.
 
     Args:
         run: that was trained.
-        observer: of the evaluation.
+        observer: of the evaluation; None where only its result is known:
+            nothing is then said of single classes and images.
         result: of the evaluation, see `evaluation.evaluate_checkpoint`.
 
     Returns:
         The file.
     """
     config, metrics = run.config, run.read_metrics()
-    names = registry.load_info(config.data.ds_name).class_names
-    title = f"{config.model.model_name} on {config.data.ds_name}"
+    names = fingerprint.names_of_run(config, run.model_dir)
+    dataset = registry.title(config.data.ds_name)
+    title = f"{config.model.model_name} on {dataset}"
     header, *stages = progressive.table(run.config, run.plan, run.stages)
     blocks = [
         Heading(1, title),
@@ -110,7 +114,7 @@ def write(run: runs.Run, observer: Observer, result: dict) -> pathlib.Path:
     ]
     if metrics.get("evaluations"):
         blocks += [Heading(2, "Curves"), Figures(_curves(run, metrics))]
-    if not config.data.multi_label:
+    if observer is not None and not config.data.multi_label:
         blocks += _of_classes(run, observer, names)
         blocks += _mistakes(run, observer, names)
     sheets = sorted((run.model_dir / preview.FOLDER).glob("stage_*.png"))

@@ -7,26 +7,28 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import checks, folders, registry, sources
+from efficientnetv2.data import checks, faults, registry, sources
 from efficientnetv2.errors import DataError
 from tests.conftest import TINY
 from tests.data.test_decoding import PIXELS, _transparent, encode
 
 
-def _folder(root, count=12):
-    image = Image.fromarray(PIXELS)
-    for name in ("cat", "dog"):
-        (root / name).mkdir(parents=True)
-        for k in range(count):
-            (root / name / f"{k}.jpg").write_bytes(encode(image))
+def _folder(root):
+    data = encode(Image.fromarray(PIXELS))
+    for part, count in (("train", 8), ("val", 2), ("test", 2)):
+        for name in ("cat", "dog"):
+            (root / part / name).mkdir(parents=True)
+            for k in range(count):
+                (root / part / name / f"{k}.jpg").write_bytes(data)
     return root
 
 
 def _look(root, overrides=""):
-    folders._scan.cache_clear()
+    registry.forget()
     config = config_lib.load(
         str(root), hparam_str=f"{TINY},train.batch_size=4{overrides}"
     )
@@ -42,7 +44,7 @@ def _look(root, overrides=""):
 def test_other_files_are_named_before_training(tmp_path):
     root = _folder(tmp_path / "photos")
     assert _look(root) == []
-    folder = root / "cat"
+    folder = root / "train" / "cat"
     webp = encode(_transparent(), "WEBP", lossless=True)
     cases = {
         "a.png": (b"", "it is empty"),
@@ -69,8 +71,12 @@ def test_other_files_are_named_before_training(tmp_path):
 
 def test_mixed_up_suffixes_are_read(tmp_path):
     root = _folder(tmp_path / "photos")
-    (root / "cat" / "webp.jpg").write_bytes(encode(_transparent(), "WEBP"))
-    (root / "cat" / "png.webp").write_bytes(encode(_transparent(), "PNG"))
+    (root / "train" / "cat" / "webp.jpg").write_bytes(
+        encode(_transparent(), "WEBP")
+    )
+    (root / "train" / "cat" / "png.webp").write_bytes(
+        encode(_transparent(), "PNG")
+    )
     assert _look(root) == []
 
 
@@ -80,7 +86,7 @@ def test_what_is_said_before_training(tmp_path):
     for path in root.rglob("*.jpg"):
         path.write_bytes(encode(large))
     deep = Image.fromarray(PIXELS[..., 0].astype(np.uint16))
-    (root / "cat" / "deep.png").write_bytes(encode(deep, "PNG"))
+    (root / "train" / "cat" / "deep.png").write_bytes(encode(deep, "PNG"))
     lines = _look(root)
     assert len(lines) == 1 and "1 of 25 images are PNGs of 16" in lines[0]
     lines = _look(root, ",data.antialias=false")
@@ -106,7 +112,7 @@ def test_a_bad_test_image_stops_training_before_it_begins(tmp_path):
 
 def _check(root):
     lines = []
-    folders._scan.cache_clear()
+    registry.forget()
     info = registry.load_info(str(root))
     wrong = checks.check(
         info,
@@ -122,25 +128,45 @@ def test_everything_is_decoded(tmp_path):
         0,
         ["24 images in train, minival, eval: all can be read."],
     )
-    cut = root / "cat" / "3.jpg"
+    cut = root / "train" / "cat" / "3.jpg"
     cut.write_bytes(cut.read_bytes()[:-200])
-    empty = root / "dog" / "7.jpg"
+    empty = root / "test" / "dog" / "1.jpg"
     empty.write_bytes(b"")
     deep = Image.fromarray(PIXELS[..., 0].astype(np.uint16))
-    (root / "cat" / "deep.png").write_bytes(encode(deep, "PNG"))
+    (root / "train" / "cat" / "deep.png").write_bytes(encode(deep, "PNG"))
     wrong, lines = _check(root)
     text = "\n".join(lines)
     assert wrong == 2 and "2 faults" in lines[-1]
-    assert f"{cut} (class 'cat') cannot be read" in text
+    assert f"{cut} (class 'cat') cannot be read: jpeg::Uncompress" in text
     assert f"{empty} (class 'dog') cannot be read: it is empty" in text
-    assert f"{root / 'cat' / 'deep.png'} (class 'cat') is nearly black" in text
-    folders._scan.cache_clear()
+    assert (
+        f"{root / 'train' / 'cat' / 'deep.png'} (class 'cat') is nearly black"
+        in text
+    )
+    registry.forget()
+
+
+@pytest.mark.parametrize(
+    ("form", "word"),
+    [
+        ("JPEG", "Invalid JPEG data"),
+        ("PNG", "Invalid PNG data"),
+        ("GIF", "Invalid GIF data"),
+        ("WEBP", "Failed to decode WebP"),
+        ("BMP", "truncated"),
+    ],
+)
+def test_reasons_are_those_of_the_decoder(form, word):
+    data = encode(Image.fromarray(PIXELS), form)
+    assert faults.fault_of_image(tf.constant(data)) is None
+    reason = faults.fault_of_image(tf.constant(data[:90]))
+    assert word in reason and "\n" not in reason and "[[" not in reason
 
 
 def test_the_command_ends_with_the_verdict(tmp_path):
-    root = _folder(tmp_path / "photos", 4)
+    root = _folder(tmp_path / "photos")
     command = [sys.executable, "-m", "efficientnetv2.data", "check"]
-    bad = root / "dog" / "2.jpg"
+    bad = root / "test" / "dog" / "1.jpg"
     bad.write_bytes(b"no image")
     done = subprocess.run(
         [*command, f"--dataset={root}"], capture_output=True, text=True

@@ -156,7 +156,11 @@ def test_a_folder_gives_what_the_array_gives(tmp_path, source):
     assert len(ours) == len(theirs) == 2 * (len(same) // 16)
     sizes = set()
     for (x, y), (other_x, other_y) in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(x, other_x, atol=1e-5)
+        # Resizing one by one and in a batch may fall on two sides of a whole
+        # number, which then is rounded down: one level of 256.
+        difference = np.abs(x - other_x)
+        assert difference.max() <= 1 / 128 + 1e-5
+        assert np.mean(difference > 1e-5) < 1e-3
         np.testing.assert_array_equal(y, other_y)
         sizes.add(x.shape[1])
     assert sizes == {20, 24}

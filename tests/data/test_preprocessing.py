@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
+from efficientnetv2 import config as config_lib
 from efficientnetv2.data import preprocessing
 
 
@@ -125,6 +126,40 @@ def test_crop_boxes_have_tensorflows_distribution(shape):
         table = np.c_[counts[:, ~rare], counts[:, rare].sum(axis=1)]
         table = table[:, table.sum(axis=0) > 0]
         assert scipy.stats.chi2_contingency(table).pvalue > 1e-4
+
+
+def test_crops_of_v1_are_those_of_its_released_preprocessing():
+    """There a box must cover a tenth of the image, in 10 tries."""
+    shape, count = (300, 400), 20_000
+
+    def theirs(index):
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            [*shape, 3],
+            tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+            seed=tf.stack([7, index]),
+            area_range=(0.08, 1.0),
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            min_object_covered=0.1,
+            max_attempts=10,
+        )
+        return tf.concat([begin[:2], size[:2]], 0)
+
+    numbers = tf.data.Dataset.range(count, output_type=tf.int32)
+    theirs = np.stack(list(numbers.map(theirs).batch(count)))[0]
+    uniforms = tf.random.stateless_uniform([count, 40], [1, 2])
+    for name in ("efficientnet-b0", "efficientnetv2-b3"):
+        config = config_lib.load("imagenet", model_name=name)
+        ours = preprocessing.random_crop_boxes(
+            uniforms, *shape, config.data.crop_area_min
+        ).numpy()
+        np.testing.assert_allclose(ours.mean(0), theirs.mean(0), rtol=0.02)
+        np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.02)
+    assert (
+        config_lib.load("imagenet", "efficientnetv2-s").data.crop_area_min
+        == 0.05
+    )
+    tuned = config_lib.load("cifar10", model_name="efficientnetv2-s")
+    assert tuned.data.transformations == ["flip"]
 
 
 @pytest.mark.parametrize("flip", [False, True])

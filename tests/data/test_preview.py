@@ -9,12 +9,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from efficientnetv2 import api, progressive, runs
+from efficientnetv2 import api, progressive
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import (
     class_list,
     decoding,
     export,
+    fingerprint,
     folders,
     pipeline,
     preprocessing,
@@ -134,7 +135,7 @@ def test_a_list_of_classes_orders_a_folder(tmp_path, source):
 
 
 def test_evaluation_on_classes_in_another_order(folder_run, source, tmp_path):
-    names = runs.read_class_names(folder_run)
+    names = fingerprint.class_names(folder_run)
     backwards = dataclasses.replace(
         source,
         labels=9 - source.labels,

@@ -62,13 +62,6 @@ def test_hits():
     np.testing.assert_array_equal(top5, [1, 1, 1])
 
 
-class Given(keras.Model):
-    """Takes the logits out of the images."""
-
-    def call(self, images, training=False):
-        return images[:, 0, 0]
-
-
 def test_metrics_for_several_labels():
     random = np.random.default_rng(0)
     logits = random.normal(size=(90, 12)).astype(np.float32)
@@ -77,7 +70,13 @@ def test_metrics_for_several_labels():
     dataset = tf.data.Dataset.from_tensor_slices(
         (logits[:, None, None], labels)
     )
-    evaluate = evaluation.make_evaluator(Given(), loss_type="sigmoid")
+
+    def evaluate(dataset):
+        # The logits lie in the images.
+        return evaluation.evaluate(
+            lambda images: images[:, 0, 0], dataset, "sigmoid"
+        )
+
     result = evaluate(dataset.batch(40))
     assert evaluate(dataset.batch(7)) == pytest.approx(result, rel=1e-5)
     order = np.argsort(-logits, axis=1)
@@ -96,3 +95,20 @@ def test_metrics_for_several_labels():
     precision = np.cumsum(right) / np.arange(1, right.size + 1)
     average = (precision * right).sum() / right.sum()
     assert result["pr_auc"] == pytest.approx(average, abs=0.02)
+
+
+def test_class_weights_weigh_images():
+    """As Keras' class_weight, whose loss is the mean of weighted images."""
+    labels = np.eye(3, dtype=np.float32)[[0, 1, 1, 2]]
+    logits = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    weights = np.float32([2.0, 0.5, 1.0])
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    each = -np.log(probabilities[range(4), [0, 1, 1, 2]])
+    expected = np.mean(each * weights[[0, 1, 1, 2]])
+    value = losses.cross_entropy(labels, logits, class_weights=weights)
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    value = losses.cross_entropy(labels, logits, "sigmoid", 0.0, weights)
+    two_way = np.where(
+        labels > 0, np.log1p(np.exp(-logits)), np.log1p(np.exp(logits))
+    )
+    assert float(value) == pytest.approx(np.mean(two_way * weights), rel=1e-5)

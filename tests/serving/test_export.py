@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnetv2 import api, checkpoints, evaluation
+from efficientnetv2 import api, checkpoints
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import preprocessing, registry
 from efficientnetv2.errors import DataError, UserError
-from efficientnetv2.models import architecture
+from efficientnetv2.models import architecture, weights
 from efficientnetv2.serving import (
     comparison,
     export,
@@ -44,7 +44,7 @@ def spec(config):
 def network(config, folder_run):
     network = architecture.build(config.model.to_dict())
     best = checkpoints.load(checkpoints.find(folder_run, None))
-    evaluation.load_averaged(network, best)
+    weights.load_averaged(network, best)
     return network
 
 

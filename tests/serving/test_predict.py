@@ -56,6 +56,61 @@ def test_every_form_agrees_with_the_evaluation(forms, form, images, folder_run):
             assert each.name == f"class {each.label}"
 
 
+def _assert_alike(one, other):
+    assert [each.name for each in one] == [each.name for each in other]
+    np.testing.assert_allclose(
+        [each.probability for each in one],
+        [each.probability for each in other],
+        atol=1e-5,
+    )
+
+
+def test_images_of_pillow(forms, images):
+    with Image.open(images[0]) as opened:
+        gray = opened.convert("L")
+    upright = gray.convert("RGB").resize((40, 28))
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    deep = np.asarray(upright.convert("L")).astype(np.uint16) << 8
+    found = predict.predict(
+        forms["run"],
+        [
+            np.asarray(upright),
+            upright,
+            turned,
+            upright.convert("RGBA"),
+            upright.convert("CMYK").convert("RGB"),
+            Image.fromarray(deep),
+            Image.fromarray(deep.astype(np.int32)),
+        ],
+    )
+    found += predict.predict(forms["run"], upright)
+    for predictions in found:
+        _assert_alike(predictions, found[0])
+    for wrong in (Image.new("F", (4, 4)), Image.fromarray(-deep.astype("i4"))):
+        with pytest.raises(DataError, match="its pixels"):
+            predict.predict(forms["run"], wrong)
+
+
+def test_files_that_exif_turns(forms, images, tmp_path):
+    with Image.open(images[0]) as opened:
+        upright = opened.convert("RGB").resize((40, 28))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.save(tmp_path / "upright.png")
+    for suffix in ("png", "webp"):
+        upright.transpose(Image.Transpose.ROTATE_90).save(
+            tmp_path / f"turned.{suffix}", exif=exif, lossless=True
+        )
+    paths = sorted(tmp_path.iterdir())
+    for form in ("run", "keras", "saved_model"):
+        found = predict.predict(forms[form], paths)
+        assert len(found) == 3
+        for predictions in found:
+            _assert_alike(predictions, found[0])
+
+
 def test_forms_of_images(forms, images, tmp_path):
     """Files of any format and colour mode, bytes and arrays agree."""
     path = images[0]

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from efficientnetv2 import cli, commands
 from efficientnetv2.study import definition, intervals, records, report
 from efficientnetv2.study.analysis import Analysis, curve, stage_ends
 from efficientnetv2.study.records import StudyError
@@ -230,6 +231,25 @@ def test_the_report_is_the_same_every_time(reported):
         (reported / name).unlink()
     report.build(reported, log=lambda line: None)
     assert [(reported / name).read_bytes() for name in names] == before
+
+
+def test_the_command_of_a_study_can_be_typed(small, tmp_path, reported):
+    """Also that of a user's study, whose file the report does not know."""
+    text = (reported / "REPORT.md").read_text()
+    assert (
+        "efficientnetv2 study --study=fused --dataset=fashion_mnist --seeds=3 "
+        f"--output_dir={reported}"
+    ) in text
+    made_up.write(tmp_path / "out", small)
+    report.build(tmp_path / "out", log=lambda line: None)
+    text = (tmp_path / "out/REPORT.md").read_text()
+    line = next(s for s in text.splitlines() if "--study=" in s)
+    words = line.split()
+    path = words[2].removeprefix("--study=")
+    assert path == str(tmp_path / "out/small/study.json")
+    assert definition.load(path) == small
+    given, _ = cli.parse(commands.load("study"), words[2:])
+    assert given.output_dir == str(tmp_path / "out")
 
 
 def test_the_page_needs_no_other_file(reported):

@@ -42,10 +42,24 @@ __all__ = [
     "assign",
     "from_arrays",
     "load",
+    "load_averaged",
     "open_source",
     "to_keras_applications",
     "to_reference_checkpoint",
 ]
+
+
+def load_averaged(model: _keras.Model, checkpoint) -> None:
+    """Sets the averaged weights of a run's checkpoint, else the raw ones.
+
+    Args:
+        model: of the run's architecture.
+        checkpoint: from `checkpoints.load`: its `arrays` and `path`.
+
+    Raises:
+        WeightsError: if the model is another one.
+    """
+    assign(model, from_arrays(checkpoint.arrays, str(checkpoint.path)))
 
 
 def load(

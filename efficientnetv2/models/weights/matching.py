@@ -146,8 +146,10 @@ def match(slots: list[Slot], source: Source):
         if _converted(source, slot, np.broadcast_to(0.0, shape)).shape != (
             wanted
         ):
-            text = f"{slot.path}: {name} has the shape {shape}, the model"
-            problems.append((slot, f"{text} {wanted}"))
+            # Our own checkpoints call a weight as the model does.
+            where = "" if name.endswith(slot.path) else f"{slot.path}: "
+            text = f"{where}{name} has the shape {shape}, the model {wanted}"
+            problems.append((slot, text))
             continue
         pairs.append((slot, name))
     return pairs, problems

@@ -1,0 +1,284 @@
+"""Predict the classes of images: files, folders and patterns.
+
+    efficientnetv2 predict --model=runs/fashion_mnist image.png
+    efficientnetv2 predict --model=runs/photos folder/ '*.jpg' --json
+    efficientnetv2 predict --model=runs/photos folder/ --sort_to=sorted
+
+Folders are searched with all their sub-folders. Prints the likeliest classes
+of each image with their probabilities. What is not there or cannot be read is
+skipped with a message, and the exit status is then 1.
+"""
+
+import csv
+import json
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from efficientnetv2 import files, quiet
+from efficientnetv2.data import folders
+from efficientnetv2.errors import DataError, UserError
+from efficientnetv2.serving import locate
+
+UNSURE = "unsure"
+RARE = ("image_size", "normalization", "class_names")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "model",
+        None,
+        "A run, a SavedModel, a .keras file, or a published model. The folder "
+        "of a run or of a SavedModel, a .keras file that was exported, or the "
+        "name of a model with published weights.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "Of a run: best, last, a step or a file; default: best.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "weights",
+        None,
+        "Of a published model: imagenet (default), or others. Names that "
+        "efficientnetv2.build_model takes, such as imagenet21k-ft1k, or a "
+        "path.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "image_size",
+        None,
+        "Side of the network's images in pixels; default: the model's own.",
+        lower_bound=8,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "normalization",
+        None,
+        "How pixels are scaled, for a model that does not say so: v2, v1, "
+        "lite, ft or none.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "class_names",
+        None,
+        "Dataset whose classes the model has, where it does not name them.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "top",
+        5,
+        "Classes printed per image; default: 5.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "threshold",
+        0.0,
+        "Leave out classes that are less probable. An image of which no class "
+        f"remains is sorted into the folder {UNSURE}.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "batch_size",
+        32,
+        "Images at a time; default: 32.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "json", False, "Print one JSON object per image.", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "csv", False, "Print CSV, one row per class.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "tta",
+        None,
+        ["flip", "crop", "all"],
+        "Mean over mirror images (flip), crops, or both (all). Crops are the "
+        "corners and the centre, 7/8 of each side, beside the whole image.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "features",
+        None,
+        "Write the features of the images to this .npz file. It holds `files` "
+        "and `features`, float32 [images, features].",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "sort_to",
+        None,
+        "Copy the images into folders by class, below this one.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "annotate_to",
+        None,
+        "Write copies with the class below the image here.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "grad_cam_to",
+        None,
+        "Write pictures of where the network looked here. Grad-CAM of the "
+        "likeliest class.",
+        flag_values=values,
+    )
+
+
+def run(given: flags.FlagValues, words: Sequence[str]) -> int:
+    if not given.model:
+        raise UserError("--model is missing, such as runs/fashion_mnist.")
+    if given.json and given.csv:
+        raise UserError("--json and --csv exclude each other.")
+    if not words:
+        raise UserError("No image is named: give files or folders.")
+    found = locate.find_model(given.model, given.checkpoint, given.weights)
+    inspects = given.features or given.grad_cam_to
+    if inspects and found.kind == "saved_model":
+        raise UserError(
+            "--features and --grad_cam_to need the network, which a "
+            "SavedModel does not give: name the folder of the run."
+        )
+    # Names of files need not be valid text.
+    sys.stdout.reconfigure(errors="surrogateescape")
+    sys.stderr.reconfigure(errors="surrogateescape")
+    skipped = []
+
+    def skip(path, reason):
+        skipped.append(path)
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+
+    images = locate.find_images(words, skip)
+    count = len(images) + len(skipped)
+    if images:
+        _predict(given, images, skip)
+    if skipped:
+        print(f"{len(skipped)} of {count} could not be read.", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+def _predict(
+    given: flags.FlagValues,
+    images: Sequence[str],
+    skip: Callable[[str, str], None],
+) -> None:
+    # TensorFlow is imported only now: mistakes above are shown at once.
+    with quiet.importing_tensorflow():
+        from efficientnetv2.serving import predict, views
+    classifier = predict.load(
+        given.model,
+        given.checkpoint,
+        given.weights,
+        given.image_size,
+        given.normalization,
+        given.class_names,
+    )
+    averaged = classifier
+    if given.tta:
+        averaged = predict.Classifier(
+            classifier.class_names,
+            views.averaging(classifier.classify, given.tta),
+        )
+    write = _writer(given)
+    done = []
+    for path, predictions in predict.stream(
+        averaged,
+        images,
+        given.top,
+        given.batch_size,
+        lambda _, path, reason: skip(path, reason),
+    ):
+        done.append(path)
+        best = predictions[0]
+        likely = [p for p in predictions if p.probability >= given.threshold]
+        write(path, likely)
+        sys.stdout.flush()
+        try:
+            _write_files(given, classifier, path, best, bool(likely))
+        except OSError as error:
+            raise DataError(
+                f"Cannot write {error.filename}: {error.strerror}."
+            ) from None
+    if given.features:
+        _write_features(given.features, classifier, done, given.batch_size)
+
+
+def _write_files(given, classifier, path: str, best, is_sure: bool) -> None:
+    if not (given.sort_to or given.annotate_to or given.grad_cam_to):
+        return
+    from efficientnetv2.serving import inspection
+
+    if given.sort_to:
+        name = folders.folder_name(best.name) if is_sure else UNSURE
+        folder = pathlib.Path(given.sort_to) / name
+        shutil.copy(path, inspection.free_place(folder, path))
+    if given.annotate_to:
+        picture = inspection.annotate(path, best)
+        picture.save(inspection.free_place(given.annotate_to, path, ".png"))
+    if given.grad_cam_to:
+        picture = inspection.draw_grad_cam(classifier, path, best)
+        picture.save(inspection.free_place(given.grad_cam_to, path, ".png"))
+
+
+def _write_features(path: str, classifier, paths, batch_size: int) -> None:
+    import numpy as np
+
+    from efficientnetv2.serving import inspection
+
+    rows = inspection.features(classifier, paths, batch_size)
+    files.write_atomically(
+        path, lambda out: np.savez(out, files=np.array(paths), features=rows)
+    )
+    print(
+        f"Features {list(rows.shape)} of {len(paths)} images: {path}",
+        file=sys.stderr,
+    )
+
+
+def _writer(given: flags.FlagValues) -> Callable:
+    if given.json:
+        return _write_json
+    return _csv_writer() if given.csv else _write_text
+
+
+def _write_text(path, predictions) -> None:
+    print(path)
+    for each in predictions:
+        print(f"  {each.probability:7.2%}  {each.name}")
+    if not predictions:
+        print(f"  {UNSURE}")
+
+
+def _write_json(path, predictions) -> None:
+    classes = [
+        {
+            "label": each.label,
+            "name": each.name,
+            "probability": each.probability,
+        }
+        for each in predictions
+    ]
+    print(json.dumps({"file": path, "predictions": classes}))
+
+
+def _csv_writer() -> Callable:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("file", "rank", "label", "name", "probability"))
+
+    def write(path, predictions):
+        for rank, each in enumerate(predictions, 1):
+            writer.writerow(
+                (path, rank, each.label, each.name, each.probability)
+            )
+
+    return write

@@ -1,0 +1,157 @@
+"""Before and after a run: its estimated cost, and what to type next."""
+
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from efficientnetv2 import api, closing, dry_run, formatting, runs
+from efficientnetv2 import config as config_lib
+
+
+@pytest.mark.usefixtures("small_data")
+def test_a_dry_run_measures_and_writes_nothing(
+    tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    lines = []
+    config = tiny_config("train.epochs=1,train.stages=2")
+    seconds = dry_run.report(config, lines.append)
+    text = "\n".join(lines)
+    assert 0 < seconds < 600
+    assert "10 classes, 200 images to train (train), 200 images" in text
+    assert "6 steps per epoch, 6 in all" in text
+    assert "parameters" in text and "multiply-adds" in text
+    assert "RandAugment" in text  # the stage table
+    [measured] = [line for line in lines if line.startswith("Training, mea")]
+    assert measured.count(";") == 1  # of two stages
+    assert "GiB" in text and "Estimated time of the whole run: 0:" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_estimate_adds_up_the_run(tiny_config):
+    config = config_lib.load(
+        "fashion_mnist", hparam_str="train.epochs=2,train.stages=2"
+    )
+    run = runs.make_run(config, "", lambda _: None)
+    timing = dry_run.Timing([100.0, 50.0], 1000.0, 30.0, 0, None)
+    # 429 steps of 128 images in each stage; 5,000 images twice, 10,000 once.
+    expected = 30 + 429 * 128 / 100 + 429 * 128 / 50 + 20_000 / 1000
+    assert dry_run.estimate(run, timing) == pytest.approx(expected)
+
+
+def test_a_slow_choice_is_announced(monkeypatch):
+    monkeypatch.setattr(dry_run, "on_cpu", lambda: True)
+
+    def warning(*arguments, **kwargs):
+        config = config_lib.load(*arguments, **kwargs)
+        run = runs.make_run(config, "", lambda _: None)
+        return dry_run.slow_warning(run, dry_run.expected_seconds(run, 2))
+
+    assert warning("fashion_mnist") is None
+    slow = {"model_name": "efficientnetv2-b0"}
+    overrides = "train.isize=224,eval.isize=224,data.ibase=224"
+    text = warning("fashion_mnist", hparam_str=overrides, **slow)
+    # 9 epochs of 55,000 images at 17 images/s.
+    assert "about 8.1 hours" in text and "224 pixels" in text
+    assert "--model_name=efficientnetv2-pico" in text
+    assert "train.ft_init_ckpt" in text
+    monkeypatch.setattr(dry_run, "on_cpu", lambda: False)
+    assert warning("fashion_mnist", hparam_str=overrides, **slow) is None
+
+
+def test_one_device_is_no_mirror(tiny_config):
+    from efficientnetv2.engines import strategies
+
+    def described(**flags):
+        config = tiny_config(flags=flags)
+        strategy = types.SimpleNamespace(num_replicas_in_sync=1)
+        return strategies.describe(config, strategy, 1)
+
+    assert "changes nothing" in described(**{"runtime.strategy": "mirrored"})
+    assert "changes nothing" not in described()
+
+
+def test_the_flag_of_the_command(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "efficientnetv2.main", "--mode=eval"]
+        + ["--dry_run", f"--model_dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2 and "for training" in result.stderr
+
+
+def test_the_weakest_classes_come_first():
+    labels = np.array([0, 0, 0, 0, 1, 1, 2])
+    predicted = np.array([0, 0, 0, 1, 1, 0, 2])
+    names = ["ankle boot", "bag", "coat", "dress"]
+    assert closing.class_table(labels, predicted, names).splitlines() == [
+        "class        top-1  right  images",
+        "bag          50.0%      1       2",
+        "ankle boot   75.0%      3       4",
+        "coat        100.0%      1       1",
+    ]
+    many = np.arange(25)
+    text = closing.class_table(many, many, [str(k) for k in many])
+    assert text.splitlines()[-1] == "and 5 better ones"
+
+
+@pytest.mark.usefixtures("small_data")
+def test_a_run_ends_with_classes_and_commands(tiny_config, tmp_path):
+    lines = []
+    config = tiny_config("train.epochs=1,train.stages=1")
+    folder = tmp_path / "a run"
+    api.execute(config, folder, log=lines.append)
+    text = "\n".join(lines)
+    assert "class 3" in text and "top-1  right  images" in text
+    head, report, prediction, board = lines[-1].splitlines()
+    assert head == "Next:"
+    report, prediction, board = map(shlex.split, (report, prediction, board))
+    assert pathlib.Path(report[-1]).is_file()
+    assert board[-1] == f"--logdir={folder}"
+    # Ready to paste.
+    at = prediction.index("predict")
+    result = subprocess.run(
+        [sys.executable, "-m", "efficientnetv2", *prediction[at:]],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    assert result.returncode == 0, result.stderr
+    assert "class " in result.stdout
+
+
+def test_an_image_in_a_file_is_the_example(folder_run):
+    config = config_lib.load(saved=config_lib.read_saved(folder_run))
+    run = runs.make_run(config, folder_run, lambda _: None)
+    path = pathlib.Path(closing.example_image(run))
+    assert path.is_relative_to(folder_run.parent / "photos/val")
+
+
+def test_what_to_type_for_a_program(monkeypatch, tmp_path):
+    folder = tmp_path / "env/bin"
+    folder.mkdir(parents=True)
+    for name in ("python", "efficientnetv2"):
+        (folder / name).write_text("")
+        (folder / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert formatting.program() == "env/bin/efficientnetv2"
+    assert formatting.program("tensorboard") == (
+        "env/bin/python -m tensorboard"
+    )
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin")
+    assert formatting.program() == "efficientnetv2"
+    monkeypatch.setattr(
+        sys, "argv", ["efficientnetv2 train", "--hparam_str=a=b|c"]
+    )
+    assert formatting.command_line() == (
+        "efficientnetv2 train '--hparam_str=a=b|c'"
+    )

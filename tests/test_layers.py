@@ -1,0 +1,88 @@
+"""Imports go down the list of layers and never up."""
+
+import grimp
+import pytest
+
+# From the bottom to the top; a name stands for all modules below it that have
+# no line of their own.
+LAYERS = (
+    "errors",
+    "backend quiet declarative files formatting tables normalizations",
+    "checkpoints models.block_strings",
+    # What data there are: names, classes, fingerprints; reads no image.
+    "data.listing data.class_list data.folders data.csv_list "
+    "data.fashion_mnist data.registry data.fingerprint",
+    "cli config",
+    "progressive",
+    # These two do not know each other.
+    "data models",
+    "zoo catalog",
+    "engines",
+    "runs",
+    "evaluation recovery progress user_callbacks fine_tuning lr_finder",
+    "serving train",
+    "study closing dry_run overview",
+    "api",
+    "commands",
+    "main predict __main__ data.__main__ models.__main__",
+)
+LEVELS = {
+    name: level for level, names in enumerate(LAYERS) for name in names.split()
+}
+# Only what runs as a program: `python -m efficientnetv2.study.ablation`.
+ENTRIES = {
+    ("study.ablation", "commands.study"),
+    ("study.benchmark", "commands.benchmark"),
+}
+
+
+def _level(module: str) -> int | None:
+    """Returns the layer of a module; None for the package itself."""
+    name = module.removeprefix("efficientnetv2").removeprefix(".")
+    while name and name not in LEVELS:
+        name = name.rpartition(".")[0]
+    return LEVELS.get(name)
+
+
+@pytest.fixture(scope="module")
+def edges():
+    graph = grimp.build_graph("efficientnetv2")
+    return [
+        (module.removeprefix("efficientnetv2."), other)
+        for module in sorted(graph.modules)
+        for other in (
+            name.removeprefix("efficientnetv2.")
+            for name in graph.find_modules_directly_imported_by(module)
+        )
+        if module != "efficientnetv2" and other != "efficientnetv2"
+    ]
+
+
+def test_every_module_has_a_layer(edges):
+    modules = {module for edge in edges for module in edge}
+    assert len(modules) > 50
+    assert not [name for name in modules if _level(name) is None]
+
+
+def test_no_import_goes_up(edges):
+    up = [
+        f"{module} imports {other}"
+        for module, other in edges
+        if _level(other) > _level(module) and (module, other) not in ENTRIES
+    ]
+    assert not up, "\n".join(up)
+
+
+def test_data_and_models_do_not_know_each_other(edges):
+    packages = {"data", "models"}
+    for module, other in edges:
+        one, two = module.split(".")[0], other.split(".")[0]
+        if {one, two} == packages and "__main__" not in module:
+            raise AssertionError(f"{module} imports {other}")
+
+
+def test_serving_does_not_import_training(edges):
+    above = {"train", "runs", "engines", "evaluation", "recovery"}
+    for module, other in edges:
+        if module.startswith("serving."):
+            assert other.split(".")[0] not in above, f"{module}: {other}"
