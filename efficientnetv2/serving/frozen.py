@@ -1,10 +1,36 @@
-"""A network with its weights as constants, for converters."""
+"""A network with its weights as constants."""
+
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from efficientnetv2.data import preprocessing
 from efficientnetv2.serving.spec import ServingSpec
+
+
+def constant(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns a network's inference with its weights as constants.
+
+    TensorFlow's graph optimizer then multiplies the scales of batch
+    normalization into the convolutions.
+
+    Args:
+        network: from normalized images to logits.
+    """
+    trained = [variable.numpy() for variable in network.trainable_variables]
+    others = [variable.numpy() for variable in network.non_trainable_variables]
+
+    def infer(images):
+        logits, _ = network.stateless_call(
+            [tf.constant(value) for value in trained],
+            [tf.constant(value) for value in others],
+            images,
+            training=False,
+        )
+        return logits
+
+    return infer
 
 
 def freeze(network: keras.Model, spec: ServingSpec, batch: int | None):
@@ -22,17 +48,10 @@ def freeze(network: keras.Model, spec: ServingSpec, batch: int | None):
         spec: of the network.
         batch: number of images, None for any.
     """
-    trained = [variable.numpy() for variable in network.trainable_variables]
-    others = [variable.numpy() for variable in network.non_trainable_variables]
-    size = spec.image_size
+    infer, size = constant(network), spec.image_size
 
     def classify(images):
-        logits, _ = network.stateless_call(
-            [tf.constant(value) for value in trained],
-            [tf.constant(value) for value in others],
-            preprocessing.normalize(images, spec.mode),
-            training=False,
-        )
+        logits = infer(preprocessing.normalize(images, spec.mode))
         return {"probabilities": spec.probabilities(logits)}
 
     return tf.function(

@@ -103,14 +103,16 @@ def _classifier(
     spec = dataclasses.replace(
         spec, class_names=class_list.in_words(spec.class_names)
     )
-    called = network
-    if normalization == "none" or (normalization is None and _inside(network)):
+    takes_pixels = normalization == "none" or (
+        normalization is None and _inside(network)
+    )
 
-        def called(images, training):
-            pixels = preprocessing.to_pixels(images, spec.mode)
-            return network(pixels, training=training)
+    def infer(images):
+        if takes_pixels:
+            images = preprocessing.to_pixels(images, spec.mode)
+        return network(images, training=False)
 
-    module = saved_model.ServingModel(called, spec)
+    module = saved_model.ServingModel(infer, spec)
 
     def classify(images):
         outputs = module.classify_encoded(tf.constant(images))

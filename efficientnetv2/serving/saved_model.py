@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2.data import class_list, preprocessing
+from efficientnetv2.serving import frozen
 from efficientnetv2.serving.spec import ServingError, ServingSpec
 
 
@@ -25,18 +26,26 @@ class ServingModel(tf.Module):
                          (first frame) or BMP of any size
 
     Args:
-        network: from normalized images to logits, in float32.
+        infer: from normalized images to logits, float32 tensors.
         spec: of the network.
     """
 
-    def __init__(self, network: keras.Model, spec: ServingSpec):
+    def __init__(
+        self, infer: Callable[[tf.Tensor], tf.Tensor], spec: ServingSpec
+    ):
         super().__init__(name="serving")
-        self.network = network
+        size = spec.image_size
+        # Both signatures call it, and share the weights in it.
+        self.infer = tf.function(
+            infer,
+            input_signature=[tf.TensorSpec([None, size, size, 3])],
+            autograph=False,
+        )
         self.spec = spec
         self.class_names = tf.constant(list(spec.class_names))
 
     def _classify(self, images):
-        logits = self.network(images, training=False)
+        logits = self.infer(images)
         best = tf.argmax(logits, axis=1)
         return {
             "probabilities": self.spec.probabilities(logits),
@@ -92,6 +101,9 @@ def write(
 ) -> None:
     """Writes a SavedModel that needs nothing but TensorFlow.
 
+    Its weights are constants, into which TensorFlow's graph optimizer folds
+    batch normalization. To train on, take the run's folder or a .keras file.
+
     The class names, one a line, are the asset `assets/class_names.txt`.
 
     Args:
@@ -99,7 +111,7 @@ def write(
         spec: of the network.
         folder: to write, not there yet.
     """
-    module = ServingModel(network, spec)
+    module = ServingModel(frozen.constant(network), spec)
     with tempfile.TemporaryDirectory() as temporary:
         names = pathlib.Path(temporary) / class_list.FILE
         text = class_list.to_text(spec.class_names)

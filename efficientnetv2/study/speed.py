@@ -84,6 +84,7 @@ def measure_stage(
         config,
         dataclasses.replace(run.plan, total_steps=total),
         [dataclasses.replace(stage, first_step=0, last_step=total)],
+        on_device=engine.augments,
     )
 
     def images_per_second(function):
