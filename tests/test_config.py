@@ -265,6 +265,8 @@ def _valid(key):
         values = st.lists(
             st.builds(block, *numbers, st.integers(0, 1)), max_size=3
         )
+    elif key == "train.callbacks":
+        values = st.lists(st.just("module:Class"), min_size=1, max_size=3)
     elif kind is list:
         values = st.lists(st.just("crop"), min_size=1, max_size=3)
     elif kind is bool:
