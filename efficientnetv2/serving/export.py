@@ -237,8 +237,8 @@ def _images_to_compare(spec, config, allow_disagreement, log) -> Source | None:
     except DataError as error:
         if not allow_disagreement:
             raise DataError(
-                "The exports cannot be compared with Keras; "
-                f"--allow_disagreement writes them without. {error}"
+                f"The exports cannot be compared with Keras: {error} "
+                "--allow_disagreement writes them without a comparison."
             ) from error
         log(f"Not compared with Keras: {error}")
         return None
