@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import progressive
 from efficientnetv2.config import RunPlan
 from efficientnetv2.engines import schedules
 from tests.conftest import examples
@@ -48,16 +49,16 @@ def test_weight_decay_ramps_and_can_be_switched_off():
     plan = RunPlan(1000, 10, 200)
     overrides = "train.weight_decay=1e-5,train.weight_decay_inc=3"
     config = config_lib.load("fashion_mnist", hparam_str=overrides)
-    assert schedules.weight_decay(config, plan, 0) == pytest.approx(1e-5)
-    assert schedules.weight_decay(config, plan, 100) == pytest.approx(2.5e-5)
-    assert schedules.weight_decay(config, plan, 200) == pytest.approx(4e-5)
+    assert progressive.weight_decay(config, plan, 0) == pytest.approx(1e-5)
+    assert progressive.weight_decay(config, plan, 100) == pytest.approx(2.5e-5)
+    assert progressive.weight_decay(config, plan, 200) == pytest.approx(4e-5)
     off = config_lib.load(
         "fashion_mnist",
         hparam_str=overrides,
         flags={"train.adaptive_weight_decay": False},
     )
     for step in (0, 100, 200):
-        assert schedules.weight_decay(off, plan, step) == 1e-5
+        assert progressive.weight_decay(off, plan, step) == 1e-5
 
 
 def test_the_average_is_the_one_of_the_released_code():
@@ -185,7 +186,7 @@ def test_any_weight_decay_stays_between_its_ends(
     )
     plan = RunPlan(10**6, 100, total_steps)
     steps = np.linspace(0, total_steps, 50)
-    values = schedules.weight_decay(config, plan, steps)
+    values = progressive.weight_decay(config, plan, steps)
     if not adaptive:
         assert (values == base).all()
         return
