@@ -14,8 +14,6 @@ export take their numbers from here.
 
 from collections.abc import Mapping
 
-import numpy as np
-
 # Of red, green and blue in [0, 255]: (x - mean) / deviation.
 NORMALIZATIONS = {
     "default": ((128.0,) * 3, (128.0,) * 3),
@@ -73,6 +71,9 @@ def normalize(images, mode: str):
     Returns:
         float32 [..., 3], of the same library.
     """
+    # Configurations import this module, and do not wait for NumPy.
+    import numpy as np
+
     mean, deviation = map(np.float32, NORMALIZATIONS[mode])
     return (images - mean) / deviation
 

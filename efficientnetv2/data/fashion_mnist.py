@@ -20,11 +20,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pooch
 
 from efficientnetv2.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Name: SHA-256, and the time in the gzip header (seconds since 1970).
 ARCHIVES = {
@@ -67,7 +70,7 @@ def load(
     data_dir: pathlib.Path,
     part: str,
     log: Callable[[str], object] = print,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple["np.ndarray", "np.ndarray"]:
     """Returns all images and labels of a part, read once per process.
 
     Their order is that of `fashion_mnist:3.0.1` of TensorFlow Datasets, so
@@ -140,7 +143,12 @@ def _read(path: pathlib.Path) -> bytes:
 
 
 @functools.lru_cache(maxsize=2)
-def _decode(data_dir: pathlib.Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+def _decode(
+    data_dir: pathlib.Path, part: str
+) -> tuple["np.ndarray", "np.ndarray"]:
+    # A configuration names the archives and does not wait for NumPy.
+    import numpy as np
+
     images, labels = (
         np.frombuffer(gzip.decompress(_read(_find(data_dir, name))), np.uint8)
         for name in ARCHIVES

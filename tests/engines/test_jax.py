@@ -77,7 +77,8 @@ import sys
 sys.modules["tensorflow"] = None
 import numpy as np
 from efficientnetv2 import zoo
-from efficientnetv2.models import counting, naming, published, weights
+from efficientnetv2.models import counting, naming, weights
+from efficientnetv2.models.weights import published
 from tests.engines import steps
 
 engine = steps.make_engine()
