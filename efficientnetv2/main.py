@@ -50,6 +50,7 @@ def run(given: flags.FlagValues, words: Sequence[str]) -> None:
         raise UserError("--model_dir is missing, such as runs/fashion_mnist.")
     if given.mode == "export":
         formats.check(given.formats or formats.DEFAULT)
+        running.backend_for(given, given.mode)
     elif given.formats is not None:
         raise UserError(
             "--formats is for --mode=export; training ends with a SavedModel."

@@ -57,7 +57,7 @@ def test_the_choice(machine, asked, surroundings, expected):
         (None, {"KERAS_BACKEND": "jaxx"}, "--backend=jax"),
         ("jax", {"installed": ["tensorflow"]}, "pip install jax"),
         (None, {"tpu": True, "installed": ["tensorflow"]}, "TPU.*jax.tpu"),
-        ("jax", {"installed": ["jax"]}, "pip install tensorflow-cpu"),
+        ("jax", {"installed": ["jax"]}, "pip install 'tensorflow-cpu"),
     ],
 )
 def test_what_there_is_not(machine, asked, surroundings, words):

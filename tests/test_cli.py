@@ -5,7 +5,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
@@ -53,14 +52,8 @@ slow = {"tensorflow", "keras", "jax", "matplotlib", "scipy"} & set(sys.modules)
 assert not slow, slow
 """
     subprocess.run([sys.executable, "-c", program], check=True)
-    # The least of some: other processes may have the cores.
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        result = _run("train", "--help")
-        seconds.append(time.perf_counter() - start)
+    result = _run("train", "--help")
     assert result.returncode == 0 and "--model_dir" in result.stdout
-    assert min(seconds) < 1.0, seconds
 
 
 def test_the_overview_and_unknown_commands():

@@ -11,7 +11,6 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2 import progressive
 from efficientnetv2.config import ConfigError, RunPlan
 from efficientnetv2.data import registry
-from efficientnetv2.engines import schedules
 from tests.conftest import examples
 
 
@@ -84,9 +83,9 @@ def test_in_the_fashion_mnist_recipe_every_ramp_is_real():
             assert len({getattr(s, column) for s in stages}) > 1, column
         mixing = {(s.mixup_alpha, s.cutmix_alpha) for s in stages}
         assert len(mixing) > 1
-        assert schedules.weight_decay(
+        assert progressive.weight_decay(
             config, plan, plan.total_steps
-        ) > schedules.weight_decay(config, plan, 0)
+        ) > progressive.weight_decay(config, plan, 0)
 
 
 @examples(200)
@@ -274,21 +273,30 @@ def test_a_step_draws_the_same_stage_in_a_longer_run():
     assert not np.array_equal(progressive.stage_of_steps(other, built), short)
 
 
-def test_the_table_says_that_stages_are_drawn():
-    rows = progressive.table(
-        _stages(), 600, "randaug", lambda step: 1e-5 * (1 + step), "random"
+def _table(overrides):
+    config = config_lib.load(
+        "fashion_mnist",
+        model_name="efficientnetv2-m",
+        recipe="imagenet_code",
+        hparam_str=f"train.epochs=4,train.batch_size=128,{overrides}",
     )
+    plan = config_lib.run_plan(config)
+    stages = progressive.build_stages(config, plan)
+    return progressive.table(config, plan, stages)
+
+
+def test_the_table_says_that_stages_are_drawn():
+    rows = _table("train.stage_order=random,train.weight_decay_inc=1")
     assert len(rows) == 5
     assert all(row[1] == "drawn" for row in rows[1:])
     # Weight decay follows the step, so each row shows its whole ramp.
-    assert len({row[8] for row in rows[1:]}) == 1
+    assert {row[8] for row in rows[1:]} == {"1e-05 - 2e-05"}
 
 
 def test_the_table_shows_every_stage():
-    stages = _stages()
-    rows = progressive.table(stages, 600, "randaug", lambda step: 1e-5)
+    rows = _table("data.augname=randaug")
     assert len(rows) == 5
     assert len({len(row) for row in rows}) == 1
     assert {"384", "15", "1e-05 - 1e-05"} <= set(rows[-1])
-    without = progressive.table(stages, 600, None, lambda step: 1e-5)
+    without = _table("data.augname=null")
     assert [row[4] for row in without[1:]] == ["-"] * 4

@@ -298,20 +298,30 @@ def evaluate_weights(given: flags.FlagValues) -> None:
     api.evaluate_weights(config, given.model_name, given.weights)
 
 
+def backend_for(given: flags.FlagValues, mode: str) -> str | None:
+    """Returns the backend of Keras for a mode; None: what there is.
+
+    Raises:
+        UserError: for another one than TensorFlow where only it will do.
+    """
+    name = cli.value_of(given, "backend")
+    if mode != "export":
+        return name
+    if name not in (None, "tensorflow"):
+        raise UserError(
+            f"--backend={name}: TensorFlow exports the models of both "
+            "backends. Leave --backend out."
+        )
+    return "tensorflow"
+
+
 def execute(
     config: ml_collections.ConfigDict,
     given: flags.FlagValues,
     mode: str,
 ) -> None:
     """Runs a mode; see `api.execute`."""
-    keras_backend = cli.value_of(given, "backend")
-    if mode == "export":
-        if keras_backend not in (None, "tensorflow"):
-            raise UserError(
-                f"--backend={keras_backend}: TensorFlow exports the models of "
-                "both backends. Leave --backend out."
-            )
-        keras_backend = "tensorflow"
+    keras_backend = backend_for(given, mode)
     # TensorFlow is imported only now: mistakes above are shown at once.
     with quiet.importing_tensorflow(keras_backend):
         from efficientnetv2 import api

@@ -33,7 +33,8 @@ def forms(folder_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(folder_run):
-    found = locate.find_images([str(folder_run.parent / "photos/val")])
+    folder = str(folder_run.parent / "photos/val")
+    found = locate.find_images([folder], pytest.fail)
     assert len(found) == 200
     return found
 

@@ -227,7 +227,8 @@ def test_scripts_are_there_and_their_answers_are_read(driver):
     for file in files:
         assert (FOLDER.parent / file).is_file()
     scripts = {f"benchmarks/{p.name}" for p in FOLDER.glob("*.py")}
-    helpers = {f"benchmarks/{n}.py" for n in ("run", "timing", "soak")}
+    alone = ("run", "timing", "soak", "compile_for_tpu", "inference")
+    helpers = {f"benchmarks/{name}.py" for name in alone}
     assert scripts - helpers == files
     program = "print('words'); print('{\"value\": 2.5, \"versions\": {}}')"
     answer = driver.run_script([sys.executable, "-c", program])

@@ -7,7 +7,6 @@ import pytest
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import declarative, progressive
 from efficientnetv2.config import ConfigError
-from efficientnetv2.engines import schedules
 from efficientnetv2.study import definition
 from tests.study.conftest import SMALL
 
@@ -124,7 +123,7 @@ def test_arms_of_regularization():
         plan = config_lib.run_plan(config)
         stages = progressive.build_stages(config, plan)
         decay = [
-            schedules.weight_decay(config, plan, step)
+            progressive.weight_decay(config, plan, step)
             for step in (0, plan.total_steps)
         ]
         columns = [
