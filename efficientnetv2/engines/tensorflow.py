@@ -257,6 +257,10 @@ class Engine:
 
     def train_step(self, images, labels, dropout_rate):
         """The step of one replica, in a graph or eagerly; see `step`."""
+        # Of several workers the dataset does not know the size of its batches.
+        part = self.config.train.batch_size // self.replicas
+        images = tf.ensure_shape(images, [part, None, None, 3])
+        labels = tf.ensure_shape(labels, [part, self.config.model.num_classes])
         self.network.get_layer("head").dropout.rate_variable = dropout_rate
         step = tf.cast(self._step, tf.float32)
         variables = [variable.value for variable in self.trained]
