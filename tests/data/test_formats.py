@@ -542,7 +542,7 @@ def test_class_folders_are_split_by_name(tmp_path):
     index = folders.scan(root)
     assert index.class_names == ["a", "b"]
     counts = {name: len(part) for name, part in index.splits.items()}
-    assert counts == {"train": 38, "minival": 6, "eval": 6, "trainval": 44}
+    assert counts == {"train": 44, "minival": 2, "eval": 4, "trainval": 46}
     everything = index.splits["trainval"].files + index.splits["eval"].files
     assert len(set(everything)) == 50
     assert not set(index.splits["train"].files) & set(
