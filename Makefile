@@ -55,8 +55,7 @@ ablation: setup
 	$(MAKE) ablation-report
 
 ablation-report: setup
-	$(BIN)/python -m efficientnetv2.study.report \
-		--output_dir=$(ABLATION_DIR)
+	$(BIN)/efficientnetv2 study --report_only --output_dir=$(ABLATION_DIR)
 
 test: setup
 	$(BIN)/python -m pytest -q -n auto --dist loadfile

@@ -269,7 +269,7 @@ def evaluate_and_report(
 ) -> dict:
     """Evaluates a checkpoint and writes report.html; returns the metrics."""
     # Imports matplotlib, which training does not wait for.
-    from efficientnetv2.study import run_report
+    from efficientnetv2.reports import run as run_report
 
     observer = run_report.Observer()
     result = evaluation.evaluate_checkpoint(run, checkpoint, observer, engine)
@@ -284,7 +284,7 @@ def evaluate_and_report(
 
 def report(run: runs.Run, checkpoint: str | None = None) -> None:
     """Writes report.html; without the run's data, of what is on record."""
-    from efficientnetv2.study import run_report
+    from efficientnetv2.reports import run as run_report
 
     metrics = run.read_metrics()
     known = metrics.get("test") or metrics.get("eval")

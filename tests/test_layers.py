@@ -7,7 +7,7 @@ import pytest
 # no line of their own.
 LAYERS = (
     "errors",
-    "backend quiet declarative files formatting tables normalizations",
+    "backend quiet declarative files formatting normalizations progress",
     "checkpoints models.block_strings",
     # What data there are: names, classes, fingerprints; reads no image.
     "data.listing data.class_list data.folders data.csv_list "
@@ -19,9 +19,10 @@ LAYERS = (
     "zoo catalog",
     "engines",
     "runs",
-    "evaluation recovery progress user_callbacks fine_tuning lr_finder",
+    "evaluation recovery user_callbacks fine_tuning lr_finder",
     "serving train",
-    "study closing dry_run overview",
+    "study closing dry_run",
+    "reports overview",
     "api",
     "commands",
     "main predict __main__ data.__main__ models.__main__",

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2 import tables
+from efficientnetv2 import formatting
 from efficientnetv2.data import sources
 from efficientnetv2.data.sources import Source
 from efficientnetv2.errors import DataError, UserError
@@ -278,7 +278,7 @@ def _table(exports, results: Mapping[str, Result], staging) -> str:
                 f"{result.keras_top1:.2%}",
             )
         rows.append(row)
-    return tables.align(rows, left=(0, 1))
+    return formatting.table(rows, left=(0, 1))
 
 
 # --- Files ------------------------------------------------------------------
