@@ -142,8 +142,9 @@ def table(
 ) -> list[tuple[str, ...]]:
     """Returns the rows of the stage table, the first one being its header.
 
-    Weight decay is that of a stage's first step. Without a RandAugment policy
-    the column of magnitudes is empty.
+    Weight decay is that of a stage's first step, or of the run's first and last
+    where stages are drawn. Without a RandAugment policy the column of
+    magnitudes is empty.
     """
     drawn = config.train.stage_order == "random"
     has_magnitude = uses_magnitude(config.data.augname)
@@ -166,17 +167,21 @@ def table(
         if drawn:
             first, last = 0, plan.total_steps
         epochs = (step / plan.steps_per_epoch for step in (first, last))
+        decays = {
+            f"{float(weight_decay(config, plan, step)):.3g}": None
+            for step in ((first, last) if drawn else (first,))
+        }
         rows.append(
             (
                 f"{index + 1}",
-                "-".join(f"{epoch:.4g}" for epoch in epochs),
+                " to ".join(f"{epoch:.4g}" for epoch in epochs),
                 "drawn" if drawn else f"{first:,}",
                 f"{stage.image_size}",
                 f"{stage.randaugment_magnitude:.4g}" if has_magnitude else "-",
                 f"{stage.mixup_alpha:.3g}",
                 f"{stage.cutmix_alpha:.3g}",
                 f"{stage.dropout_rate:.4g}",
-                f"{float(weight_decay(config, plan, first)):.3g}",
+                " to ".join(decays),
                 f"{stage.batch_size}",
             )
         )

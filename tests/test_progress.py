@@ -59,6 +59,7 @@ def test_a_terminal_gets_one_line_that_is_redrawn(run, monkeypatch):
             return True
 
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
     terminal = Terminal()
     with shown(run, stream=terminal) as progress:
         for step in range(run.plan.total_steps):
@@ -73,3 +74,4 @@ def test_a_terminal_gets_one_line_that_is_redrawn(run, monkeypatch):
             assert len(part.rstrip()) <= 80
     drawn = [part for part in lines[-2].split("\r") if "%" in part]
     assert drawn and "100%" in drawn[-1]
+    assert "\x1b[32m" not in terminal.getvalue()  # green

@@ -157,11 +157,9 @@ def _cards(run: runs.Run, metrics: dict, result: dict) -> list[tuple[str, str]]:
             (f"{shown / steps:,.0f}", "images/s of training"),
             (f"{metrics['waiting_share']:.1%}", "of it waiting for data"),
         ]
+    size = config_lib.resolve_image_size(run.config)
     counts = counting.total(
-        counting.count_stages(
-            run.config.model.to_dict(),
-            config_lib.resolve_image_size(run.config),
-        )
+        counting.count_stages(run.config.model.to_dict(), size)
     )
     cards += [
         (counting.format_count(counts.parameters), "parameters"),
