@@ -66,7 +66,7 @@ def next_commands(run: runs.Run) -> str:
         (
             f"{program()} predict",
             f"--model={quoted(folder)}",
-            quoted(example_image(run)),
+            quoted(formatting.near(example_image(run))),
         ),
         (program("tensorboard"), f"--logdir={quoted(folder)}"),
     ]

@@ -66,9 +66,14 @@ def program(name: str = "efficientnetv2") -> str:
     path = folder / name
     if not path.exists():
         return f"{program(pathlib.Path(sys.executable).name)} -m {name}"
-    if path.is_relative_to(os.getcwd()):
-        path = path.relative_to(os.getcwd())
-    return quote(path)
+    return quote(near(path))
+
+
+def near(path: str | os.PathLike) -> pathlib.Path:
+    """Returns a path as it is seen from the working directory, if below it."""
+    path = pathlib.Path(path)
+    here = os.getcwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def command(*words: str, indent: str = "  ") -> str:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ml_collections
-import numpy as np
 import tqdm
 
 from efficientnetv2 import files
@@ -53,6 +52,14 @@ def say(text: str) -> None:
         )
     tqdm.tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def lines_above() -> Iterator[None]:
+    """Prints what is printed meanwhile above a bar, if there is one."""
+    with tqdm.tqdm.external_write_mode():
+        yield
+        sys.stdout.flush()
 
 
 def _wrap(line: str) -> str:
@@ -241,11 +248,14 @@ class Progress:
         self,
         config: ml_collections.ConfigDict,
         stages: Sequence[Any],
-        stage_of_steps: np.ndarray,
+        stage_of_steps: Sequence[int],
         first_step: int,
         is_shown: bool = True,
         stream=None,
     ):
+        # Commands that show a bar alone do not wait for NumPy.
+        import numpy as np
+
         self.stages, self.order = stages, stage_of_steps
         self.split = config.eval.val_split
         self.step, self.total = first_step, len(stage_of_steps)

@@ -174,13 +174,13 @@ def table(
         rows.append(
             (
                 f"{index + 1}",
-                " to ".join(f"{epoch:.4g}" for epoch in epochs),
+                "-".join(f"{epoch:.3g}" for epoch in epochs),
                 "drawn" if drawn else f"{first:,}",
                 f"{stage.image_size}",
-                f"{stage.randaugment_magnitude:.4g}" if has_magnitude else "-",
+                f"{stage.randaugment_magnitude:.3g}" if has_magnitude else "-",
                 f"{stage.mixup_alpha:.3g}",
                 f"{stage.cutmix_alpha:.3g}",
-                f"{stage.dropout_rate:.4g}",
+                f"{stage.dropout_rate:.3g}",
                 " to ".join(decays),
                 f"{stage.batch_size}",
             )
@@ -197,9 +197,15 @@ def describe(
     """
     header, *rows = table(config, plan, stages)
     columns = list(zip(header, *rows, strict=True))
-    varied = [c for c in columns if len(set(c[1:])) > 1]
     same = [
-        f"{c[0]} {c[1]}" for c in columns if c not in varied and c[1] != "-"
+        f"{name} {values[0]}"
+        for name, *values in columns
+        if len(set(values)) == 1 and values[0] != "-"
+    ]
+    varied = [
+        (name.replace(" ", "\n").replace("dA", "d-\nA"), *values)
+        for name, *values in columns
+        if len(set(values)) > 1
     ]
     parts = []
     if varied:

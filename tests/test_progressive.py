@@ -293,7 +293,7 @@ def test_the_table_says_that_stages_are_drawn():
     assert all(row[2] == "drawn" for row in rows[1:])
     # Weight decay follows the step, so each row shows its whole ramp.
     assert {row[8] for row in rows[1:]} == {"1e-05 to 2e-05"}
-    assert "In all stages: epochs 0 to 4, from step drawn" in text
+    assert "In all stages: epochs 0-4, from step drawn" in text
 
 
 def test_the_table_shows_every_stage():
@@ -307,4 +307,4 @@ def test_the_table_shows_every_stage():
     assert [row[4] for row in without[1:]] == ["-"] * 4
     assert "RandAugment" not in text
     _, text = _table("train.stages=1")
-    assert text.startswith("stage 1, epochs 0 to 4, from step 0, image size 38")
+    assert text.startswith("stage 1, epochs 0-4, from step 0, image size 38")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from efficientnetv2 import files, quiet
+from efficientnetv2 import files, progress, quiet
 from efficientnetv2.data import folders
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.serving import locate
@@ -156,7 +156,8 @@ def run(given: flags.FlagValues, words: Sequence[str]) -> int:
 
     def skip(path, reason):
         skipped.append(path)
-        print(f"skipped {path}: {reason}", file=sys.stderr)
+        with progress.lines_above():
+            print(f"skipped {path}: {reason}", file=sys.stderr)
 
     images = locate.find_images(words, skip)
     count = len(images) + len(skipped)
@@ -191,18 +192,19 @@ def _predict(
         )
     write = _writer(given)
     done = []
-    for path, predictions in predict.stream(
+    found = predict.stream(
         averaged,
         images,
         given.top,
         given.batch_size,
         lambda _, path, reason: skip(path, reason),
-    ):
+    )
+    for path, predictions in progress.track(found, "Predicting", len(images)):
         done.append(path)
         best = predictions[0]
         likely = [p for p in predictions if p.probability >= given.threshold]
-        write(path, likely)
-        sys.stdout.flush()
+        with progress.lines_above():
+            write(path, likely)
         try:
             _write_files(given, classifier, path, best, bool(likely))
         except OSError as error:

@@ -25,7 +25,9 @@ _BINS = 15
 # A larger matrix cannot be read; a table of pairs takes its place.
 _MOST_IN_MATRIX = 40
 _MOST_ROWS = 100
-_PAIRS = 15
+_PAIRS = 10
+# Images of a bin that says little.
+_FEW = 20
 # Of a stage, and the side of the largest on the page in pixels.
 _SEEN, _SIDE = 6, 76
 _POINTS = 200
@@ -152,10 +154,10 @@ def _cards(run: runs.Run, metrics: dict, result: dict) -> list[tuple[str, str]]:
             (format_seconds(steps), "training time"),
             (
                 format_seconds(metrics["evaluation_seconds"]),
-                "validation time, besides",
+                "validation time",
             ),
             (f"{shown / steps:,.0f}", "images/s of training"),
-            (f"{metrics['waiting_share']:.1%}", "of it waiting for data"),
+            (f"{metrics['waiting_share']:.1%}", "of it spent waiting for data"),
         ]
     size = config_lib.resolve_image_size(run.config)
     counts = counting.total(
@@ -213,7 +215,7 @@ def _draw_curves(run: runs.Run, metrics: dict) -> Figure:
     config, stages = run.config, run.stages
     ordered = config.train.stage_order == "ascending"
     ratios = [3, 2, 1.2] + [1.2, 1.6] * ordered
-    figure = Figure((9.0, 1.25 * sum(ratios)), layout="constrained")
+    figure = Figure((11.0, 1.0 * sum(ratios)), layout="constrained")
     panels = figure.subplots(
         len(ratios), sharex=True, gridspec_kw={"height_ratios": ratios}
     )
@@ -417,7 +419,10 @@ def _draw_calibration(bins: list[tuple[float, float, int]]) -> Figure:
     plot.plot(
         [0, 1], [0, 1], color=plots.INK, alpha=0.5, linestyle=":", label="ideal"
     )
-    plot.plot(means, shares, "o-", color=plots.COLOURS[0], label="this model")
+    # Of a few images the share says little.
+    plot.plot(means, shares, "o", color=plots.COLOURS[0], alpha=0.3)
+    sure = np.array([bin for bin in bins if bin[2] >= _FEW]).reshape(-1, 3)
+    plot.plot(*sure[:, :2].T, "o-", color=plots.COLOURS[0], label="this model")
     plot.set_ylabel("share that is right")
     plot.set_xlim(0, 1)
     plot.set_ylim(0, 1)

@@ -11,7 +11,7 @@ import pathlib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 
-from efficientnetv2 import declarative, files
+from efficientnetv2 import declarative, files, progress
 from efficientnetv2.reports import plots
 from efficientnetv2.reports.document import (
     Block,
@@ -69,7 +69,7 @@ def load(output: str | os.PathLike) -> list[Analysis]:
 
 
 def build(
-    output: str | os.PathLike, log: Callable[[str], None] = print
+    output: str | os.PathLike, log: Callable[[str], None] = progress.say
 ) -> None:
     """Writes the report of all studies of a folder.
 
