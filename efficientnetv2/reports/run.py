@@ -254,9 +254,10 @@ def _draw_curves(run: runs.Run, metrics: dict) -> Figure:
             scaled=True,
         )
         panels[4].set_ylabel("regularization\n(% of its end)")
-        panels[4].legend(
-            ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9
-        )
+        if panels[4].patches:
+            panels[4].legend(
+                ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9
+            )
         for axes in panels:
             _shade_stages(axes, run)
         for stage in stages:
