@@ -23,6 +23,7 @@ LAYERS = (
     "serving train",
     "study closing dry_run",
     "reports overview",
+    "demo",
     "api",
     "commands",
     "main predict __main__ data.__main__ models.__main__",
@@ -32,6 +33,7 @@ LEVELS = {
 }
 # Only what runs as a program: `python -m efficientnetv2.study.ablation`.
 ENTRIES = {
+    ("demo", "commands.demo"),
     ("study.ablation", "commands.study"),
     ("study.benchmark", "commands.benchmark"),
 }

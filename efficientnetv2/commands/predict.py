@@ -27,7 +27,8 @@ UNSURE = "unsure"
 RARE = ("image_size", "normalization", "class_names")
 
 
-def define_flags(values: flags.FlagValues) -> None:
+def define_model(values: flags.FlagValues) -> None:
+    """Defines the flags that say which model is meant."""
     flags.DEFINE_string(
         "model",
         None,
@@ -70,6 +71,10 @@ def define_flags(values: flags.FlagValues) -> None:
         "Dataset whose classes the model has, where it does not name them.",
         flag_values=values,
     )
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    define_model(values)
     flags.DEFINE_integer(
         "top",
         5,
