@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from efficientnetv2 import progress
+from efficientnetv2.data import checks
 from efficientnetv2.errors import UserError
 from efficientnetv2.reports import document
 from efficientnetv2.serving import inspection, predict
@@ -31,10 +32,15 @@ def explain(classifier: Classifier, paths: Sequence[str | os.PathLike]) -> str:
     """
     faults: dict[str, str] = {}
     paths = [str(path) for path in paths]
+    for path in paths:
+        with open(path, "rb") as file:
+            head, size = file.read(64), os.path.getsize(path)
+        if fault := checks.fault_of_beginning(head, size):
+            faults[path] = fault
     found = dict(
         predict.stream(
             classifier,
-            paths,
+            [path for path in paths if path not in faults],
             TOP,
             8,
             lambda _, path, reason: faults.update({path: reason}),

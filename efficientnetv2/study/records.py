@@ -23,7 +23,7 @@ from efficientnetv2.study import definition
 DEFINITION = "study.json"
 _RESULT = re.compile(r"seed(\d+)\.json")
 # Parts of the package that do not decide the numbers of a run.
-_NOT_OF_RUNS = ("commands", "study", "serving")
+_NOT_OF_RUNS = ("commands", "demo.py", "reports", "study", "serving")
 
 
 class StudyError(UserError):
