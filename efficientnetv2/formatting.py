@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import sys
@@ -27,16 +28,33 @@ def format_seconds(seconds: float) -> str:
 def table(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> str:
     """Returns rows as lines with aligned columns.
 
+    A header that is wider than 80 columns is broken at spaces and hyphens.
+
     Args:
         rows: of equally many cells, the first being the header.
         left: numbers of the columns that are aligned to the left; all others
             are to the right.
     """
     sides = ["left" if k in left else "right" for k in range(len(rows[0]))]
-    text = tabulate.tabulate(
-        rows, tablefmt="plain", colalign=sides, disable_numparse=True
-    )
-    return "\n".join(line.rstrip() for line in text.split("\n"))
+
+    def lines(header) -> list[str]:
+        text = tabulate.tabulate(
+            [header, *rows[1:]],
+            tablefmt="plain",
+            colalign=sides,
+            disable_numparse=True,
+        )
+        return [line.rstrip() for line in text.split("\n")]
+
+    found = lines(rows[0])
+    if len(found[0]) > _COLUMNS:
+        found = lines([_narrow(name) for name in rows[0]])
+    return "\n".join(found)
+
+
+def _narrow(name: str) -> str:
+    name = name.replace("RandAugment", "Rand-Augment")
+    return re.sub(r"-(?=[A-Za-z])", "-\n", name.replace(" ", "\n"))
 
 
 def command_line() -> str:

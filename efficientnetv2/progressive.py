@@ -205,15 +205,7 @@ def describe(
     varied = [column for column in columns if len(set(column[1:])) > 1]
     parts = []
     if varied:
-        names = [column[0] for column in varied]
-        rows = list(zip(*(column[1:] for column in varied), strict=True))
-        lines = formatting.table([names, *rows])
-        if len(lines.partition("\n")[0]) > 80:
-            names = [
-                name.replace(" ", "\n").replace("dA", "d-\nA") for name in names
-            ]
-            lines = formatting.table([names, *rows])
-        parts.append(lines)
+        parts.append(formatting.table(list(zip(*varied, strict=True))))
         same = [each for each in same if not each.endswith(" 0")]
     if same:
         start = "In all stages: " if varied else ""
