@@ -301,7 +301,7 @@ class Progress:
     def log(self, text: str) -> None:
         """Prints a line of its own, above the redrawn one."""
         if self.redraws:
-            self.bar.write(text, file=self.stream)
+            self.bar.write(_wrap(text), file=self.stream)
         else:
             print(text, file=self.stream, flush=True)
 
