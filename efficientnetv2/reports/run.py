@@ -4,11 +4,8 @@ import pathlib
 
 import matplotlib
 import numpy as np
-import scipy.special
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
-from sklearn import metrics as sklearn_metrics
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import files, progressive, runs
@@ -16,80 +13,16 @@ from efficientnetv2.data import fingerprint, preprocessing, preview, registry
 from efficientnetv2.engines import schedules
 from efficientnetv2.formatting import format_seconds
 from efficientnetv2.models import counting
-from efficientnetv2.reports import document, plots
+from efficientnetv2.reports import classes, document, plots
+from efficientnetv2.reports.classes import Observer
 
 NAME = "report.html"
 PLOTS = "plots"
-_MISTAKES = 24
-_BINS = 15
 # A larger matrix cannot be read; a table of pairs takes its place.
 _MOST_IN_MATRIX = 40
-_MOST_ROWS = 100
-_PAIRS = 10
-# Images of a bin that says little.
-_FEW = 20
 # Of a stage, and the side of the largest on the page in pixels.
 _SEEN, _SIDE = 6, 76
 _POINTS = 200
-_BLUES = LinearSegmentedColormap.from_list(
-    "blues", [(0.0, 0.45, 0.7, 0.0), (0.0, 0.45, 0.7, 1.0)]
-)
-
-
-class Observer:
-    """Keeps what a report needs of an evaluation while it goes on.
-
-    Attributes:
-        labels, predicted: int64 [images].
-        probability: float64 [images], that of the predicted class.
-        mistakes: the most confident ones, first the worst: (probability,
-            image, label, predicted).
-    """
-
-    def __init__(self):
-        self._batches: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self.mistakes: list[tuple[float, np.ndarray, int, int]] = []
-
-    def __call__(
-        self, images: np.ndarray, labels: np.ndarray, logits: np.ndarray
-    ) -> None:
-        """Takes a batch.
-
-        Args:
-            images: float32 [batch, size, size, 3], normalized.
-            labels: float32 [batch, classes] of zeros and ones.
-            logits: float32 [batch, classes].
-        """
-        probabilities = scipy.special.softmax(logits.astype(np.float64), axis=1)
-        labels = labels.argmax(axis=1)
-        predicted = probabilities.argmax(axis=1)
-        probability = probabilities.max(axis=1)
-        self._batches.append((labels, predicted, probability))
-        wrong = np.flatnonzero(labels != predicted)
-        worst = wrong[np.argsort(-probability[wrong])][:_MISTAKES]
-        self.mistakes += [
-            (
-                float(probability[k]),
-                images[k],
-                int(labels[k]),
-                int(predicted[k]),
-            )
-            for k in worst
-        ]
-        self.mistakes.sort(key=lambda mistake: -mistake[0])
-        del self.mistakes[_MISTAKES:]
-
-    @property
-    def labels(self) -> np.ndarray:
-        return np.concatenate([batch[0] for batch in self._batches])
-
-    @property
-    def predicted(self) -> np.ndarray:
-        return np.concatenate([batch[1] for batch in self._batches])
-
-    @property
-    def probability(self) -> np.ndarray:
-        return np.concatenate([batch[2] for batch in self._batches])
 
 
 def write(
@@ -321,163 +254,25 @@ def _draw_stages(axes, run: runs.Run, fields: dict, scaled: bool) -> None:
 def _classes(run: runs.Run, observer: Observer, names: list[str]) -> dict:
     """Returns what the page says of single classes and images."""
     labels, predicted = observer.labels, observer.predicted
-    matrix = confusion_matrix(labels, predicted, len(names))
-    bins, error = calibration(labels == predicted, observer.probability)
+    matrix = classes.confusion_matrix(labels, predicted, len(names))
+    bins, error = classes.calibration(labels == predicted, observer.probability)
     drawn = None
     if len(names) <= _MOST_IN_MATRIX:
-        drawn = _save(run, _draw_matrix(matrix, names), "confusion_matrix")
+        drawn = _save(
+            run, classes.draw_matrix(matrix, names), "confusion_matrix"
+        )
     return {
         "matrix": drawn,
-        "pairs": confused_pairs(matrix, names),
-        "rows": class_rows(labels, predicted, names),
-        "left_out": max(0, len(names) - _MOST_ROWS),
-        "calibration": _save(run, _draw_calibration(bins), "calibration"),
+        "pairs": classes.confused_pairs(matrix, names),
+        "rows": classes.class_rows(labels, predicted, names),
+        "left_out": max(0, len(names) - classes.MOST_ROWS),
+        "calibration": _save(
+            run, classes.draw_calibration(bins), "calibration"
+        ),
         "calibration_error": error,
-        "bins": _BINS,
+        "bins": classes.BINS,
         "mistakes": _mistakes(run, observer, names),
     }
-
-
-def confusion_matrix(
-    labels: np.ndarray, predicted: np.ndarray, classes: int
-) -> np.ndarray:
-    """Returns counts: int64 [classes, classes], label by prediction.
-
-    The network may have more outputs than there are classes; such predictions
-    are left out.
-    """
-    return sklearn_metrics.confusion_matrix(
-        labels, predicted, labels=np.arange(classes)
-    )
-
-
-def calibration(
-    right: np.ndarray, probability: np.ndarray
-) -> tuple[list[tuple[float, float, int]], float]:
-    """Returns the bins of a reliability diagram and their mean gap.
-
-    Args:
-        right: bool [images].
-        probability: of the predicted class, [images] in [0, 1].
-
-    Returns:
-        (bins, error): (mean probability, share that is right, images) of each
-        bin that is not empty; the expected calibration error in [0, 1].
-        Source: Guo et al., arXiv 1706.04599.
-    """
-    index = np.minimum((probability * _BINS).astype(int), _BINS - 1)
-    bins, error = [], 0.0
-    for number in range(_BINS):
-        inside = index == number
-        count = int(inside.sum())
-        if count:
-            mean, share = probability[inside].mean(), right[inside].mean()
-            bins.append((float(mean), float(share), count))
-            error += abs(mean - share) * count / len(right)
-    return bins, float(error)
-
-
-@matplotlib.rc_context(plots.STYLE | {"axes.grid": False})
-def _draw_matrix(matrix: np.ndarray, names: list[str]) -> Figure:
-    side = 0.36 if len(names) > 15 else 0.5
-    size = 1.7 + side * len(names)
-    figure = Figure((size, size), layout="constrained")
-    plot = figure.subplots()
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    # The root brings out the few mistakes beside the many right answers.
-    plot.pcolormesh(np.sqrt(shares), cmap=_BLUES, vmin=0.0, vmax=1.0)
-    for row, column in zip(*np.nonzero(matrix), strict=True):
-        plot.text(
-            column + 0.5,
-            row + 0.5,
-            f"{matrix[row, column]}",
-            ha="center",
-            va="center",
-            fontsize=9 if len(names) <= 15 else 6,
-            color="#fffffd" if shares[row, column] > 0.3 else plots.INK,
-        )
-    places = np.arange(len(names)) + 0.5
-    plot.set_xticks(
-        places, names, rotation=60, ha="right", rotation_mode="anchor"
-    )
-    plot.set_yticks(places, names)
-    plot.tick_params(length=0)
-    plot.invert_yaxis()
-    plot.set_aspect("equal")
-    plot.spines[:].set_visible(False)
-    plot.set_xlabel("predicted")
-    plot.set_ylabel("label")
-    return figure
-
-
-@matplotlib.rc_context(plots.STYLE)
-def _draw_calibration(bins: list[tuple[float, float, int]]) -> Figure:
-    figure = Figure((5.2, 4.8), layout="constrained")
-    plot, counted = figure.subplots(
-        2, sharex=True, gridspec_kw={"height_ratios": [3, 1]}
-    )
-    means, shares, counts = zip(*bins, strict=True)
-    plot.plot(
-        [0, 1], [0, 1], color=plots.INK, alpha=0.5, linestyle=":", label="ideal"
-    )
-    # Of a few images the share says little.
-    plot.plot(means, shares, "o", color=plots.COLOURS[0], alpha=0.3)
-    sure = np.array([bin for bin in bins if bin[2] >= _FEW]).reshape(-1, 3)
-    plot.plot(*sure[:, :2].T, "o-", color=plots.COLOURS[0], label="this model")
-    plot.set_ylabel("share that is right")
-    plot.set_xlim(0, 1)
-    plot.set_ylim(0, 1)
-    plot.legend(loc="upper left")
-    counted.bar(means, counts, 0.045, color=plots.COLOURS[0], alpha=0.6)
-    counted.set_yscale("log")
-    counted.set_ylabel("images")
-    counted.set_xlabel("probability of the predicted class")
-    figure.align_ylabels()
-    return figure
-
-
-def confused_pairs(
-    matrix: np.ndarray, names: list[str]
-) -> list[tuple[str, str, str]]:
-    """Returns the most frequent mistakes: label, prediction, images."""
-    errors = matrix.copy()
-    np.fill_diagonal(errors, 0)
-    order = np.argsort(-errors, axis=None, kind="stable")[:_PAIRS]
-    pairs = zip(*np.unravel_index(order, errors.shape), strict=True)
-    return [
-        (names[label], names[predicted], f"{errors[label, predicted]:,}")
-        for label, predicted in pairs
-        if errors[label, predicted]
-    ]
-
-
-def class_rows(
-    labels: np.ndarray, predicted: np.ndarray, names: list[str]
-) -> list[tuple[str, ...]]:
-    """Returns images, recall, precision and F1 of classes, the weakest first.
-
-    Args:
-        labels, predicted: int64 [images].
-        names: one per class.
-    """
-    precision, recall, f1, images = (
-        sklearn_metrics.precision_recall_fscore_support(
-            labels,
-            predicted,
-            labels=np.arange(len(names)),
-            zero_division=0.0,
-        )
-    )
-    return [
-        (
-            names[k],
-            f"{images[k]:,}",
-            f"{recall[k]:.1%}",
-            f"{precision[k]:.1%}",
-            f"{f1[k]:.1%}",
-        )
-        for k in np.argsort(f1, kind="stable")[:_MOST_ROWS]
-    ]
 
 
 def _mistakes(

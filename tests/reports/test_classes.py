@@ -1,13 +1,13 @@
-"""The numbers and pictures of a run's report."""
+"""What the report of a run says of classes, by hand."""
 
 import numpy as np
 import pytest
 
-from efficientnetv2.reports import run as run_report
+from efficientnetv2.reports import classes
 
 
 def _observed(probabilities, labels, batch=4):
-    observer = run_report.Observer()
+    observer = classes.Observer()
     images = np.arange(len(labels), dtype=np.float32)
     images = np.broadcast_to(
         images[:, None, None, None], (len(labels), 2, 2, 3)
@@ -44,7 +44,7 @@ def test_an_evaluation_is_kept_whatever_the_batch_size():
 
 
 def test_confusion_matrix():
-    matrix = run_report.confusion_matrix(
+    matrix = classes.confusion_matrix(
         np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 0, 7]), 3
     )
     # The last prediction is of an output that is no class.
@@ -54,7 +54,7 @@ def test_confusion_matrix():
 def test_calibration_against_numbers_by_hand():
     probability = np.array([0.95, 0.97, 0.55, 0.55])
     right = np.array([True, False, True, True])
-    bins, error = run_report.calibration(right, probability)
+    bins, error = classes.calibration(right, probability)
     assert [count for _, _, count in bins] == [2, 2]
     assert bins[0][:2] == pytest.approx((0.55, 1.0))
     assert bins[1][:2] == pytest.approx((0.96, 0.5))
@@ -68,12 +68,12 @@ def test_tables_of_classes():
         for places in np.indices(matrix.shape)
     )
     names = ["a", "b", "c"]
-    found = run_report.confusion_matrix(labels, predicted, 3)
+    found = classes.confusion_matrix(labels, predicted, 3)
     np.testing.assert_array_equal(found, matrix)
-    assert run_report.confused_pairs(matrix, names) == [
+    assert classes.confused_pairs(matrix, names) == [
         ("c", "a", "5"),
         ("a", "b", "2"),
     ]
-    rows = run_report.class_rows(labels, predicted, names)
+    rows = classes.class_rows(labels, predicted, names)
     assert [row[0] for row in rows] == ["c", "a", "b"]
     assert rows[1][1:] == ("10", "80.0%", "61.5%", "69.6%")
