@@ -17,7 +17,6 @@ from efficientnetv2.models.naming import WeightsError
 from efficientnetv2.models.weights import published
 
 _V1_ROUND_LIMIT = 0.9
-_PREPROCESSING = {"v2": "default", "v1": "v1", "lite": "lite", "ft": "ft"}
 
 to_keras_applications = weights.to_keras_applications
 to_reference_checkpoint = weights.to_reference_checkpoint
@@ -93,13 +92,13 @@ def build_model(
         model_config["num_classes"] = published.CLASSES_21K if is_21k else 1000
     preprocessing = None
     if include_preprocessing is True:
-        preprocessing = normalizations.mode_of(config)
+        preprocessing = config["data"]["normalization"]
     elif include_preprocessing:
-        preprocessing = _PREPROCESSING.get(include_preprocessing)
-        if preprocessing is None:
+        preprocessing = include_preprocessing
+        if preprocessing not in normalizations.MODES:
             raise ValueError(
                 f"Unknown include_preprocessing {include_preprocessing!r}: use "
-                f"True, False or one of {', '.join(_PREPROCESSING)}."
+                f"True, False or one of {', '.join(normalizations.MODES)}."
             )
 
     def build(model_config):

@@ -1,8 +1,8 @@
 """Layers of the configuration, its types, and its error messages."""
 
-import copy
 import functools
 import json
+import pathlib
 
 import ml_collections
 import numpy as np
@@ -12,10 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative, progressive
+from efficientnetv2 import declarative, options, progressive
 from efficientnetv2.config import ConfigError, load
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture
+from efficientnetv2.options import ONE_TIME_OPTIONS, OPTIONS
 from tests.conftest import examples
 
 
@@ -60,6 +61,73 @@ def test_the_saved_config_repeats_the_run(tmp_path):
     again = load(hparam_str=str(path))
     assert again.to_dict() == config.to_dict()
     assert yaml.safe_load(path.read_text())["data"]["augname"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("effnetv1_autoaug", ("autoaug", "v1")),
+        ("ft", ("cutout", "ft")),
+        ("ft_randaug", ("randaug", "ft")),
+        ("lite", (None, "lite")),
+        # Without a prefix only the policy is named.
+        ("ra_aa", ("ra_aa", "v1")),
+        ("null", (None, "v1")),
+    ],
+)
+def test_names_of_the_released_code_are_policy_and_normalization(
+    name, expected
+):
+    config = load(
+        "imagenet", "efficientnetv2-b0", hparam_str=f"data.augname={name}"
+    )
+    assert (config.data.augname, config.data.normalization) == expected
+
+
+def test_policy_and_normalization_are_separate_options():
+    text = "data.augname=randaug,data.normalization=lite"
+    config = load("imagenet", "efficientnetv2-b0", hparam_str=text)
+    assert config.data.augname == "randaug"
+    assert config.data.normalization == "lite"
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("randaug", "v2"), ("effnetv1_randaug", "v1")]
+)
+def test_a_run_of_an_earlier_version_keeps_its_normalization(
+    tmp_path, name, mode
+):
+    """There `randaug` alone also stood for V2's normalization."""
+    config = load("fashion_mnist", "efficientnetv2-b0")
+    assert config.data.normalization == "v1"
+    old = config.to_dict()
+    del old["data"]["normalization"]
+    old["data"]["augname"] = name
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(old))
+    for again in (
+        load(saved=config_lib.read_saved(tmp_path)),
+        load(hparam_str=str(path)),
+        config_lib.as_begun(config, tmp_path, print),
+    ):
+        assert again.data.augname == "randaug"
+        assert again.data.normalization == mode
+        assert not config_lib.differences(old, again.to_dict())
+
+
+def test_base_yaml_and_the_page_of_options_follow_from_the_schema():
+    for path, text in options.files().items():
+        message = f"{path}: run `python -m efficientnetv2.options`"
+        assert pathlib.Path(path).read_text() == text, message
+    base = yaml.safe_load(pathlib.Path("hparams/base.yaml").read_text())
+    assert _typed(base) == _typed(config_lib._nest(config_lib.defaults()))
+
+
+def test_the_recipe_overrides_the_dataset(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: {num_classes: 3}")
+    with pytest.raises(ConfigError, match="data.num_classes=3 is not what"):
+        load("fashion_mnist", recipe=str(recipe))
 
 
 def test_the_config_is_locked():
@@ -175,32 +243,27 @@ def test_any_text_parses_or_is_a_clear_error(text):
         assert str(error)
 
 
-_MERGER = config_lib._Merger()
-
-
 def _apply(nested):
-    """Returns the options after a layer, without reading the files again."""
-    merger = copy.copy(_MERGER)
-    merger.flat = dict(_MERGER.flat)
-    merger.apply(nested, "test")
-    return merger.flat
+    """Returns the options after a layer on the defaults."""
+    flat = config_lib.defaults()
+    config_lib._apply(flat, nested, "test")
+    return flat
 
 
 @examples(100)
 @given(
-    key=st.sampled_from(sorted(_MERGER.flat)),
+    key=st.sampled_from(sorted(OPTIONS)),
     value=st.one_of(
         st.none(), st.booleans(), st.integers(), st.floats(), st.text()
     ),
 )
 def test_any_value_has_the_right_type_or_is_a_clear_error(key, value):
-    section, option = key.split(".")
     try:
-        flat = _apply({section: {option: value}})
+        flat = _apply(config_lib._nest({key: value}))
     except ConfigError as error:
         assert key in str(error)
     else:
-        assert flat[key] is None or isinstance(flat[key], _MERGER.kinds[key])
+        assert flat[key] is None or isinstance(flat[key], OPTIONS[key].kind)
 
 
 _NAMES = st.from_regex(r"[a-z][a-z_]{0,9}", fullmatch=True).filter(
@@ -255,10 +318,11 @@ def test_any_pairs_parse_to_their_values(nested, blank):
 
 def _valid(key):
     """Returns a strategy for the valid values of an option."""
-    kind = _MERGER.kinds[key]
-    low, high = config_lib._RANGES.get(key, (0, None))
-    if key in config_lib._CHOICES:
-        values = st.sampled_from(config_lib._CHOICES[key])
+    option = OPTIONS[key]
+    kind, high = option.kind, option.high
+    low = 0 if option.low is None and high is None else option.low
+    if option.choices and kind is not list:
+        values = st.sampled_from(option.choices)
     elif key == "model.blocks":
         block = "r{}_k{}_s{}_e{}_i8_o{}_se0.25_c{}".format
         numbers = [st.integers(1, 9)] * 5
@@ -277,13 +341,13 @@ def _valid(key):
         values = st.floats(low, high, allow_nan=False, allow_infinity=False)
     else:
         values = _NAMES
-    return values | st.none() if key in config_lib._NULLABLE else values
+    return values | st.none() if option.nullable else values
 
 
 @examples(40)
 @given(
     st.fixed_dictionaries(
-        {}, optional={key: _valid(key) for key in sorted(_MERGER.flat)}
+        {}, optional={key: _valid(key) for key in sorted(OPTIONS)}
     )
 )
 def test_valid_options_are_taken_and_come_back_from_yaml(options):
@@ -291,9 +355,9 @@ def test_valid_options_are_taken_and_come_back_from_yaml(options):
     flat = _apply(config_lib.parse_hparam_str(text))
     config = ml_collections.ConfigDict(config_lib._nest(flat))
     again = _apply(yaml.safe_load(config_lib.to_yaml(config)))
-    assert flat == {**_MERGER.flat, **options}
-    once = dict.fromkeys(config_lib.ONE_TIME_OPTIONS, False)
-    assert again == {**_MERGER.flat, **options, **once}
+    assert flat == {**config_lib.defaults(), **options}
+    once = dict.fromkeys(ONE_TIME_OPTIONS, False)
+    assert again == {**config_lib.defaults(), **options, **once}
     for taken in (flat, again):
         given_options = {key: taken[key] for key in options.keys() - once}
         expected = {key: options[key] for key in options.keys() - once}
@@ -326,7 +390,7 @@ def _is_a_config_or_a_clear_error(**arguments):
     assert config_lib.run_plan(config).total_steps >= 1
     again = load(saved=yaml.safe_load(config_lib.to_yaml(config)))
     expected = config.to_dict()
-    for key in config_lib.ONE_TIME_OPTIONS:
+    for key in ONE_TIME_OPTIONS:
         section, option = key.split(".")
         expected[section][option] = False
     assert _typed(again.to_dict()) == _typed(expected)
@@ -356,7 +420,7 @@ _ODD = (
 )
 
 
-@pytest.mark.parametrize("key", sorted(_MERGER.flat))
+@pytest.mark.parametrize("key", sorted(OPTIONS))
 def test_every_option_set_to_nothing_or_to_something_odd(quick_files, key):
     for value in _ODD:
         _is_a_config_or_a_clear_error(hparam_str=f"{key}={value}")
@@ -382,7 +446,7 @@ def test_groups_must_divide_the_channels():
 
 
 # A dataset may also be a folder, of which there are others on each machine.
-_KEYS = sorted(_MERGER.flat.keys() - {"data.ds_name"})
+_KEYS = sorted(OPTIONS.keys() - {"data.ds_name"})
 _PIECES = st.text(max_size=3) | st.sampled_from(
     "true null nan 1e308 1 0 - . | = , ( { [ ~ 9 crop randaug silu".split()
 )

@@ -8,11 +8,13 @@ import pytest
 LAYERS = (
     "errors",
     "backend quiet declarative files formatting tables normalizations",
-    "checkpoints models.block_strings",
+    "checkpoints models.block_strings schema",
+    "options",
     # What data there are: names, classes, fingerprints; reads no image.
     "data.listing data.class_list data.folders data.csv_list "
     "data.fashion_mnist data.registry data.fingerprint",
-    "cli config",
+    "cli combinations",
+    "config",
     "progressive",
     # These two do not know each other.
     "data models",

@@ -185,7 +185,7 @@ def test_one_normalization_of_a_model_everywhere(name, mean, deviation):
     spec = ServingSpec.from_config(config, ["tench"] * 1000)
     for mode in (
         spec.mode,
-        preprocessing.parse_augname(config.data.augname)[0],
+        config.data.normalization,
     ):
         np.testing.assert_allclose(
             preprocessing.normalize(pixels, mode), expected, atol=1e-5

@@ -12,6 +12,7 @@ from efficientnetv2 import backend, cli, quiet
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import fingerprint
 from efficientnetv2.errors import UserError
+from efficientnetv2.options import MIN_IMAGE_SIZE
 from efficientnetv2.serving import formats
 
 TRAINING_MODES = ("train_and_eval", "train_and_test", "train")
@@ -217,7 +218,7 @@ def _image_size(
     if "ibase" not in by_hand:
         before = config_lib.resolve_image_size(config)
         scaled = round(config.data.ibase * size / before)
-        found["data.ibase"] = max(config_lib.MIN_IMAGE_SIZE, scaled)
+        found["data.ibase"] = max(MIN_IMAGE_SIZE, scaled)
     return found
 
 

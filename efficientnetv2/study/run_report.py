@@ -353,7 +353,7 @@ def _mistakes(
 ) -> list[Block]:
     if not observer.mistakes:
         return []
-    mode, _ = preprocessing.parse_augname(run.config.data.augname)
+    mode = run.config.data.normalization
     images, captions = [], []
     for probability, image, label, predicted in observer.mistakes:
         images.append(preprocessing.denormalize(image, mode).numpy())

@@ -88,7 +88,7 @@ def test_a_file_of_kerass_own_model_save(model, image, tmp_path):
     (found,) = efficientnetv2.predict(
         tmp_path / "own.keras", image, top=9, image_size=32, normalization="v2"
     )
-    _agree(found, _expected(model, image, 32, "default"))
+    _agree(found, _expected(model, image, 32, "v2"))
     theirs = keras.Sequential(
         [
             keras.Input((None, None, 3)),
@@ -116,7 +116,7 @@ def test_a_file_of_kerass_own_model_save(model, image, tmp_path):
     )
     # Its outputs are probabilities already.
     pixels = preprocessing.to_pixels(
-        preprocessing.preprocess_for_eval(image[None], 40), "default"
+        preprocessing.preprocess_for_eval(image[None], 40), "v2"
     )
     _agree(found, theirs(pixels)[0])
     headless = keras.Model(model.input, model.get_layer("head").input)

@@ -221,8 +221,8 @@ def test_published_weights_by_name(monkeypatch, tmp_path):
     predict.load("efficientnet-b0", weights=str(tmp_path))
     assert asked["weights"] == str(tmp_path)
     assert [(s.image_size, s.mode) for s in specs] == [
-        (384, "default"),
-        (384, "default"),
+        (384, "v2"),
+        (384, "v2"),
         (224, "v1"),
     ]
 
