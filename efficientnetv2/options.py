@@ -107,7 +107,9 @@ class Model:
 class Train:
     """Training."""
 
-    epochs: float = option(350.0, "length; may be fractional", 1e-6, 1e9)
+    epochs: float = option(
+        350.0, "length of the run; may be fractional", 1e-6, 1e9
+    )
     min_steps: int = option(0, "train at least this many steps", 0)
     extend: bool = option(
         False,
@@ -401,8 +403,9 @@ class Runtime:
     strategy: Literal["auto", "cpu", "gpu", "mirrored", "multi_worker"] = (
         option(
             "auto",
-            "devices; mirrored: all GPUs of a machine; multi_worker: machines "
-            "by TF_CONFIG",
+            "devices: cpu, gpu, mirrored, multi_worker; auto: what there is; "
+            "mirrored: all GPUs of a machine; multi_worker: machines by "
+            "TF_CONFIG",
             free=True,
         )
     )

@@ -1,13 +1,4 @@
-r"""Train every arm of a study with every seed, and report on them.
-
-    efficientnetv2 study --study=regularization --seeds=3 \
-        --output_dir=runs/ablation
-    efficientnetv2 study --report_only --output_dir=runs/ablation
-
-Each run is a process of its own. Rerun the command to resume a study.
-`--shard=1/4` takes every fourth run, so that machines which share the folder
-divide a study.
-"""
+"""The command that trains the arms of a study."""
 
 import pathlib
 from collections.abc import Sequence
@@ -15,54 +6,46 @@ from collections.abc import Sequence
 from absl import flags
 
 from efficientnetv2 import cli
+from efficientnetv2.cli import Flag
 from efficientnetv2.errors import UserError
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "study",
-        None,
-        "Name in hparams/studies/, or a YAML file of that form.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "dataset", None, "Dataset; default: the study's.", flag_values=values
-    )
-    flags.DEFINE_integer(
+@cli.command(
+    Flag("study", "Name in hparams/studies/, or a YAML file of that form."),
+    Flag("dataset", "Dataset; default: the study's."),
+    Flag(
         "seeds",
-        3,
         "Number of seeds per arm: 0, 1, ...; default: 3.",
-        lower_bound=1,
-        flag_values=values,
-    )
-    flags.DEFINE_string(
+        int,
+        default=3,
+        low=1,
+    ),
+    Flag(
         "output_dir",
-        "results/ablation",
         "Folder of all studies; default: results/ablation.",
-        flag_values=values,
-    )
-    flags.DEFINE_list(
-        "arms",
-        None,
-        "Only these arms, such as plain,everything_on.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "shard",
-        "1/1",
-        "2/4: the second of four parts of the runs.",
-        flag_values=values,
-    )
-    cli.define_data_dir(values)
-    flags.DEFINE_boolean(
+        default="results/ablation",
+    ),
+    Flag("arms", "Only these arms, such as plain,everything_on.", list),
+    Flag("shard", "2/4: the second of four parts of the runs.", default="1/1"),
+    "data_dir",
+    Flag(
         "report_only",
-        False,
         "Train nothing; write the report of --output_dir.",
-        flag_values=values,
-    )
+        bool,
+        default=False,
+    ),
+)
+def study(given: flags.FlagValues, words: Sequence[str]) -> None:
+    r"""Train every arm of a study with every seed, and report on them.
 
+        efficientnetv2 study --study=regularization --seeds=3 \
+            --output_dir=runs/ablation
+        efficientnetv2 study --report_only --output_dir=runs/ablation
 
-def run(given: flags.FlagValues, words: Sequence[str]) -> None:
+    Each run is a process of its own. Rerun the command to resume a study.
+    `--shard=1/4` takes every fourth run, so that machines which share the
+    folder divide a study.
+    """
     cli.no_words(words)
     output = pathlib.Path(given.output_dir)
     if given.report_only or _train(given, output):
@@ -78,16 +61,16 @@ def _train(given: flags.FlagValues, output: pathlib.Path) -> bool:
         raise UserError("--study is missing, such as regularization.")
     from efficientnetv2.study import ablation, definition, records
 
-    study = definition.load(given.study, given.dataset)
-    configs = definition.resolve(study, given.data_dir)
+    arms = definition.load(given.study, given.dataset)
+    configs = definition.resolve(arms, given.data_dir)
     tasks = ablation.plan_tasks(
-        study, given.seeds, given.arms, ablation.parse_shard(given.shard)
+        arms, given.seeds, given.arms, ablation.parse_shard(given.shard)
     )
     children = ablation.Children()
     driver = ablation.Driver(
-        study,
+        arms,
         configs,
-        records.Folder(output / study.name),
+        records.Folder(output / arms.name),
         given.data_dir,
         children.run,
     )

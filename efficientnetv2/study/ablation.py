@@ -417,6 +417,6 @@ def make_result(
 
 if __name__ == "__main__":
     from efficientnetv2 import cli
-    from efficientnetv2.commands import study as command
+    from efficientnetv2.commands.study import study as command
 
     cli.start(command, "python -m efficientnetv2.study.ablation")

@@ -210,6 +210,6 @@ def report(result: Mapping) -> str:
 
 if __name__ == "__main__":
     from efficientnetv2 import cli
-    from efficientnetv2.commands import benchmark as command
+    from efficientnetv2.commands.run import benchmark as command
 
     cli.start(command, "python -m efficientnetv2.study.benchmark")
