@@ -34,7 +34,7 @@ LEVELS = {
 # Only what runs as a program: `python -m efficientnetv2.study.ablation`.
 ENTRIES = {
     ("study.ablation", "commands.study"),
-    ("study.benchmark", "commands.benchmark"),
+    ("study.benchmark", "commands.run"),
 }
 
 
