@@ -120,7 +120,6 @@ def test_all_entries_are_the_same_commands():
         ("efficientnetv2.data", "data"),
         ("efficientnetv2.models", "models"),
         ("efficientnetv2.study.ablation", "study"),
-        ("efficientnetv2.study.benchmark", "benchmark"),
     ):
         result = _run("--help", module=module)
         assert result.stdout == _run(name, "--help").stdout

@@ -52,7 +52,6 @@ COMMANDS = {
     "efficientnetv2.data": commands.load("data"),
     "efficientnetv2.models": commands.load("models"),
     "efficientnetv2.study.ablation": commands.load("study"),
-    "efficientnetv2.study.benchmark": commands.load("benchmark"),
     "efficientnetv2.study.report": report,
     "benchmarks/run.py": None,
 }

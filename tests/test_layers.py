@@ -23,6 +23,7 @@ LAYERS = (
     "runs",
     "evaluation recovery progress user_callbacks fine_tuning lr_finder",
     "serving train",
+    "speed",
     "study closing dry_run overview",
     "api",
     "commands",
@@ -34,7 +35,6 @@ LEVELS = {
 # Only what runs as a program: `python -m efficientnetv2.study.ablation`.
 ENTRIES = {
     ("study.ablation", "commands.study"),
-    ("study.benchmark", "commands.run"),
 }
 
 

@@ -1,6 +1,7 @@
 """The commands that train a run, or work on one."""
 
 import os
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -368,6 +369,14 @@ def _execute(
         low=1,
     ),
     Flag("json", "File to write the figures to."),
+    Flag("model_dir", "Measure the inference of this finished run instead."),
+    Flag(
+        "inference_batch_size",
+        "With --model_dir: images per batch; default: 100.",
+        int,
+        default=100,
+        low=1,
+    ),
 )
 def benchmark(given: flags.FlagValues, words: Sequence[str]) -> None:
     r"""Measure the speed of training and inference, and the memory they take.
@@ -375,15 +384,29 @@ def benchmark(given: flags.FlagValues, words: Sequence[str]) -> None:
         efficientnetv2 benchmark --dataset=fashion_mnist
         efficientnetv2 benchmark --model_name=efficientnetv2-b0 \
             --hparam_str=train.isize=64,eval.isize=64 --json=speed.json
+        efficientnetv2 benchmark --model_dir=runs/fashion_mnist
 
-    Each measurement runs in a process of its own.
+    Each measurement runs in a process of its own. Of a finished run, images/s
+    of inference are also written to inference.json in its folder.
     """
     cli.no_words(words)
-    config = load_config(given)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from efficientnetv2.study import benchmark as measuring
+    from efficientnetv2 import speed
 
-    result = measuring.measure(config, given.steps, given.calls)
-    print(measuring.report(result))
+    if given.model_dir:
+        result = speed.measure_inference(
+            config_of_run(given), given.model_dir, given.inference_batch_size
+        )
+        files.write_json(
+            pathlib.Path(given.model_dir) / speed.INFERENCE, result
+        )
+        print(
+            f"{result['images_per_second']:,.0f} images/s in batches of "
+            f"{result['batch_size']} at {result['image_size']} pixels"
+        )
+    else:
+        config = load_config(given)
+        result = speed.measure(config, given.steps, given.calls)
+        print(speed.report(result))
     if given.json:
         files.write_json(given.json, result)
