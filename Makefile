@@ -7,6 +7,7 @@
 # make benchmark        measures us and our peers, and renews
 #               results/benchmarks.md and .json; BENCHMARK passes options on,
 #               such as BENCHMARK='--only=step --seconds=5'
+# make figures draws the pictures of README and docs from results/
 # make fuzz    feeds 100,000 damaged images and shards to the readers, and other
 #              examples than `make test` to the property tests; FUZZ_SEED
 #              repeats what it printed
@@ -27,8 +28,8 @@ ifndef FUZZ_SEED
 FUZZ_SEED := $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
 endif
 
-.PHONY: setup train best ablation ablation-report test test-fast benchmark \
-	fuzz soak notebooks colab-check wheel lint
+.PHONY: setup train best ablation ablation-report figures test test-fast \
+	benchmark fuzz soak notebooks colab-check wheel lint
 
 setup: $(VENV)/.installed
 
@@ -59,8 +60,10 @@ ablation: setup
 	$(MAKE) ablation-report
 
 ablation-report: setup
-	$(BIN)/python -m efficientnetv2.study.report \
-		--output_dir=$(ABLATION_DIR)
+	$(BIN)/efficientnetv2 study --report_only --output_dir=$(ABLATION_DIR)
+
+figures: setup
+	$(BIN)/python docs/figures.py
 
 test: setup
 	$(BIN)/python -m pytest -q -n auto --dist loadfile

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import keras
 import ml_collections
 
-from efficientnetv2 import engines, runs, speed
+from efficientnetv2 import engines, progress, runs, speed
 from efficientnetv2.data import faults, pipeline, registry
 from efficientnetv2.formatting import format_seconds
 from efficientnetv2.models import counting
@@ -47,7 +47,7 @@ class Timing:
 
 
 def report(
-    config: ml_collections.ConfigDict, log: Callable[[str], None] = print
+    config: ml_collections.ConfigDict, log: Callable[[str], None] = progress.say
 ) -> float:
     """Logs data, model, stages, and the measured time and memory of a run.
 

@@ -36,7 +36,7 @@ from efficientnetv2.commands.run import by_mode
 from efficientnetv2.data import registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.serving import formats
-from efficientnetv2.study import definition, report
+from efficientnetv2.study import definition
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -52,7 +52,6 @@ COMMANDS = {
     "efficientnetv2.data": commands.load("data"),
     "efficientnetv2.models": commands.load("models"),
     "efficientnetv2.study.ablation": commands.load("study"),
-    "efficientnetv2.study.report": report,
     "benchmarks/run.py": None,
 }
 # Folders that the examples make or have.

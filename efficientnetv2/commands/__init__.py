@@ -9,6 +9,7 @@ NAMES = {
     "train": "Train, evaluate, write the report and a SavedModel.",
     "eval": "Evaluate a run, or published weights.",
     "predict": "Predict the classes of images.",
+    "demo": "Try a model in the browser.",
     "export": "Write a run's model for Keras, LiteRT or ONNX.",
     "report": "Rewrite the HTML report of a run.",
     "runs": "List and compare runs.",
@@ -21,6 +22,7 @@ NAMES = {
 }
 _MODULES = {
     "predict": "predict",
+    "demo": "predict",
     "runs": "lists",
     "data": "lists",
     "models": "lists",

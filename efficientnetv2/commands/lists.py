@@ -15,7 +15,6 @@ from efficientnetv2 import (
     formatting,
     overview,
     quiet,
-    tables,
 )
 from efficientnetv2 import config as config_lib
 from efficientnetv2.cli import Flag
@@ -117,7 +116,7 @@ def _datasets(folder: pathlib.Path) -> None:
                 registry.state(info, folder),
             )
         )
-    print(tables.align(lines, left=[0, 1, 5]))
+    print(formatting.table(lines, left=[0, 1, 5]))
     print(f"\nLooked for them in {folder}; --dataset=NAME tells more of one.")
 
 
@@ -306,7 +305,7 @@ def _models(given: flags.FlagValues) -> None:
                 _percent(max(further, default=None)),
             )
         )
-    print(tables.align(lines, left=[0]))
+    print(formatting.table(lines, left=[0]))
     print(
         "\nTop-1 as published with the weights; more data: pretrained on "
         "ImageNet-21k (V2) or JFT (V1)."
@@ -387,4 +386,4 @@ def _print(rows, as_csv: bool, left: Sequence[int]) -> None:
     if as_csv:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
     else:
-        print(tables.align(rows, left=left))
+        print(formatting.table(rows, left=left))

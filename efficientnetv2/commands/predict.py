@@ -1,7 +1,9 @@
 """Predict the classes of images."""
 
 import csv
+import importlib.util
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -9,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from efficientnetv2 import cli, files, quiet
+from efficientnetv2 import cli, files, progress, quiet
 from efficientnetv2.cli import Flag
 from efficientnetv2.data import folders
 from efficientnetv2.errors import DataError, UserError
@@ -18,7 +20,8 @@ from efficientnetv2.serving import locate
 UNSURE = "unsure"
 
 
-@cli.command(
+_RARE = "image_size normalization class_names"
+_MODEL = (
     Flag(
         "model",
         "A run, a SavedModel, a .keras file, or a published model. The folder "
@@ -50,6 +53,11 @@ UNSURE = "unsure"
         "class_names",
         "Dataset whose classes the model has, where it does not name them.",
     ),
+)
+
+
+@cli.command(
+    *_MODEL,
     Flag("top", "Classes printed per image; default: 5.", int, 5, low=1),
     Flag(
         "threshold",
@@ -81,7 +89,7 @@ UNSURE = "unsure"
         "Write pictures of where the network looked here. Grad-CAM of the "
         "likeliest class.",
     ),
-    rare="image_size normalization class_names",
+    rare=_RARE,
 )
 def predict(given: flags.FlagValues, words: Sequence[str]) -> int:
     """Predict the classes of images: files, folders and patterns.
@@ -114,7 +122,8 @@ def predict(given: flags.FlagValues, words: Sequence[str]) -> int:
 
     def skip(path, reason):
         skipped.append(path)
-        print(f"skipped {path}: {reason}", file=sys.stderr)
+        with progress.lines_above():
+            print(f"skipped {path}: {reason}", file=sys.stderr)
 
     images = locate.find_images(words, skip)
     count = len(images) + len(skipped)
@@ -123,6 +132,20 @@ def predict(given: flags.FlagValues, words: Sequence[str]) -> int:
     if skipped:
         print(f"{len(skipped)} of {count} could not be read.", file=sys.stderr)
     return 1 if skipped else 0
+
+
+def _load(given: flags.FlagValues):
+    """Returns the classifier that the flags name."""
+    from efficientnetv2.serving import predict as prediction
+
+    return prediction.load(
+        given.model,
+        given.checkpoint,
+        given.weights,
+        given.image_size,
+        given.normalization,
+        given.class_names,
+    )
 
 
 def _predict(
@@ -134,14 +157,7 @@ def _predict(
     with quiet.importing_tensorflow():
         from efficientnetv2.serving import predict as prediction
         from efficientnetv2.serving import views
-    classifier = prediction.load(
-        given.model,
-        given.checkpoint,
-        given.weights,
-        given.image_size,
-        given.normalization,
-        given.class_names,
-    )
+    classifier = _load(given)
     averaged = classifier
     if given.tta:
         averaged = prediction.Classifier(
@@ -150,18 +166,19 @@ def _predict(
         )
     write = _writer(given)
     done = []
-    for path, predictions in prediction.stream(
+    found = prediction.stream(
         averaged,
         images,
         given.top,
         given.batch_size,
         lambda _, path, reason: skip(path, reason),
-    ):
+    )
+    for path, predictions in progress.track(found, "Predicting", len(images)):
         done.append(path)
         best = predictions[0]
         likely = [p for p in predictions if p.probability >= given.threshold]
-        write(path, likely)
-        sys.stdout.flush()
+        with progress.lines_above():
+            write(path, likely)
         try:
             _write_files(given, classifier, path, best, bool(likely))
         except OSError as error:
@@ -241,3 +258,50 @@ def _csv_writer() -> Callable:
             )
 
     return write
+
+
+@cli.command(
+    *_MODEL,
+    Flag(
+        "host",
+        "Address to listen on; 0.0.0.0 for all; default: 127.0.0.1.",
+        default="127.0.0.1",
+    ),
+    Flag(
+        "port",
+        "Port to listen on; default: the first free one from 7860.",
+        int,
+        low=1,
+        high=65535,
+    ),
+    Flag(
+        "share",
+        "Let Gradio give the page a public address for a week.",
+        bool,
+        default=False,
+    ),
+    rare=_RARE,
+)
+def demo(given: flags.FlagValues, words: Sequence[str]) -> None:
+    """Try a model in the browser: drop images, see classes and why.
+
+        efficientnetv2 demo --model=runs/fashion_mnist
+        efficientnetv2 demo --model=efficientnetv2-b0 --port=8080
+
+    Takes each model that `efficientnetv2 predict` takes. Only this machine can
+    reach the page, unless --host or --share says otherwise.
+    """
+    cli.no_words(words)
+    if not given.model:
+        raise UserError("--model is missing, such as runs/fashion_mnist.")
+    locate.find_model(given.model, given.checkpoint, given.weights)
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError(
+            "The demo needs gradio, which is not installed: pip install gradio"
+        )
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    # TensorFlow is imported only now: mistakes above are shown at once.
+    with quiet.importing_tensorflow():
+        from efficientnetv2 import demo as page
+    classifier = _load(given)
+    page.serve(classifier, given.model, given.host, given.port, given.share)
