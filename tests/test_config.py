@@ -344,6 +344,7 @@ def _valid(key):
     return values | st.none() if option.nullable else values
 
 
+@pytest.mark.slow
 @examples(40)
 @given(
     st.fixed_dictionaries(
@@ -420,6 +421,7 @@ _ODD = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", sorted(OPTIONS))
 def test_every_option_set_to_nothing_or_to_something_odd(quick_files, key):
     for value in _ODD:
@@ -453,6 +455,7 @@ _PIECES = st.text(max_size=3) | st.sampled_from(
 _VALUES = st.lists(_PIECES, max_size=3).map("".join)
 
 
+@pytest.mark.slow
 @examples(100)
 @given(
     text=_VALUES
@@ -478,6 +481,7 @@ def test_any_text_as_a_dataset_is_a_clear_error(quick_files, name):
         load(hparam_str=f"data.ds_name={name}")
 
 
+@pytest.mark.slow
 @examples(100)
 @given(
     content=st.text()

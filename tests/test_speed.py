@@ -31,6 +31,7 @@ def driver():
     del sys.modules["run"]
 
 
+@pytest.mark.slow
 def test_a_stage_is_measured(tiny_config, source, small_data):
     config = tiny_config("train.stages=2,data.augname=null")
     result = speed.measure_stage(config, 1, steps=2)
@@ -48,6 +49,7 @@ def test_a_stage_is_measured(tiny_config, source, small_data):
     assert 2**27 < result["peak_memory"] < 2**36
 
 
+@pytest.mark.slow
 def test_latency_is_measured(tiny_config):
     results = speed.measure_latency(tiny_config(), calls=3)
     assert [(r["form"], r["batch_size"]) for r in results] == [
@@ -73,6 +75,7 @@ def test_a_measurement_answers_with_json(tiny_config, monkeypatch):
     assert answer == {"error": "fashion_mnist 3 4"}
 
 
+@pytest.mark.slow
 def test_measurements_run_apart(tiny_config):
     machine = speed.apart("machine", tiny_config())
     assert machine["matmul_gflops"] > 0
@@ -133,6 +136,7 @@ def test_the_time_to_a_line():
         speed.seconds_to_line(command, "b")
 
 
+@pytest.mark.slow
 def test_mistakes_end_with_a_message():
     for arguments, word in (
         (["--model_name=efficientnetv2-z"], "efficientnetv2-"),
@@ -245,6 +249,7 @@ def test_every_subject_is_compared_and_answers_are_read(driver, monkeypatch):
         driver.run_script([sys.executable, "-c", "raise OSError('went wrong')"])
 
 
+@pytest.mark.slow
 def test_one_command_renews_the_results(tmp_path):
     """A peer that is not installed is skipped with its reason."""
     out = tmp_path / "benchmarks"

@@ -33,7 +33,7 @@ from efficientnetv2.errors import UserError
 from efficientnetv2.models import weights
 from tests.conftest import engine_and_batch
 
-pytestmark = pytest.mark.usefixtures("small_data")
+pytestmark = [pytest.mark.usefixtures("small_data"), pytest.mark.slow]
 
 
 def _execute(config, folder, **kwargs):

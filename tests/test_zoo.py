@@ -241,6 +241,7 @@ def test_five_reductions(name):
     assert sizes == [48, 24, 12, 6, 3]
 
 
+@pytest.mark.slow
 def test_frozen_in_sequential_and_fine_tuned(tmp_path):
     base = _tiny(include_top=False, include_preprocessing=True)
     base.trainable = False
@@ -331,6 +332,7 @@ def test_keras_file_in_a_fresh_process(saved):
     )
 
 
+@pytest.mark.slow
 def test_the_same_logits_on_jax(saved):
     folder, logits = saved
     jax_logits = _in_a_fresh_process(folder, "jax", ("efficientnetv2", "keras"))
@@ -347,6 +349,7 @@ def test_saved_model_round_trip(tmp_path):
     np.testing.assert_array_equal(loaded.serve(_images()), model(_images()))
 
 
+@pytest.mark.slow
 def test_jax_trains(tmp_path):
     """Batch norm, stochastic depth and dropout in a JAX training step."""
     program = """

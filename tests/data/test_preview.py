@@ -26,6 +26,8 @@ from efficientnetv2.data import (
 from efficientnetv2.errors import DataError
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.slow
+
 SPLITS = ("train", "minival", "eval")
 
 

@@ -13,6 +13,8 @@ from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.serving import locate, predict
 from efficientnetv2.serving.spec import ServingSpec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def forms(folder_run, tmp_path_factory):
