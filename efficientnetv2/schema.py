@@ -156,9 +156,11 @@ class Option:
         if type(value) is not kind or (
             kind is float and not math.isfinite(value)
         ):
+            meaning = self.help.partition(";")[0]
+            hint = f" Its meaning: {meaning}." if meaning else ""
             raise ConfigError(
                 f"{source}: {self.name} must be {_EXPECTED[kind]}, not "
-                f"{value!r}."
+                f"{value!r}.{hint}"
             )
         return value
 
