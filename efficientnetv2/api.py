@@ -213,7 +213,7 @@ def _train(run: runs.Run, mode: str) -> None:
         train_to_the_end(run)
         return
     with runs.claimed(run):
-        named = user_callbacks.load(run.config.train.callbacks)
+        named = user_callbacks.create(run.config.train.callbacks)
         run.callbacks = [*run.callbacks, *named]
         _train_as_chief(run, mode)
 

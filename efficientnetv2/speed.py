@@ -39,17 +39,12 @@ _ROUNDS, _BATCHES = 7, 20
 def measure(
     config: ml_collections.ConfigDict, steps: int, calls: int, log=print
 ) -> dict:
-    """Measures everything that `report` shows.
+    """Measures everything that `efficientnetv2 benchmark` shows.
 
     Args:
         config: of the run.
-        steps: training steps of each measurement.
-        calls: inference calls of each measurement.
+        steps, calls: of training and of inference, in each measurement.
         log: prints one line.
-
-    Returns:
-        'machine', 'stages', 'latency', 'waiting_share', 'first_step_seconds',
-        see the functions, and 'model_name'.
 
     Raises:
         UserError: for data that cannot be obtained.
@@ -148,15 +143,12 @@ def first_step_seconds(config: ml_collections.ConfigDict) -> float:
         )
 
 
-def seconds_to_line(
-    command: Sequence[str], text: str, env: Mapping[str, str] | None = None
-) -> float:
+def seconds_to_line(command: Sequence[str], text: str) -> float:
     """Returns the time from starting a program to a line on its stdout.
 
     Args:
         command: the program, which is ended then.
         text: that the line contains.
-        env: environment; None: this process'.
 
     Raises:
         UserError: if the program ends without such a line.
@@ -164,7 +156,7 @@ def seconds_to_line(
     with tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=env
+            command, stdout=subprocess.PIPE, stderr=errors, text=True
         )
         try:
             for line in process.stdout:
@@ -179,56 +171,6 @@ def seconds_to_line(
         finally:
             process.kill()
             process.communicate()
-
-
-def report(result: Mapping) -> str:
-    """Returns the figures of `measure` as text with aligned tables."""
-    peak = result["machine"]["matmul_gflops"]
-    rows = [
-        (
-            *("stage", "image size", "batch size", "pipeline images/s"),
-            *("step images/s", "both images/s", "waiting", "GFLOP/s"),
-            *("of peak", "memory"),
-        )
-    ]
-    for number, stage in enumerate(result["stages"], 1):
-        rows.append(
-            (
-                str(number),
-                str(stage["image_size"]),
-                str(stage["batch_size"]),
-                *(f"{stage[key]:,.0f}" for key in ("pipeline", "step", "both")),
-                f"{stage['waiting_share']:.1%}",
-                f"{stage['gflops']:.1f}",
-                f"{stage['gflops'] / peak:.0%}",
-                f"{stage['peak_memory'] / 2**20:,.0f} MiB",
-            )
-        )
-    calls = [("inference", "batch size", "p50 ms", "p90 ms", "p99 ms")]
-    for each in result["latency"]:
-        calls.append(
-            (
-                each["form"],
-                str(each["batch_size"]),
-                *(f"{each[key]:.2f}" for key in ("p50", "p90", "p99")),
-            )
-        )
-    return "\n".join(
-        (
-            f"{result['model_name']}, {result['machine']['cpu_count']} CPU "
-            f"cores, devices {', '.join(result['machine']['devices'])}; "
-            f"matrix products of float32 at {peak:.0f} GFLOP/s",
-            "",
-            formatting.table(rows),
-            "",
-            f"A whole run waits for data {result['waiting_share']:.1%} of its "
-            "time. The first step ends "
-            f"{result['first_step_seconds']:.1f} s after the start of the "
-            "program.",
-            "",
-            formatting.table(calls, left=[0]),
-        )
-    )
 
 
 # --- In a process of its own -------------------------------------------------
@@ -259,12 +201,11 @@ def measure_stage(
         steps: that are timed, after a few that are not.
 
     Returns:
-        The stage's 'image_size', 'batch_size' and 'steps'; images a second
-        of the 'pipeline' alone, of the training 'step' alone, on a batch that
-        stays in memory, and of 'both'; the 'waiting_share' of both in [0, 1];
-        'gflops', what the step alone computes forward and backward in 1e9
-        floating-point operations a second, at three times two for each
-        multiply-add; and 'peak_memory' of this process in bytes.
+        The stage's 'image_size', 'batch_size' and 'steps'; images/s of the
+        'pipeline' alone, of the training 'step' alone, on a batch that stays
+        in memory, and of 'both'; the 'waiting_share' of both in [0, 1];
+        'gflops' of the step alone, six per multiply-add of a forward pass; and
+        'peak_memory' of this process in bytes.
 
     Raises:
         UserError: for data that cannot be obtained, or several replicas.
@@ -475,12 +416,9 @@ def measure_inference(
     rates = [images_per_second(_BATCHES) for _ in range(_ROUNDS)]
     return {
         "images_per_second": statistics.median(rates),
-        "lowest": min(rates),
-        "highest": max(rates),
-        "batch_size": batch_size,
-        "image_size": size,
-        "rounds": _ROUNDS,
-        "batches_per_round": _BATCHES,
+        **{"lowest": min(rates), "highest": max(rates)},
+        **{"batch_size": batch_size, "image_size": size},
+        **{"rounds": _ROUNDS, "batches_per_round": _BATCHES},
     }
 
 

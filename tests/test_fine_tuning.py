@@ -170,6 +170,6 @@ def test_callbacks_by_name(tiny_config, tmp_path, monkeypatch):
         ("tracking_of_test:nothing", "no keras.callbacks.Callback"),
     ):
         with pytest.raises(UserError, match=words):
-            user_callbacks.load([wrong])
+            user_callbacks.create([wrong])
     with pytest.raises(UserError, match="module:Class"):
         tiny_config("train.callbacks=tracking_of_test")

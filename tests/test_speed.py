@@ -13,6 +13,7 @@ import pytest
 
 from efficientnetv2 import cli, commands, runs, speed
 from efficientnetv2 import config as config_lib
+from efficientnetv2.commands import study
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import counting
 
@@ -102,7 +103,7 @@ def test_the_report_shows_what_was_measured():
     ]
     share = speed.waiting_share(stages)
     assert share == pytest.approx(0.06)
-    text = speed.report(
+    text = study.format_speed(
         {
             "model_name": "efficientnetv2-b0",
             "machine": {

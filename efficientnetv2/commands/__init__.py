@@ -27,6 +27,7 @@ _MODULES = {
     "data": "lists",
     "models": "lists",
     "study": "study",
+    "benchmark": "study",
     "completion": "completion",
 }
 

@@ -1,7 +1,6 @@
 """The commands that train a run, or work on one."""
 
 import os
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import ml_collections
 from absl import flags
 
-from efficientnetv2 import cli, files, quiet
+from efficientnetv2 import cli, quiet
 from efficientnetv2 import config as config_lib
 from efficientnetv2.cli import Flag
 from efficientnetv2.data import fingerprint
@@ -350,63 +349,3 @@ def _execute(
         # TensorFlow needs a new process to rejoin the others.
         print(f"{error} Starting again from the last checkpoint.", flush=True)
         os.execv(sys.executable, sys.orig_argv)
-
-
-@cli.command(
-    _RUN,
-    Flag(
-        "steps",
-        "Training steps of each measurement; default: 30.",
-        int,
-        default=30,
-        low=1,
-    ),
-    Flag(
-        "calls",
-        "Inference calls of each measurement; default: 200.",
-        int,
-        default=200,
-        low=1,
-    ),
-    Flag("json", "File to write the figures to."),
-    Flag("model_dir", "Measure the inference of this finished run instead."),
-    Flag(
-        "inference_batch_size",
-        "With --model_dir: images per batch; default: 100.",
-        int,
-        default=100,
-        low=1,
-    ),
-)
-def benchmark(given: flags.FlagValues, words: Sequence[str]) -> None:
-    r"""Measure the speed of training and inference, and the memory they take.
-
-        efficientnetv2 benchmark --dataset=fashion_mnist
-        efficientnetv2 benchmark --model_name=efficientnetv2-b0 \
-            --hparam_str=train.isize=64,eval.isize=64 --json=speed.json
-        efficientnetv2 benchmark --model_dir=runs/fashion_mnist
-
-    Each measurement runs in a process of its own. Of a finished run, images/s
-    of inference are also written to inference.json in its folder.
-    """
-    cli.no_words(words)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from efficientnetv2 import speed
-
-    if given.model_dir:
-        result = speed.measure_inference(
-            config_of_run(given), given.model_dir, given.inference_batch_size
-        )
-        files.write_json(
-            pathlib.Path(given.model_dir) / speed.INFERENCE, result
-        )
-        print(
-            f"{result['images_per_second']:,.0f} images/s in batches of "
-            f"{result['batch_size']} at {result['image_size']} pixels"
-        )
-    else:
-        config = load_config(given)
-        result = speed.measure(config, given.steps, given.calls)
-        print(speed.report(result))
-    if given.json:
-        files.write_json(given.json, result)
