@@ -7,7 +7,6 @@ option.
 """
 
 import dataclasses
-import pathlib
 from typing import Literal
 
 from efficientnetv2 import normalizations, schema
@@ -44,14 +43,10 @@ class Model:
         low=0,
     )
     width_coefficient: float = option(
-        1.0, "scales the channels of every layer", 1e-3
+        1.0, "scales every layer's channels", 1e-3
     )
-    depth_coefficient: float = option(
-        1.0, "scales the number of blocks of every stage", 1e-3
-    )
-    depth_divisor: int = option(
-        8, "channels are rounded to a multiple of this", 1
-    )
+    depth_coefficient: float = option(1.0, "scales every stage's blocks", 1e-3)
+    depth_divisor: int = option(8, "channels are rounded to its multiples", 1)
     min_depth: int = option(8, "and never fall below this", 0)
     round_limit: float | None = option(
         None,
@@ -65,9 +60,7 @@ class Model:
         "true: do not scale stem and head, nor the depth of the first and "
         "last stage, as in Lite",
     )
-    feature_size: int = option(
-        1280, "channels of the head, before width scaling", 1
-    )
+    feature_size: int = option(1280, "channels of the unscaled head", 1)
     num_classes: int | None = option(
         None, "width of the classifier; null: the dataset's", 1
     )
@@ -92,10 +85,7 @@ class Model:
         None, "dropout rate inside the blocks", 0, 0.999
     )
     dropout_rate: float | None = option(
-        0.2,
-        "before the classifier, in the last stage; 0, null: off",
-        0,
-        0.999,
+        0.2, "before the classifier, last stage; 0, null: off", 0, 0.999
     )
     dropout_base: float | None = option(
         None, "in the first stage; null: dropout_rate", 0, 0.999
@@ -152,7 +142,7 @@ class Train:
     )
     adaptive_mixing: bool = option(
         True,
-        "ramp the Mixup and CutMix alphas; false: the final ones throughout",
+        "ramp the Mixup and CutMix alphas; false: the last ones throughout",
     )
     adaptive_dropout: bool = option(
         True, "ramp the dropout rate; false: model.dropout_rate throughout"
@@ -208,7 +198,7 @@ class Train:
     )
     weight_decay_exclude: str = option(
         ".*(bias|gamma|beta).*",
-        "variables without weight decay, by a regular expression",
+        "variables without weight decay, as a regex",
         check=regular_expression,
     )
     decoupled_weight_decay: float = option(
@@ -260,7 +250,7 @@ class Train:
     )
     varsexp: str | None = option(
         None,
-        "train only variables that match this regular expression",
+        "train only variables that match this regex",
         check=regular_expression,
     )
 
@@ -450,19 +440,7 @@ SHAPING_OPTIONS = (
     *("depth_coefficient", "depth_divisor", "min_depth", "round_limit"),
     *("fix_head_stem", "feature_size", "act_fn", "bn_type", "gn_groups"),
 )
-_MARK = "<!-- Below: written by `python -m efficientnetv2.options`. -->\n"
-
-
-def files() -> dict[str, str]:
-    """Returns what is written from the schema, path to text."""
-    page = pathlib.Path("docs/options.md")
-    head = page.read_text(encoding="utf-8").partition(_MARK)[0]
-    return {
-        "hparams/base.yaml": schema.to_yaml(SECTIONS),
-        str(page): head + _MARK + schema.to_markdown(SECTIONS),
-    }
-
 
 if __name__ == "__main__":
-    for path, text in files().items():
-        pathlib.Path(path).write_text(text, encoding="utf-8")
+    for path, text in schema.files(SECTIONS).items():
+        path.write_text(text, encoding="utf-8")

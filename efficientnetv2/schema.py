@@ -8,6 +8,7 @@ type and choices, the field default, range and meaning. The options of a run
 import dataclasses
 import json
 import math
+import pathlib
 import re
 import textwrap
 import types
@@ -18,6 +19,8 @@ from typing import Any, Literal
 from efficientnetv2.declarative import ConfigError, suggest
 from efficientnetv2.errors import nearest
 
+# Above it docs/options.md is written by hand.
+_MARK = "<!-- Below: written by `python -m efficientnetv2.options`. -->\n"
 # The largest whole number where an option gives no limit.
 _LARGEST = 2**31 - 1
 _EXPECTED = {
@@ -324,3 +327,13 @@ def to_markdown(sections: Mapping[str, type]) -> str:
             escaped = (cell.replace("|", r"\|") for cell in cells)
             lines.append(f"| {' | '.join(escaped)} |")
     return "\n".join(lines) + "\n"
+
+
+def files(sections: Mapping[str, type]) -> dict[pathlib.Path, str]:
+    """Returns what is written from the options of a run, path to text."""
+    page = pathlib.Path("docs/options.md")
+    head = page.read_text(encoding="utf-8").partition(_MARK)[0]
+    return {
+        pathlib.Path("hparams/base.yaml"): to_yaml(sections),
+        page: head + _MARK + to_markdown(sections),
+    }
