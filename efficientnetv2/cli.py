@@ -222,7 +222,7 @@ def parse(
         near = nearest(error.flagname, own_flags(command))
         hint = f" Did you mean --{near}?" if near else ""
         raise UserError(
-            f"There is no flag --{error.flagname}.{hint} --helpfull lists all."
+            f"Unknown flag --{error.flagname}.{hint} --helpfull lists all."
         ) from None
     except flags.Error as error:
         raise UserError(_explain(str(error), own_flags(command))) from None
@@ -238,7 +238,7 @@ def _explain(message: str, values: flags.FlagValues) -> str:
     value, parser = rest.split(": ")[0], values[name].parser
     choices = getattr(parser, "enum_values", None)
     if choices:
-        return f"There is no --{name}={value}.{suggest(value, list(choices))}"
+        return f"--{name}={value} is not valid.{suggest(value, list(choices))}"
     return f"--{name}={value}: expected {parser.syntactic_help}."
 
 
@@ -334,7 +334,7 @@ def start(
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Python would try once more to write what is left.
+        # Otherwise Python tries to write the rest again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status)

@@ -96,7 +96,7 @@ def parse_hparam_str(text: str) -> dict:
             if not isinstance(section, dict):
                 raise ConfigError(
                     f"--hparam_str: {parent!r} in {key!r} is an option and "
-                    "no section."
+                    "not a section."
                 )
         if key in REGULAR_EXPRESSIONS and "|" in value:
             section[leaf] = value.strip()
@@ -294,7 +294,7 @@ def as_begun(
     model_dir: str | os.PathLike,
     log: Callable[[str], None],
 ) -> ml_collections.ConfigDict:
-    """Returns the configuration for going on with a run of an older version.
+    """Returns the configuration with which a run of an older version resumes.
 
     Options that its `config.yaml` does not know keep the values of
     hparams/base.yaml, which are those of the time before.

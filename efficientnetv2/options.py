@@ -288,7 +288,7 @@ class Data:
     )
     num_classes: int | None = option(None, "from datasets/NAME.yaml", 1)
     multi_label: bool = option(
-        False, "likewise: whether an image can have several labels"
+        False, "whether an image can have several labels"
     )
     allow_changes: bool = option(
         False, "true: resume a run although its images changed", free=True

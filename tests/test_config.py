@@ -160,7 +160,7 @@ def test_the_config_is_locked():
         ("model.blocks=r1_k3", ["r1_k3"]),
         ("train.varsexp=(", ["train.varsexp"]),
         ("train.batch_size", ["train.batch_size", "key=value"]),
-        ("train=1,train.seed=2", ["train.seed", "no section"]),
+        ("train=1,train.seed=2", ["train.seed", "not a section"]),
         ("missing.yaml", ["missing.yaml"]),
         ("train.label_smoothing=1.5", ["too large"]),
         ("train.batch_size=0", ["too small"]),

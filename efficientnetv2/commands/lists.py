@@ -67,7 +67,7 @@ def data(given: flags.FlagValues, words: Sequence[str]) -> int | None:
     action, *more = words or [None]
     if action is not None and action not in ACTIONS:
         raise UserError(
-            f"There is no action {action!r}."
+            f"Unknown action {action!r}."
             + declarative.suggest(action, list(ACTIONS))
             + " A dataset is named by --dataset."
         )
@@ -117,7 +117,7 @@ def _datasets(folder: pathlib.Path) -> None:
             )
         )
     print(formatting.table(lines, left=[0, 1, 5]))
-    print(f"\nLooked for them in {folder}; --dataset=NAME tells more of one.")
+    print(f"\nSearched {folder}; --dataset=NAME shows the details of one.")
 
 
 def _dataset(name: str, folder: pathlib.Path) -> None:
@@ -233,7 +233,7 @@ def models(given: flags.FlagValues, words: Sequence[str]) -> None:
         efficientnetv2 models --model_name=efficientnet-b4 \
             --hparam_str=model.fused_stages=3
 
-    Top-1 is that on ImageNet, as the authors publish it with their weights.
+    Top-1 is on ImageNet, as the authors publish it with their weights.
     """
     cli.no_words(words)
     if given.model_name:
@@ -327,7 +327,7 @@ def runs(given: flags.FlagValues, words: Sequence[str]) -> None:
         efficientnetv2 runs runs/ --csv > runs.csv
         efficientnetv2 runs runs/first runs/second --plot=curves.png
 
-    Top-1 is that of the test, or of validation where there is no test yet.
+    Top-1 is on the test split, or on validation before there is a test.
     """
     folders = list(words) or ["runs"]
     if len(folders) > 1:
