@@ -299,7 +299,7 @@ def test_a_tiny_study_from_end_to_end(tmp_path):
         json.dumps(result, allow_nan=False)
     report = (tmp_path / "out" / "REPORT.md").read_text()
     assert "ascending" in report and "one seed" in report
-    assert (folder.path / "plots" / "accuracy_over_time.png").exists()
+    assert (folder.path / "plots" / "accuracy_over_time.svg").exists()
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0 and "0 of 2 to do" in again.stdout
     assert (tmp_path / "out" / "REPORT.md").read_text() == report
