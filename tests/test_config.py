@@ -1,10 +1,7 @@
 """Layers of the configuration, its types, and its error messages."""
 
 import functools
-import json
-import pathlib
 
-import ml_collections
 import numpy as np
 import pytest
 import yaml
@@ -12,12 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative, progressive, schema
+from efficientnetv2 import declarative, progressive
 from efficientnetv2.config import ConfigError, load
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture
-from efficientnetv2.options import ONE_TIME_OPTIONS, OPTIONS, SECTIONS
+from efficientnetv2.options import ONE_TIME_OPTIONS, OPTIONS
 from tests.conftest import examples
+from tests.test_options import PLAIN, typed
 
 
 def test_later_layers_win():
@@ -113,14 +111,6 @@ def test_a_run_of_an_earlier_version_keeps_its_normalization(
         assert again.data.augname == "randaug"
         assert again.data.normalization == mode
         assert not config_lib.differences(old, again.to_dict())
-
-
-def test_base_yaml_and_the_page_of_options_follow_from_the_schema():
-    for path, text in schema.files(SECTIONS).items():
-        message = f"{path}: run `python -m efficientnetv2.options`"
-        assert path.read_text() == text, message
-    base = yaml.safe_load(pathlib.Path("hparams/base.yaml").read_text())
-    assert _typed(base) == _typed(config_lib._nest(config_lib.defaults()))
 
 
 def test_the_recipe_overrides_the_dataset(tmp_path):
@@ -234,137 +224,6 @@ def test_differences_name_both_values():
     assert config_lib.differences(old, new, only_common=True) == [("a.c", 2, 3)]
 
 
-@examples(150)
-@given(st.text(max_size=60))
-def test_any_text_parses_or_is_a_clear_error(text):
-    try:
-        assert isinstance(config_lib.parse_hparam_str(text), dict)
-    except ConfigError as error:
-        assert str(error)
-
-
-def _apply(nested):
-    """Returns the options after a layer on the defaults."""
-    flat = config_lib.defaults()
-    config_lib._apply(flat, nested, "test")
-    return flat
-
-
-@examples(100)
-@given(
-    key=st.sampled_from(sorted(OPTIONS)),
-    value=st.one_of(
-        st.none(), st.booleans(), st.integers(), st.floats(), st.text()
-    ),
-)
-def test_any_value_has_the_right_type_or_is_a_clear_error(key, value):
-    try:
-        flat = _apply(config_lib._nest({key: value}))
-    except ConfigError as error:
-        assert key in str(error)
-    else:
-        assert flat[key] is None or isinstance(flat[key], OPTIONS[key].kind)
-
-
-_NAMES = st.from_regex(r"[a-z][a-z_]{0,9}", fullmatch=True).filter(
-    lambda text: text not in ("true", "false", "null", "none")
-)
-_PLAIN = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(allow_nan=False, allow_infinity=False),
-    _NAMES,
-)
-
-
-def _as_text(value):
-    """Returns a value as --hparam_str has it."""
-    if isinstance(value, list):
-        return "|".join(map(_as_text, value))
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _typed(value):
-    """Returns what is equal only for equal values of equal types."""
-    if isinstance(value, dict):
-        return {key: _typed(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_typed(each) for each in value]
-    return type(value), value
-
-
-@examples(60)
-@given(
-    nested=st.dictionaries(
-        _NAMES,
-        st.dictionaries(
-            _NAMES,
-            _PLAIN | st.lists(_PLAIN, min_size=2, max_size=4),
-            min_size=1,
-            max_size=3,
-        ),
-        max_size=3,
-    ),
-    blank=st.sampled_from(["", " "]),
-)
-def test_any_pairs_parse_to_their_values(nested, blank):
-    text = ",".join(
-        f"{blank}{key}{blank}={blank}{_as_text(value)}{blank}"
-        for key, value in config_lib._flatten(nested).items()
-    )
-    assert _typed(config_lib.parse_hparam_str(text)) == _typed(nested)
-
-
-def _valid(key):
-    """Returns a strategy for the valid values of an option."""
-    option = OPTIONS[key]
-    kind, high = option.kind, option.high
-    low = 0 if option.low is None and high is None else option.low
-    if option.choices and kind is not list:
-        values = st.sampled_from(option.choices)
-    elif key == "model.blocks":
-        block = "r{}_k{}_s{}_e{}_i8_o{}_se0.25_c{}".format
-        numbers = [st.integers(1, 9)] * 5
-        values = st.lists(
-            st.builds(block, *numbers, st.integers(0, 1)), max_size=3
-        )
-    elif key == "train.callbacks":
-        values = st.lists(st.just("module:Class"), min_size=1, max_size=3)
-    elif kind is list:
-        values = st.lists(st.just("crop"), min_size=1, max_size=3)
-    elif kind is bool:
-        values = st.booleans()
-    elif kind is int:
-        values = st.integers(low, 10**6 if high is None else high)
-    elif kind is float:
-        values = st.floats(low, high, allow_nan=False, allow_infinity=False)
-    else:
-        values = _NAMES
-    return values | st.none() if option.nullable else values
-
-
-@pytest.mark.slow
-@examples(40)
-@given(
-    st.fixed_dictionaries(
-        {}, optional={key: _valid(key) for key in sorted(OPTIONS)}
-    )
-)
-def test_valid_options_are_taken_and_come_back_from_yaml(options):
-    text = ",".join(f"{key}={_as_text(v)}" for key, v in options.items())
-    flat = _apply(config_lib.parse_hparam_str(text))
-    config = ml_collections.ConfigDict(config_lib._nest(flat))
-    again = _apply(yaml.safe_load(config_lib.to_yaml(config)))
-    assert flat == {**config_lib.defaults(), **options}
-    once = dict.fromkeys(ONE_TIME_OPTIONS, False)
-    assert again == {**config_lib.defaults(), **options, **once}
-    for taken in (flat, again):
-        given_options = {key: taken[key] for key in options.keys() - once}
-        expected = {key: options[key] for key in options.keys() - once}
-        assert _typed(given_options) == _typed(expected)
-
-
 @pytest.fixture(scope="module")
 def quick_files():
     """Reads each file of hparams/ and datasets/ once."""
@@ -394,7 +253,7 @@ def _is_a_config_or_a_clear_error(**arguments):
     for key in ONE_TIME_OPTIONS:
         section, option = key.split(".")
         expected[section][option] = False
-    assert _typed(again.to_dict()) == _typed(expected)
+    assert typed(again.to_dict()) == typed(expected)
 
 
 _ODD = (
@@ -486,12 +345,12 @@ def test_any_text_as_a_dataset_is_a_clear_error(quick_files, name):
 @given(
     content=st.text()
     | st.recursive(
-        _PLAIN | st.dates() | st.text(max_size=3),
+        PLAIN | st.dates() | st.text(max_size=3),
         lambda inner: (
             st.lists(inner, max_size=3)
             | st.dictionaries(
                 st.sampled_from(["train", "model", "data", "seed", *_KEYS])
-                | _PLAIN,
+                | PLAIN,
                 inner,
                 max_size=3,
             )
