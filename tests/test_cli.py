@@ -114,6 +114,7 @@ def test_wrong_flags_are_told(arguments, words):
         assert word in str(error.value)
 
 
+@pytest.mark.slow
 def test_all_entries_are_the_same_commands():
     for module, name in (
         ("efficientnetv2.predict", "predict"),
@@ -162,6 +163,7 @@ def test_completion_scripts():
     assert result.returncode == 2 and "bash, zsh, fish" in result.stderr
 
 
+@pytest.mark.slow
 def test_runs_are_listed_and_compared(tmp_path):
     result = _run("runs", "results/fashion_mnist")
     lines = result.stdout.splitlines()

@@ -130,6 +130,7 @@ def test_weights_of_another_model_are_named(folder_run):
     assert text.count("stem/conv/kernel") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_data")
 def test_a_failed_start_binds_nobody(tiny_config, tmp_path):
     lines = []
@@ -145,6 +146,7 @@ def test_a_failed_start_binds_nobody(tiny_config, tmp_path):
         api.execute(other, tmp_path / "run", "train", log=lines.append)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_data")
 def test_callbacks_by_name(tiny_config, tmp_path, monkeypatch):
     (tmp_path / "tracking_of_test.py").write_text(

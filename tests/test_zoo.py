@@ -114,6 +114,7 @@ def test_published_weights_are_those_of_the_architecture(monkeypatch):
     assert asked[0] == ("efficientnetv2-pico", "imagenet")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_quantization_by_keras(mode):
@@ -231,6 +232,7 @@ def test_feature_pyramid():
         efficientnetv2.feature_pyramid(model, (6,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["efficientnetv2-s", "efficientnetv2-b0", "efficientnet-b0"]
 )
@@ -324,6 +326,7 @@ def saved(tmp_path):
     return tmp_path, np.asarray(model(_images(49)))
 
 
+@pytest.mark.slow
 def test_keras_file_in_a_fresh_process(saved):
     folder, logits = saved
     np.testing.assert_array_equal(
@@ -340,6 +343,7 @@ def test_the_same_logits_on_jax(saved):
     assert np.abs(logits).max() > 0.05
 
 
+@pytest.mark.slow
 def test_saved_model_round_trip(tmp_path):
     import tensorflow as tf
 

@@ -44,6 +44,7 @@ def _agree(predictions, expected):
     np.testing.assert_allclose(_values(predictions), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_object(model, image):
     (found,) = efficientnetv2.predict(model, image, top=9)
     # B0's own size and normalization, by its name.
