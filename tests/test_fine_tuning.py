@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from efficientnetv2 import api, fine_tuning, runs, user_callbacks
+from efficientnetv2 import api, runs, user_callbacks, zoo
 from efficientnetv2 import config as config_lib
 from efficientnetv2.engines import optimizers, schedules
 from efficientnetv2.errors import UserError
@@ -124,7 +124,7 @@ def test_weights_of_another_model_are_named(folder_run):
     )
     network = architecture.build(config.model.to_dict())
     with pytest.raises(UserError) as error:
-        fine_tuning.initialize(network, config)
+        zoo.initialize(network, config)
     text = str(error.value)
     assert "--model_name=efficientnetv2-pico" in text
     assert text.count("stem/conv/kernel") == 1

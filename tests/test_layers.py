@@ -21,7 +21,7 @@ LAYERS = (
     "zoo catalog",
     "engines",
     "runs",
-    "evaluation recovery user_callbacks fine_tuning lr_finder",
+    "evaluation recovery user_callbacks lr_finder",
     "serving train",
     "speed",
     "study closing dry_run",
