@@ -237,9 +237,9 @@ def keras_inference(options) -> float:
     with tempfile.TemporaryDirectory() as name:
         path = pathlib.Path(name, "peer")
         model.export(path, verbose=False)
-        serve = tf.saved_model.load(path).serve
+        loaded = tf.saved_model.load(path)
     return timing.median_latency(
-        lambda images: serve(tf.cast(images, tf.float32)).numpy(),
+        lambda images: loaded.serve(tf.cast(images, tf.float32)).numpy(),
         options.batch,
         options.size,
         options.seconds,
