@@ -3,6 +3,10 @@
 # make ablation         runs the studies of results/ablation in runs/ablation
 # make ablation-report  makes their report anew from the results there, or in
 #                       another ABLATION_DIR
+# make test-fast        runs the tests that take seconds, in under 3 minutes
+# make benchmark        measures us and our peers, and renews
+#               results/benchmarks.md and .json; BENCHMARK passes options on,
+#               such as BENCHMARK='--only=step --seconds=5'
 # make figures draws the pictures of README and docs from results/
 # make fuzz    feeds 100,000 damaged images and shards to the readers, and other
 #              examples than `make test` to the property tests; FUZZ_SEED
@@ -24,8 +28,8 @@ ifndef FUZZ_SEED
 FUZZ_SEED := $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
 endif
 
-.PHONY: setup train best ablation ablation-report figures test fuzz soak \
-	notebooks colab-check wheel lint
+.PHONY: setup train best ablation ablation-report figures test test-fast \
+	benchmark fuzz soak notebooks colab-check wheel lint
 
 setup: $(VENV)/.installed
 
@@ -63,6 +67,12 @@ figures: setup
 
 test: setup
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+test-fast: setup
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
+
+benchmark: setup
+	$(BIN)/python benchmarks/run.py $(BENCHMARK)
 
 fuzz: setup
 	@echo "make fuzz FUZZ_SEED=$(FUZZ_SEED) repeats this."

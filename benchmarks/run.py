@@ -1,13 +1,14 @@
-"""Runs all scripts of this folder and writes results/benchmarks.md and .json.
+"""Compares us with our peers; writes results/benchmarks.md and .json.
 
-    python benchmarks/run.py
+    make benchmark
     python benchmarks/run.py --only=step,randaugment --repeats=5
     python benchmarks/run.py --torch_python=/path/to/python
 
-Each script is a process of its own. Those that are compared run alternately (A
-B C A B C ...), so that a slow minute of the machine is not one peer's alone; of
-each the median counts. PyTorch Image Models is measured by the Python that
---torch_python names, if it has it.
+Each measurement is a process of its own (ours.py and peers.py). Those that are
+compared run alternately (A B C A B C ...), so that a slow minute of the machine
+affects all of them; the median of each counts. PyTorch Image Models is measured
+by the Python that --torch_python names, if it has it. --accelerator measures
+training steps on a GPU, in mixed precision.
 """
 
 import argparse
@@ -69,63 +70,76 @@ class Comparison:
 def comparisons(options: argparse.Namespace) -> list[Comparison]:
     """Returns everything that is measured."""
     torch_python = options.torch_python or sys.executable
-    seconds = f"--seconds={options.seconds}"
     cores = os.cpu_count() or 1
 
-    def script(label, file, *flags, bar=None, python=sys.executable):
-        path = f"benchmarks/{file}.py"
-        return Script(label, (python, path, *flags, seconds), bar)
+    def script(label, *words, bar=None, python=sys.executable):
+        is_peer = words[0].startswith(("keras_", "timm_"))
+        file = "peers" if is_peer else "ours"
+        command = (python, f"benchmarks/{file}.py", *words)
+        return Script(label, (*command, f"--seconds={options.seconds}"), bar)
 
-    results = []
-    for size, batch, bar in ((32, 128, 1.15), (64, 64, 1.5), (128, 32, 1.4)):
-        shape = (f"--size={size}", f"--batch={batch}")
-        peers = [
-            script(
-                "keras.applications, fit as it comes (XLA)",
-                "keras_step",
-                *shape,
-                bar=4.0,
-            ),
-            script(
-                "keras.applications, jit_compile=False",
-                *("keras_step", *shape, "--no_xla"),
-                bar=bar,
-            ),
-        ]
-        for threads in (f"{cores},1", f"1,{cores}"):
-            within, between = threads.split(",")
-            peers.append(
+    def steps(title, shape, bars=(None, None, None), threads=()):
+        xla, plain, torch = bars
+        no_xla = ("keras_step", *shape, "--no_xla")
+        return Comparison(
+            "step",
+            title,
+            "images/s",
+            [
+                script("ours", "step", *shape),
                 script(
-                    f"the same, threads within {within}, between {between}",
-                    *("keras_step", *shape, "--no_xla"),
-                    f"--threads={threads}",
-                    bar=bar,
-                )
-            )
-        peers.append(
-            script(
-                "PyTorch Image Models, channels_last",
-                "timm_step",
-                *shape,
-                bar=1.3,
-                python=torch_python,
-            )
-        )
-        results.append(
-            Comparison(
-                "step",
-                f"Training step, B0, {size} px, batch {batch}",
-                "images/s",
-                [
-                    script("ours", "step", *shape),
-                    *peers,
+                    "keras.applications, fit as it comes (XLA)",
+                    *("keras_step", *shape),
+                    bar=xla,
+                ),
+                script(
+                    "keras.applications, jit_compile=False",
+                    *no_xla,
+                    bar=plain,
+                ),
+                *(
                     script(
-                        "ours, with moving average and weight decay",
-                        *("step", *shape, "--full"),
-                    ),
-                ],
-            )
+                        f"the same, threads within {within}, between {between}",
+                        *no_xla,
+                        f"--threads={within},{between}",
+                        bar=plain,
+                    )
+                    for within, between in threads
+                ),
+                script(
+                    "PyTorch Image Models, channels_last",
+                    *("timm_step", *shape),
+                    bar=torch,
+                    python=torch_python,
+                ),
+                script(
+                    "ours, with moving average and weight decay",
+                    *("step", *shape, "--full"),
+                ),
+            ],
         )
+
+    if options.accelerator:
+        return [
+            steps(
+                f"Training step, B0, {size} px, batch {batch}, bfloat16",
+                (
+                    f"--size={size}",
+                    f"--batch={batch}",
+                    "--precision=mixed_bfloat16",
+                ),
+            )
+            for size, batch in ((128, 256), (224, 128))
+        ]
+    results = [
+        steps(
+            f"Training step, B0, {size} px, batch {batch}",
+            (f"--size={size}", f"--batch={batch}"),
+            (4.0, bar, 1.3),
+            ((cores, 1), (1, cores)),
+        )
+        for size, batch, bar in ((32, 128, 1.15), (64, 64, 1.5), (128, 32, 1.4))
+    ]
     shape = ("--size=64", "--batch=64")
     results.append(
         Comparison(
@@ -146,7 +160,7 @@ def comparisons(options: argparse.Namespace) -> list[Comparison]:
             ],
         )
     )
-    for size, batch, bar in ((32, 128, 5.0), (128, 32, None), (224, 32, 4.0)):
+    for size, batch in ((32, 128), (128, 32), (224, 32)):
         shape = (f"--size={size}", f"--batch={batch}")
         results.append(
             Comparison(
@@ -154,18 +168,11 @@ def comparisons(options: argparse.Namespace) -> list[Comparison]:
                 f"RandAugment, 2 layers, magnitude 10, {size} px",
                 "images/s",
                 [
-                    script("ours, on batches", "randaugment", *shape),
+                    script("ours", "randaugment", *shape),
                     script(
                         "keras.layers.RandAugment",
-                        "keras_randaugment",
-                        *shape,
+                        *("keras_randaugment", *shape),
                         bar=5.0,
-                    ),
-                    script(
-                        "tf.data, image by image",
-                        "per_image_randaugment",
-                        *shape,
-                        bar=bar,
                     ),
                 ],
             )
@@ -181,6 +188,32 @@ def comparisons(options: argparse.Namespace) -> list[Comparison]:
             ],
         )
     )
+    for batch in (1, 32):
+        shape = ("--size=224", f"--batch={batch}")
+        results.append(
+            Comparison(
+                "inference",
+                f"Latency of inference, B0, 224 px, batch {batch}",
+                "ms",
+                [
+                    script("SavedModel", "inference", *shape),
+                    script(
+                        "keras.applications, its exported SavedModel",
+                        *("keras_inference", *shape),
+                        bar=1.0,
+                    ),
+                    *(
+                        script(label, "inference", *shape, f"--form={form}")
+                        for label, form in (
+                            ("Keras", "keras"),
+                            ("ONNX Runtime", "onnx"),
+                            ("LiteRT int8, image by image", "int8"),
+                        )
+                    ),
+                ],
+                lower_is_better=True,
+            )
+        )
     results.append(
         Comparison(
             "first_step",
@@ -205,7 +238,7 @@ def comparisons(options: argparse.Namespace) -> list[Comparison]:
     results.append(
         Comparison(
             "waiting",
-            "Part of its time that the recipe fashion_mnist waits for data",
+            "Share of its time that the recipe fashion_mnist waits for data",
             "of 1",
             [script("ours", "waiting")],
             lower_is_better=True,
@@ -216,12 +249,14 @@ def comparisons(options: argparse.Namespace) -> list[Comparison]:
         ((), "Seconds to", "s", 30.0),
         (("--memory",), "Peak memory of", "GiB", 4.0),
     ):
+        images = f"--images={options.images}"
         results.append(
             Comparison(
                 "folder",
-                f"{what} the first step on a folder of 100,000 images, B0",
+                f"{what} the first step on a folder of {options.images:,} "
+                "images, B0",
                 unit,
-                [script("ours", "folder", *flags)],
+                [script("ours", "folder", images, *flags)],
                 lower_is_better=True,
                 bar=bar,
             )
@@ -328,7 +363,7 @@ def machine() -> dict:
 
 
 def markdown(content: dict) -> str:
-    """Returns results/benchmarks.md: machine, versions, command, figures."""
+    """Returns the report: machine, versions, command, figures."""
     lines = [
         "# Benchmarks",
         "",
@@ -382,6 +417,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--torch_python", help="a Python with torch and timm")
+    parser.add_argument("--accelerator", action="store_true")
+    parser.add_argument("--images", type=int, default=100_000, help="of folder")
     parser.add_argument(
         "--out", default=str(ROOT / "results" / "benchmarks"), help="no suffix"
     )

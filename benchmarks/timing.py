@@ -1,32 +1,26 @@
-"""What the scripts share: the clock, the data, and how a result is printed.
+"""What ours.py and peers.py share: the clock, the data, the command line.
 
-Imports neither TensorFlow nor PyTorch, and nothing of this package: a peer's
-Python need not have them.
+Imports nothing that a peer's Python need not have.
 """
 
 import argparse
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 WARM_UP = 5
 CLASSES = 1000
-
-
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Adds the options that all scripts have, and parses the command line."""
-    parser.add_argument("--size", type=int, default=32, help="pixels a side")
-    parser.add_argument("--batch", type=int, default=128, help="images a step")
-    parser.add_argument(
-        "--seconds", type=float, default=20.0, help="time that is measured"
-    )
-    return parser.parse_args()
+LAYERS = ("pointwise", "depthwise", "norm")
+FORMS = ("saved_model", "keras", "onnx", "int8")
 
 
 def images_per_second(
     step: Callable[[], object], batch: int, seconds: float
 ) -> float:
-    """Returns the throughput of a function that is done with a batch a call."""
+    """Returns the throughput of a function that does a batch per call."""
     for _ in range(WARM_UP):
         step()
     calls, start = 0, time.perf_counter()
@@ -34,40 +28,6 @@ def images_per_second(
         step()
         calls += 1
     return calls * batch / passed
-
-
-def fit_images_per_second(model, dataset, batch: int, seconds: float) -> float:
-    """Returns the throughput of `fit` of a compiled Keras model.
-
-    Args:
-        model: whose logs have a 'loss'.
-        dataset: of batches, without an end.
-        batch: images a step.
-        seconds: that are measured, after a few steps that are not.
-    """
-    import keras
-
-    class Clock(keras.callbacks.Callback):
-        steps, start, passed = -WARM_UP, 0.0, 0.0
-
-        def on_train_batch_end(self, step, logs=None):
-            float(logs["loss"])
-            self.steps += 1
-            if self.steps == 0:
-                self.start = time.perf_counter()
-            elif self.steps > 0:
-                self.passed = time.perf_counter() - self.start
-                self.model.stop_training = self.passed >= seconds
-
-    clock = Clock()
-    model.fit(
-        dataset,
-        steps_per_epoch=10**9,
-        shuffle=False,
-        verbose=0,
-        callbacks=[clock],
-    )
-    return clock.steps * batch / clock.passed
 
 
 def training_batch(batch: int, size: int, seed: int = 0):
@@ -90,16 +50,64 @@ def photos(size: int, count: int = 256):
     return blocks.repeat(8, axis=1).repeat(8, axis=2)[:, :size, :size]
 
 
-def show(value: float, **versions: str) -> None:
-    """Prints the result as the line that benchmarks/run.py reads.
+def median_latency(
+    classify: Callable, batch: int, size: int, seconds: float
+) -> float:
+    """Returns the median time in ms that a batch of uint8 images takes."""
+    import numpy as np
+
+    images = np.random.default_rng(0).integers(
+        0, 256, [batch, size, size, 3], np.uint8
+    )
+    for _ in range(WARM_UP):
+        answer = classify(images)
+    if answer.shape != (batch, CLASSES):
+        raise SystemExit(f"It answered in {answer.shape}.")
+    times, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end or not times:
+        start = time.perf_counter()
+        classify(images)
+        times.append(1e3 * (time.perf_counter() - start))
+    return float(np.median(times))
+
+
+def main(
+    subjects: Sequence[Callable[[argparse.Namespace], object]],
+) -> None:
+    """Measures one of the subjects, and prints its figure as JSON.
 
     Args:
-        value: the figure.
-        **versions: of libraries that only this script uses.
+        subjects: functions from the options to a figure, or to a dict of
+            'value' and 'versions', or of 'skipped', a sentence.
     """
-    print(json.dumps({"value": value, "versions": versions}))
-
-
-def skip(reason: str) -> None:
-    """Prints why there is no result."""
-    print(json.dumps({"skipped": reason}))
+    known = {subject.__name__: subject for subject in subjects}
+    result = argparse.ArgumentParser()
+    result.add_argument("subject", choices=known)
+    result.add_argument("--size", type=int, default=32, help="pixels a side")
+    result.add_argument("--batch", type=int, default=128, help="images a step")
+    result.add_argument(
+        "--seconds", type=float, default=20.0, help="time that is measured"
+    )
+    result.add_argument(
+        "--precision", default="float32", choices=("float32", "mixed_bfloat16")
+    )
+    result.add_argument("--full", action="store_true", help="of step")
+    result.add_argument("--without", choices=LAYERS, help="of step")
+    result.add_argument("--no_xla", action="store_true", help="of Keras")
+    result.add_argument(
+        "--threads", help="of Keras: within, and between operations"
+    )
+    result.add_argument("--whole", action="store_true", help="of jpeg")
+    result.add_argument("--images", type=int, default=100_000, help="of folder")
+    result.add_argument(
+        "--memory", action="store_true", help="of folder: the peak in GiB"
+    )
+    result.add_argument("--form", choices=FORMS, default=FORMS[0])
+    result.add_argument(
+        "--train", action="store_true", help="of keras_first_step: its child"
+    )
+    options = result.parse_args()
+    answer = known[options.subject](options)
+    if not isinstance(answer, dict):
+        answer = {"value": answer, "versions": {}}
+    print(json.dumps(answer))

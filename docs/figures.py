@@ -57,7 +57,7 @@ def make_examples() -> None:
     plan = config_lib.run_plan(config)
     stages = progressive.build_stages(config, plan)
     plan = config_lib.RunPlan(SHOWN, 1, plan.total_steps)
-    mode, _ = preprocessing.parse_augname(config.data.augname)
+    mode = config.data.normalization
     kept = {}
     for number, stage in enumerate(stages, 1):
         dataset = pipeline.training_dataset(

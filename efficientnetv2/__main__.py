@@ -25,7 +25,7 @@ def main() -> None:
         hint = f" Did you mean {near!r}?" if near else ""
         known = ", ".join(commands.NAMES)
         print(
-            f"error: There is no command {name!r}.{hint} Known: {known}.",
+            f"error: Unknown command {name!r}.{hint} Known: {known}.",
             file=sys.stderr,
         )
         sys.exit(2)

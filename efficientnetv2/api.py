@@ -46,7 +46,7 @@ def train(
 ) -> dict:
     """Trains, evaluates and exports a SavedModel, as `--mode=train_and_eval`.
 
-    Goes on with an interrupted run; returns at once if it is finished.
+    Resumes an interrupted run; returns at once if it is finished.
 
     Args:
         config: from `efficientnetv2.load_config`.
@@ -59,7 +59,7 @@ def train(
         'evaluations' (the curve), 'train_seconds' and more.
 
     Raises:
-        UserError: for data that cannot be had, a model_dir that cannot be
+        UserError: for data that cannot be obtained, a model_dir that cannot be
             written or belongs to another run, or a loss that is not finite.
     """
     run = runs.make_run(config, model_dir, log)
@@ -213,7 +213,7 @@ def _train(run: runs.Run, mode: str) -> None:
         train_to_the_end(run)
         return
     with runs.claimed(run):
-        named = user_callbacks.load(run.config.train.callbacks)
+        named = user_callbacks.create(run.config.train.callbacks)
         run.callbacks = [*run.callbacks, *named]
         _train_as_chief(run, mode)
 
@@ -386,7 +386,7 @@ def export_run(
     if faults:
         text = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
         raise export_lib.ExportError(
-            f"{text}. Not written; --allow_disagreement writes it nevertheless."
+            f"{text}. Not written; --allow_disagreement writes it anyway."
         )
     run.log(f"Exported {found.path.name} to {run.model_dir}")
     return written

@@ -3,7 +3,7 @@
 Nothing here imports TensorFlow or Keras.
 """
 
-import dataclasses
+from typing import NamedTuple
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import declarative
@@ -43,77 +43,42 @@ _TOP1 = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelEntry:
-    """A model of `hparams/models/`.
-
-    Attributes:
-        name: of the model.
-        image_size: side of its images in pixels, as published.
-        parameters: trainable ones, with 1,000 classes.
-        multiply_adds: of one image of that size.
-        top1: published weights to top-1 on ImageNet in [0, 1]; empty where
-            nothing was published.
-    """
+class ModelEntry(NamedTuple):
+    """A model of `hparams/models/`."""
 
     name: str
-    image_size: int
-    parameters: int
-    multiply_adds: int
-    top1: dict[str, float]
+    image_size: int  # in pixels, as published
+    parameters: int  # trainable ones, with 1,000 classes
+    multiply_adds: int  # of one image of that size
+    top1: dict[str, float]  # published weights to ImageNet's, in [0, 1]
 
 
-@dataclasses.dataclass(frozen=True)
-class WeightsEntry:
-    """Published weights.
-
-    Attributes:
-        model: name of the model.
-        weights: what `build_model(weights=...)` takes.
-        top1: on ImageNet in [0, 1], as published; None where none is.
-    """
+class WeightsEntry(NamedTuple):
+    """Published weights."""
 
     model: str
-    weights: str
-    top1: float | None
+    weights: str  # what `build_model(weights=...)` takes
+    top1: float | None  # on ImageNet in [0, 1]; None: not published
 
 
-@dataclasses.dataclass(frozen=True)
-class DatasetEntry:
-    """A dataset of `datasets/`.
+class DatasetEntry(NamedTuple):
+    """A dataset of `datasets/`."""
 
-    Attributes:
-        name: what `load_config` takes.
-        source: 'tfds', 'tfrecord', ...
-        num_classes: number of classes.
-        num_images: split to number of images.
-        recipe: used unless another is named.
-    """
-
-    name: str
-    source: str
+    name: str  # what `load_config` takes
+    source: str  # such as 'tfds'
     num_classes: int
-    num_images: dict[str, int]
-    recipe: str
+    num_images: dict[str, int]  # by split
+    recipe: str  # used unless another is named
 
 
-@dataclasses.dataclass(frozen=True)
-class RecipeEntry:
-    """A recipe of `hparams/recipes/`.
+class RecipeEntry(NamedTuple):
+    """A recipe of `hparams/recipes/`."""
 
-    Attributes:
-        name: what `load_config(recipe=...)` takes.
-        summary: first sentence of the file.
-        model: name of the model that it trains; None for the default one.
-        epochs: length.
-        image_size: of the evaluation, in pixels; None for the model's.
-    """
-
-    name: str
-    summary: str
-    model: str | None
+    name: str  # what `load_config(recipe=...)` takes
+    summary: str  # first sentence of the file
+    model: str | None  # that it trains; None: the default one
     epochs: float | None
-    image_size: int | None
+    image_size: int | None  # of the evaluation, in pixels; None: the model's
 
 
 def list_models() -> list[ModelEntry]:

@@ -1,73 +1,194 @@
 """What the commands share: flags, help, and errors without a traceback.
 
-A command is a module of `efficientnetv2.commands` with a docstring whose first
-line says what it does and whose indented lines show how, and with
-
-    define_flags(values)   defines its flags, and no others
-    run(given, words)      does the work; returns the exit status, None for 0
-    RARE                   names of flags that only --helpfull shows
+A command is a function, made by `command`, whose docstring begins with a line
+that says what it does and has indented lines that show how.
 """
 
+import dataclasses
+import inspect
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
+from efficientnetv2 import backend
 from efficientnetv2.data.registry import DEFAULT_DATA_DIR
 from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import UserError, nearest
+from efficientnetv2.options import OPTIONS
 
 _HELP = ("--help", "-h", "-help", "-?", "--helpshort")
 _WIDTH = 80
 
 
-def define_run_flags(values: flags.FlagValues) -> None:
-    """Defines the flags that say which run is meant."""
-    flags.DEFINE_string(
-        "dataset",
-        None,
-        "Name in datasets/, a folder of images, or a YAML file.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "model_name",
-        None,
-        "Name in hparams/models/; default: the recipe's.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "recipe",
-        None,
-        "Name in hparams/recipes/; default: the dataset's. Or a YAML file.",
-        flag_values=values,
-    )
-    define_overrides(values)
-    define_data_dir(values)
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A flag.
+
+    Attributes:
+        name: without the dashes.
+        help: of which the short help shows the first sentence.
+        kind: str, int, float, bool or list.
+        default: its value where it is not given.
+        choices: the valid values; None for any.
+        low, high: the inclusive range of a number.
+        option: the option of a run that the flag sets, if any.
+    """
+
+    name: str
+    help: str
+    kind: type = str
+    default: Any = None
+    choices: Sequence[str] | None = None
+    low: float | None = None
+    high: float | None = None
+    option: str | None = None
+
+    def define(self, values: flags.FlagValues) -> None:
+        """Defines the flag for absl."""
+        arguments = {"flag_values": values}
+        define = {
+            str: flags.DEFINE_string,
+            int: flags.DEFINE_integer,
+            float: flags.DEFINE_float,
+            bool: flags.DEFINE_boolean,
+            list: flags.DEFINE_list,
+        }[self.kind]
+        if self.choices:
+            define, arguments["enum_values"] = flags.DEFINE_enum, self.choices
+        if self.kind in (int, float):
+            arguments["lower_bound"] = self.low
+            arguments["upper_bound"] = self.high
+        define(self.name, self.default, help=self.help, **arguments)
 
 
-def define_overrides(values: flags.FlagValues) -> None:
-    """Defines --hparam_str."""
-    flags.DEFINE_string(
-        "hparam_str",
-        "",
-        "Options, such as train.stages=2,data.ram=10. Or a YAML file; "
-        "hparams/base.yaml lists all options.",
-        flag_values=values,
-    )
+def option_flag(name: str, key: str) -> Flag:
+    """Returns the flag that sets an option, of which it has all it knows."""
+    option = OPTIONS[key]
+    short, _, more = option.help.partition("; ")
+    text = f"{short[0].upper()}{short[1:]} ({key})."
+    if more:
+        text += f" {more[0].upper()}{more[1:]}."
+    return Flag(name, text, option.kind, choices=option.choices, option=key)
 
 
-def define_data_dir(values: flags.FlagValues) -> None:
-    """Defines --data_dir."""
-    flags.DEFINE_string(
-        "data_dir",
-        None,
-        f"Folder of the data; default: {DEFAULT_DATA_DIR}.",
-        flag_values=values,
+SWITCHES = {
+    name: option_flag(name, f"train.{name}")
+    for name in (
+        "progressive_image_size",
+        "adaptive_randaugment",
+        "adaptive_mixing",
+        "adaptive_dropout",
+        "adaptive_weight_decay",
     )
+}
+# Flags that several commands have, by name.
+SHARED = SWITCHES | {
+    flag.name: flag
+    for flag in (
+        Flag(
+            "dataset", "Name in datasets/, a folder of images, or a YAML file."
+        ),
+        Flag("model_name", "Name in hparams/models/; default: the recipe's."),
+        Flag(
+            "recipe",
+            "Name in hparams/recipes/; default: the dataset's. Or a YAML file.",
+        ),
+        Flag(
+            "hparam_str",
+            "Options, such as train.stages=2,data.ram=10. Or a YAML file; "
+            "hparams/base.yaml lists all options.",
+            default="",
+        ),
+        Flag(
+            "data_dir",
+            f"Folder of the data; default: {DEFAULT_DATA_DIR}.",
+            option="data.data_dir",
+        ),
+        Flag("model_dir", "Folder of the run."),
+        Flag("checkpoint", "best (default), last, a step or a file."),
+        Flag(
+            "weights", "Evaluate these instead of a run: imagenet, or a path."
+        ),
+        Flag(
+            "backend",
+            "What trains and evaluates: tensorflow or jax. Default: "
+            "KERAS_BACKEND, else jax where there is a TPU, else tensorflow.",
+            choices=backend.NAMES,
+        ),
+        Flag(
+            "image_size",
+            "Side of the images in pixels (eval.isize, train.isize). An image "
+            "size that grows starts lower in proportion (data.ibase).",
+            kind=int,
+        ),
+        Flag(
+            "adaptive_regularization",
+            "All four adaptive_ switches at once; each can still be given.",
+            kind=bool,
+        ),
+        option_flag("epochs", "train.epochs"),
+        option_flag("batch_size", "train.batch_size"),
+        option_flag("lr", "train.lr_base"),
+        option_flag("seed", "train.seed"),
+        option_flag("strategy", "runtime.strategy"),
+    )
+}
+
+
+class Command:
+    """A command, see `command`.
+
+    Attributes:
+        flags: of the command, by name.
+        RARE: names of flags that only --helpfull shows.
+    """
+
+    def __init__(self, function: Callable, given, rare: Sequence[str]):
+        self.__doc__ = inspect.cleandoc(function.__doc__)
+        self.run = function
+        self.flags = {flag.name: flag for flag in given}
+        self.RARE = tuple(rare)
+
+    def define_flags(self, values: flags.FlagValues) -> None:
+        """Defines the command's flags, and no others."""
+        for flag in self.flags.values():
+            flag.define(values)
+
+
+def command(*given: str | Flag, rare: str = "") -> Callable:
+    """Returns a decorator that makes a `Command`.
+
+    The function does the work: it takes the flags that are given and the words
+    besides them, and returns the exit status, None for 0.
+
+    Args:
+        *given: flags, or names of shared ones, separated by blanks.
+        rare: names of flags that only --helpfull shows.
+    """
+    found = []
+    for each in given:
+        one = (
+            [each] if isinstance(each, Flag) else map(SHARED.get, each.split())
+        )
+        found += one
+    return lambda function: Command(function, found, rare.split())
+
+
+def overrides(given: flags.FlagValues) -> dict[str, Any]:
+    """Returns the options that shared flags set, 'section.option' to value."""
+    found = {}
+    all_ramps = value_of(given, "adaptive_regularization")
+    if all_ramps is not None:
+        keys = (f.option for n, f in SWITCHES.items() if n.startswith("adap"))
+        found.update(dict.fromkeys(keys, all_ramps))
+    for name, flag in SHARED.items():
+        if flag.option and value_of(given, name) is not None:
+            found[flag.option] = given[name].value
+    return found
 
 
 def value_of(given: flags.FlagValues, name: str) -> Any:
@@ -75,7 +196,7 @@ def value_of(given: flags.FlagValues, name: str) -> Any:
     return given[name].value if name in given else None
 
 
-def own_flags(command: ModuleType) -> flags.FlagValues:
+def own_flags(command: Command) -> flags.FlagValues:
     """Returns the flags that a command defines."""
     values = flags.FlagValues()
     command.define_flags(values)
@@ -83,7 +204,7 @@ def own_flags(command: ModuleType) -> flags.FlagValues:
 
 
 def parse(
-    command: ModuleType, arguments: Sequence[str]
+    command: Command, arguments: Sequence[str]
 ) -> tuple[flags.FlagValues, list[str]]:
     """Returns the flags that are given, and the words besides them.
 
@@ -101,7 +222,7 @@ def parse(
         near = nearest(error.flagname, own_flags(command))
         hint = f" Did you mean --{near}?" if near else ""
         raise UserError(
-            f"There is no flag --{error.flagname}.{hint} --helpfull lists all."
+            f"Unknown flag --{error.flagname}.{hint} --helpfull lists all."
         ) from None
     except flags.Error as error:
         raise UserError(_explain(str(error), own_flags(command))) from None
@@ -117,7 +238,7 @@ def _explain(message: str, values: flags.FlagValues) -> str:
     value, parser = rest.split(": ")[0], values[name].parser
     choices = getattr(parser, "enum_values", None)
     if choices:
-        return f"There is no --{name}={value}.{suggest(value, list(choices))}"
+        return f"--{name}={value} is not valid.{suggest(value, list(choices))}"
     return f"--{name}={value}: expected {parser.syntactic_help}."
 
 
@@ -133,7 +254,7 @@ def no_words(words: Sequence[str]) -> None:
 # --- Help -------------------------------------------------------------------
 
 
-def help_text(program: str, command: ModuleType, full: bool = False) -> str:
+def help_text(program: str, command: Command, full: bool = False) -> str:
     """Returns the help of a command.
 
     Args:
@@ -191,7 +312,7 @@ def _full_lines(flag: flags.Flag) -> list[str]:
 
 
 def start(
-    command: ModuleType, name: str, arguments: Sequence[str] | None = None
+    command: Command, name: str, arguments: Sequence[str] | None = None
 ) -> None:
     """Runs a command and exits with its status.
 
@@ -213,13 +334,13 @@ def start(
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Python would try once more to write what is left.
+        # Otherwise Python tries to write the rest again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status)
 
 
-def _run(command: ModuleType, name: str, arguments: list[str]) -> int:
+def _run(command: Command, name: str, arguments: list[str]) -> int:
     flags_alone = arguments
     if "--" in arguments:
         flags_alone = arguments[: arguments.index("--")]

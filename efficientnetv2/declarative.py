@@ -82,7 +82,7 @@ def read_yaml(path: str | os.PathLike) -> dict:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{str(path)!r} must hold sections such as 'train:'.")
+        raise ConfigError(f"{str(path)!r} needs sections such as 'train:'.")
     return content
 
 

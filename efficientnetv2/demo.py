@@ -142,6 +142,6 @@ def serve(
 
 if __name__ == "__main__":
     from efficientnetv2 import cli
-    from efficientnetv2.commands import demo as command
+    from efficientnetv2.commands.predict import demo as command
 
     cli.start(command, "python -m efficientnetv2.demo")

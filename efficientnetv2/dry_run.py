@@ -2,9 +2,7 @@
 
 import dataclasses
 import os
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,7 +10,7 @@ from collections.abc import Callable
 import keras
 import ml_collections
 
-from efficientnetv2 import engines, progress, runs
+from efficientnetv2 import engines, progress, runs, speed
 from efficientnetv2.data import faults, pipeline, registry
 from efficientnetv2.formatting import format_seconds
 from efficientnetv2.models import counting
@@ -140,7 +138,7 @@ def _measure(run: runs.Run, engine, start: float) -> Timing:
         rates,
         _evaluation_rate(run, engine),
         start_seconds,
-        _peak_memory(),
+        speed.peak_memory(),
         _device_memory(),
     )
 
@@ -254,11 +252,6 @@ def on_cpu() -> bool:
     import tensorflow as tf
 
     return not tf.config.list_physical_devices("GPU")
-
-
-def _peak_memory() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _device_memory() -> int | None:

@@ -25,7 +25,7 @@ class StrategyError(UserError):
 
 
 class DataError(UserError):
-    """The data cannot be had, read or written; the message says what to do."""
+    """Data that cannot be obtained, read or written."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

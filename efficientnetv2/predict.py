@@ -1,7 +1,6 @@
 """`python -m efficientnetv2.predict` is `efficientnetv2 predict`."""
 
-from efficientnetv2 import cli
-from efficientnetv2.commands import predict
+from efficientnetv2 import cli, commands
 
 if __name__ == "__main__":
-    cli.start(predict, "python -m efficientnetv2.predict")
+    cli.start(commands.load("predict"), "python -m efficientnetv2.predict")

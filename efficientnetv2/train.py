@@ -11,9 +11,9 @@ from efficientnetv2 import (
     checkpoints,
     engines,
     evaluation,
-    fine_tuning,
     progressive,
     recovery,
+    zoo,
 )
 from efficientnetv2.data import class_weights, faults, pipeline
 from efficientnetv2.engines import schedules
@@ -159,7 +159,7 @@ def _resume(run: Run, engine) -> State:
             state.history["stopped"] = None
         run.log(f"Resuming at step {state.step:,} of {run.plan.total_steps:,}.")
     elif run.config.train.ft_init_ckpt:
-        run.log(fine_tuning.initialize(engine.network, run.config))
+        run.log(zoo.initialize(engine.network, run.config))
         engine.reset_average()
     return state
 

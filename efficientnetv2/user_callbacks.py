@@ -12,7 +12,7 @@ from efficientnetv2.errors import UserError
 from efficientnetv2.runs import State
 
 
-def load(names: Sequence[str]) -> list[keras.callbacks.Callback]:
+def create(names: Sequence[str]) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that `train.callbacks` names.
 
     Args:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import ml_collections
 from absl import logging
 
 from efficientnetv2 import checkpoints, normalizations
 from efficientnetv2 import config as config_lib
+from efficientnetv2.data import fingerprint, registry
 from efficientnetv2.errors import nearest
 from efficientnetv2.models import architecture, weights
 from efficientnetv2.models.block_strings import expand_blocks
@@ -17,7 +19,6 @@ from efficientnetv2.models.naming import WeightsError
 from efficientnetv2.models.weights import published
 
 _V1_ROUND_LIMIT = 0.9
-_PREPROCESSING = {"v2": "default", "v1": "v1", "lite": "lite", "ft": "ft"}
 
 to_keras_applications = weights.to_keras_applications
 to_reference_checkpoint = weights.to_reference_checkpoint
@@ -93,13 +94,13 @@ def build_model(
         model_config["num_classes"] = published.CLASSES_21K if is_21k else 1000
     preprocessing = None
     if include_preprocessing is True:
-        preprocessing = normalizations.mode_of(config)
+        preprocessing = config["data"]["normalization"]
     elif include_preprocessing:
-        preprocessing = _PREPROCESSING.get(include_preprocessing)
-        if preprocessing is None:
+        preprocessing = include_preprocessing
+        if preprocessing not in normalizations.MODES:
             raise ValueError(
                 f"Unknown include_preprocessing {include_preprocessing!r}: use "
-                f"True, False or one of {', '.join(_PREPROCESSING)}."
+                f"True, False or one of {', '.join(normalizations.MODES)}."
             )
 
     def build(model_config):
@@ -174,6 +175,40 @@ def load_weights(
     log = logging.warning if report.surprises else logging.info
     log("%s", report)
     return report
+
+
+def initialize(network: keras.Model, config: ml_collections.ConfigDict) -> str:
+    """Loads `train.ft_init_ckpt` into a network.
+
+    A classifier of as many classes is loaded too, but not that of a run on
+    classes of other names.
+
+    Returns:
+        What was loaded, in a line for the log.
+
+    Raises:
+        UserError: for weights that cannot be obtained or do not fit.
+    """
+    classifier = network.get_layer("logits")
+    fresh = classifier.get_weights()
+    path = resolve_source(network, config.train.ft_init_ckpt)
+    try:
+        text = str(weights.load(network, path, skip_classifier=True))
+    except WeightsError as error:
+        of_run = config_lib.model_of_run(str(path)).get("model_name")
+        if of_run in (None, config.model.model_name):
+            raise
+        raise WeightsError(
+            f"{error}\nThey are weights of {of_run}: --model_name={of_run}."
+        ) from None
+    names = registry.load_info(config.data.ds_name).class_names
+    # A checkpoint lies in a folder of the run.
+    if fingerprint.class_names(path.parent.parent) not in (None, names):
+        classifier.set_weights(fresh)
+        text += (
+            " Its classes have other names: the classifier starts from scratch."
+        )
+    return text
 
 
 def resolve_source(

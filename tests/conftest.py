@@ -31,6 +31,13 @@ def examples(count: int) -> hypothesis.settings:
     )
 
 
+def pytest_collection_modifyitems(items):
+    """Marks what needs a run of some length."""
+    for item in items:
+        if "folder_run" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 REFERENCE = pathlib.Path(__file__).parent / "testdata" / "reference"
 
 # A model and a schedule that train in seconds.

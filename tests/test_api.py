@@ -44,6 +44,7 @@ class Steps(keras.callbacks.Callback):
         self.losses.append(logs["loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_data")
 def test_train_evaluate_export_predict(tiny_config, source, tmp_path):
     config = tiny_config("train.epochs=2,train.stages=2")

@@ -74,6 +74,7 @@ assert not {"tensorflow", "keras", "jax"} & set(sys.modules)
     assert row.split()[-2:] == ["85.7%", "86.9%"]
 
 
+@pytest.mark.slow
 def test_functions_hide_the_log_of_tensorflow():
     program = "import efficientnetv2; efficientnetv2.build_model"
     result = subprocess.run(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from efficientnetv2 import cli, commands, declarative
 from efficientnetv2 import config as config_lib
-from efficientnetv2.commands import completion, running, train
+from efficientnetv2.commands import completion, run
 from efficientnetv2.errors import UserError
 
 
@@ -68,9 +68,9 @@ def test_the_overview_and_unknown_commands():
 
 
 def _config(*arguments):
-    given, words = cli.parse(train, arguments)
+    given, words = cli.parse(run.train, arguments)
     assert not words
-    return running.load_config(given)
+    return run.load_config(given)
 
 
 def test_short_flags_are_options():
@@ -109,18 +109,18 @@ def test_short_flags_are_options():
 )
 def test_wrong_flags_are_told(arguments, words):
     with pytest.raises(UserError) as error:
-        cli.parse(train, arguments)
+        cli.parse(run.train, arguments)
     for word in words:
         assert word in str(error.value)
 
 
+@pytest.mark.slow
 def test_all_entries_are_the_same_commands():
     for module, name in (
         ("efficientnetv2.predict", "predict"),
         ("efficientnetv2.data", "data"),
         ("efficientnetv2.models", "models"),
         ("efficientnetv2.study.ablation", "study"),
-        ("efficientnetv2.study.benchmark", "benchmark"),
     ):
         result = _run("--help", module=module)
         assert result.stdout == _run(name, "--help").stdout
@@ -133,7 +133,7 @@ def test_all_entries_are_the_same_commands():
         ("train --epo", ["--epochs="]),
         ("train --noadaptive_m", ["--noadaptive_mixing"]),
         ("train --recipe = fash", ["fashion_mnist", "fashion_mnist_best"]),
-        ("train --strategy = ", list(running.STRATEGIES)),
+        ("train --strategy = ", list(cli.SHARED["strategy"].choices)),
         ("study --study prog", ["progressive"]),
         ("eval --strategy = g", ["gpu"]),
     ],
@@ -163,6 +163,7 @@ def test_completion_scripts():
     assert result.returncode == 2 and "bash, zsh, fish" in result.stderr
 
 
+@pytest.mark.slow
 def test_runs_are_listed_and_compared(tmp_path):
     result = _run("runs", "results/fashion_mnist")
     lines = result.stdout.splitlines()
@@ -237,8 +238,8 @@ def test_what_an_export_says(tmp_path, monkeypatch, capsys):
         lines[-1].partition("train on them: ")[2] or lines[-1]
     )
     assert "--dataset=shards/dataset.yaml" in command
-    given, _ = cli.parse(train, command[command.index("train") + 1 :])
-    config = running.load_config(given)
+    given, _ = cli.parse(run.train, command[command.index("train") + 1 :])
+    config = run.load_config(given)
     assert config.data.num_classes == 2 and given.model_dir == "runs/shards"
 
     # The folder is that of the shards, not that of other data.

@@ -1,10 +1,7 @@
 """Layers of the configuration, its types, and its error messages."""
 
-import copy
 import functools
-import json
 
-import ml_collections
 import numpy as np
 import pytest
 import yaml
@@ -16,7 +13,9 @@ from efficientnetv2 import declarative, progressive
 from efficientnetv2.config import ConfigError, load
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture
+from efficientnetv2.options import ONE_TIME_OPTIONS, OPTIONS
 from tests.conftest import examples
+from tests.test_options import PLAIN, typed
 
 
 def test_later_layers_win():
@@ -62,6 +61,65 @@ def test_the_saved_config_repeats_the_run(tmp_path):
     assert yaml.safe_load(path.read_text())["data"]["augname"] is None
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("effnetv1_autoaug", ("autoaug", "v1")),
+        ("ft", ("cutout", "ft")),
+        ("ft_randaug", ("randaug", "ft")),
+        ("lite", (None, "lite")),
+        # Without a prefix only the policy is named.
+        ("ra_aa", ("ra_aa", "v1")),
+        ("null", (None, "v1")),
+    ],
+)
+def test_names_of_the_released_code_are_policy_and_normalization(
+    name, expected
+):
+    config = load(
+        "imagenet", "efficientnetv2-b0", hparam_str=f"data.augname={name}"
+    )
+    assert (config.data.augname, config.data.normalization) == expected
+
+
+def test_policy_and_normalization_are_separate_options():
+    text = "data.augname=randaug,data.normalization=lite"
+    config = load("imagenet", "efficientnetv2-b0", hparam_str=text)
+    assert config.data.augname == "randaug"
+    assert config.data.normalization == "lite"
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("randaug", "v2"), ("effnetv1_randaug", "v1")]
+)
+def test_a_run_of_an_earlier_version_keeps_its_normalization(
+    tmp_path, name, mode
+):
+    """There `randaug` alone also stood for V2's normalization."""
+    config = load("fashion_mnist", "efficientnetv2-b0")
+    assert config.data.normalization == "v1"
+    old = config.to_dict()
+    del old["data"]["normalization"]
+    old["data"]["augname"] = name
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(old))
+    for again in (
+        load(saved=config_lib.read_saved(tmp_path)),
+        load(hparam_str=str(path)),
+        config_lib.as_begun(config, tmp_path, print),
+    ):
+        assert again.data.augname == "randaug"
+        assert again.data.normalization == mode
+        assert not config_lib.differences(old, again.to_dict())
+
+
+def test_the_recipe_overrides_the_dataset(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: {num_classes: 3}")
+    with pytest.raises(ConfigError, match="data.num_classes=3 is not what"):
+        load("fashion_mnist", recipe=str(recipe))
+
+
 def test_the_config_is_locked():
     config = load("fashion_mnist")
     with pytest.raises(AttributeError):
@@ -92,7 +150,7 @@ def test_the_config_is_locked():
         ("model.blocks=r1_k3", ["r1_k3"]),
         ("train.varsexp=(", ["train.varsexp"]),
         ("train.batch_size", ["train.batch_size", "key=value"]),
-        ("train=1,train.seed=2", ["train.seed", "no section"]),
+        ("train=1,train.seed=2", ["train.seed", "not a section"]),
         ("missing.yaml", ["missing.yaml"]),
         ("train.label_smoothing=1.5", ["too large"]),
         ("train.batch_size=0", ["too small"]),
@@ -166,140 +224,6 @@ def test_differences_name_both_values():
     assert config_lib.differences(old, new, only_common=True) == [("a.c", 2, 3)]
 
 
-@examples(150)
-@given(st.text(max_size=60))
-def test_any_text_parses_or_is_a_clear_error(text):
-    try:
-        assert isinstance(config_lib.parse_hparam_str(text), dict)
-    except ConfigError as error:
-        assert str(error)
-
-
-_MERGER = config_lib._Merger()
-
-
-def _apply(nested):
-    """Returns the options after a layer, without reading the files again."""
-    merger = copy.copy(_MERGER)
-    merger.flat = dict(_MERGER.flat)
-    merger.apply(nested, "test")
-    return merger.flat
-
-
-@examples(100)
-@given(
-    key=st.sampled_from(sorted(_MERGER.flat)),
-    value=st.one_of(
-        st.none(), st.booleans(), st.integers(), st.floats(), st.text()
-    ),
-)
-def test_any_value_has_the_right_type_or_is_a_clear_error(key, value):
-    section, option = key.split(".")
-    try:
-        flat = _apply({section: {option: value}})
-    except ConfigError as error:
-        assert key in str(error)
-    else:
-        assert flat[key] is None or isinstance(flat[key], _MERGER.kinds[key])
-
-
-_NAMES = st.from_regex(r"[a-z][a-z_]{0,9}", fullmatch=True).filter(
-    lambda text: text not in ("true", "false", "null", "none")
-)
-_PLAIN = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(allow_nan=False, allow_infinity=False),
-    _NAMES,
-)
-
-
-def _as_text(value):
-    """Returns a value as --hparam_str has it."""
-    if isinstance(value, list):
-        return "|".join(map(_as_text, value))
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _typed(value):
-    """Returns what is equal only for equal values of equal types."""
-    if isinstance(value, dict):
-        return {key: _typed(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_typed(each) for each in value]
-    return type(value), value
-
-
-@examples(60)
-@given(
-    nested=st.dictionaries(
-        _NAMES,
-        st.dictionaries(
-            _NAMES,
-            _PLAIN | st.lists(_PLAIN, min_size=2, max_size=4),
-            min_size=1,
-            max_size=3,
-        ),
-        max_size=3,
-    ),
-    blank=st.sampled_from(["", " "]),
-)
-def test_any_pairs_parse_to_their_values(nested, blank):
-    text = ",".join(
-        f"{blank}{key}{blank}={blank}{_as_text(value)}{blank}"
-        for key, value in config_lib._flatten(nested).items()
-    )
-    assert _typed(config_lib.parse_hparam_str(text)) == _typed(nested)
-
-
-def _valid(key):
-    """Returns a strategy for the valid values of an option."""
-    kind = _MERGER.kinds[key]
-    low, high = config_lib._RANGES.get(key, (0, None))
-    if key in config_lib._CHOICES:
-        values = st.sampled_from(config_lib._CHOICES[key])
-    elif key == "model.blocks":
-        block = "r{}_k{}_s{}_e{}_i8_o{}_se0.25_c{}".format
-        numbers = [st.integers(1, 9)] * 5
-        values = st.lists(
-            st.builds(block, *numbers, st.integers(0, 1)), max_size=3
-        )
-    elif key == "train.callbacks":
-        values = st.lists(st.just("module:Class"), min_size=1, max_size=3)
-    elif kind is list:
-        values = st.lists(st.just("crop"), min_size=1, max_size=3)
-    elif kind is bool:
-        values = st.booleans()
-    elif kind is int:
-        values = st.integers(low, 10**6 if high is None else high)
-    elif kind is float:
-        values = st.floats(low, high, allow_nan=False, allow_infinity=False)
-    else:
-        values = _NAMES
-    return values | st.none() if key in config_lib._NULLABLE else values
-
-
-@examples(40)
-@given(
-    st.fixed_dictionaries(
-        {}, optional={key: _valid(key) for key in sorted(_MERGER.flat)}
-    )
-)
-def test_valid_options_are_taken_and_come_back_from_yaml(options):
-    text = ",".join(f"{key}={_as_text(v)}" for key, v in options.items())
-    flat = _apply(config_lib.parse_hparam_str(text))
-    config = ml_collections.ConfigDict(config_lib._nest(flat))
-    again = _apply(yaml.safe_load(config_lib.to_yaml(config)))
-    assert flat == {**_MERGER.flat, **options}
-    once = dict.fromkeys(config_lib.ONE_TIME_OPTIONS, False)
-    assert again == {**_MERGER.flat, **options, **once}
-    for taken in (flat, again):
-        given_options = {key: taken[key] for key in options.keys() - once}
-        expected = {key: options[key] for key in options.keys() - once}
-        assert _typed(given_options) == _typed(expected)
-
-
 @pytest.fixture(scope="module")
 def quick_files():
     """Reads each file of hparams/ and datasets/ once."""
@@ -326,10 +250,10 @@ def _is_a_config_or_a_clear_error(**arguments):
     assert config_lib.run_plan(config).total_steps >= 1
     again = load(saved=yaml.safe_load(config_lib.to_yaml(config)))
     expected = config.to_dict()
-    for key in config_lib.ONE_TIME_OPTIONS:
+    for key in ONE_TIME_OPTIONS:
         section, option = key.split(".")
         expected[section][option] = False
-    assert _typed(again.to_dict()) == _typed(expected)
+    assert typed(again.to_dict()) == typed(expected)
 
 
 _ODD = (
@@ -356,7 +280,8 @@ _ODD = (
 )
 
 
-@pytest.mark.parametrize("key", sorted(_MERGER.flat))
+@pytest.mark.slow
+@pytest.mark.parametrize("key", sorted(OPTIONS))
 def test_every_option_set_to_nothing_or_to_something_odd(quick_files, key):
     for value in _ODD:
         _is_a_config_or_a_clear_error(hparam_str=f"{key}={value}")
@@ -382,13 +307,14 @@ def test_groups_must_divide_the_channels():
 
 
 # A dataset may also be a folder, of which there are others on each machine.
-_KEYS = sorted(_MERGER.flat.keys() - {"data.ds_name"})
+_KEYS = sorted(OPTIONS.keys() - {"data.ds_name"})
 _PIECES = st.text(max_size=3) | st.sampled_from(
     "true null nan 1e308 1 0 - . | = , ( { [ ~ 9 crop randaug silu".split()
 )
 _VALUES = st.lists(_PIECES, max_size=3).map("".join)
 
 
+@pytest.mark.slow
 @examples(100)
 @given(
     text=_VALUES
@@ -414,16 +340,17 @@ def test_any_text_as_a_dataset_is_a_clear_error(quick_files, name):
         load(hparam_str=f"data.ds_name={name}")
 
 
+@pytest.mark.slow
 @examples(100)
 @given(
     content=st.text()
     | st.recursive(
-        _PLAIN | st.dates() | st.text(max_size=3),
+        PLAIN | st.dates() | st.text(max_size=3),
         lambda inner: (
             st.lists(inner, max_size=3)
             | st.dictionaries(
                 st.sampled_from(["train", "model", "data", "seed", *_KEYS])
-                | _PLAIN,
+                | PLAIN,
                 inner,
                 max_size=3,
             )

@@ -11,6 +11,8 @@ from PIL import Image
 from efficientnetv2 import demo
 from efficientnetv2.serving import inspection, predict
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory, source):

@@ -16,7 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from efficientnetv2 import cli, commands, main
+from efficientnetv2 import cli, commands
+from efficientnetv2.commands.run import by_mode
 from efficientnetv2.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -377,7 +378,7 @@ def flag_faults(given_commands: list[tuple[str, list[str]]]) -> list[str]:
         for words in given:
             try:
                 cli.parse(
-                    main if name == "main" else commands.load(name), words
+                    by_mode if name == "main" else commands.load(name), words
                 )
             except UserError as error:
                 faults.append(f"{module}: {error}")

@@ -30,8 +30,9 @@ import yaml
 from absl import flags as absl_flags
 
 import efficientnetv2
-from efficientnetv2 import cli, commands, declarative, main
+from efficientnetv2 import cli, commands, declarative
 from efficientnetv2 import config as config_lib
+from efficientnetv2.commands.run import by_mode
 from efficientnetv2.data import registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.serving import formats
@@ -46,12 +47,11 @@ COMMANDS = {
     **{
         f"efficientnetv2 {name}": commands.load(name) for name in commands.NAMES
     },
-    "efficientnetv2.main": main,
+    "efficientnetv2.main": by_mode,
     "efficientnetv2.predict": commands.load("predict"),
     "efficientnetv2.data": commands.load("data"),
     "efficientnetv2.models": commands.load("models"),
     "efficientnetv2.study.ablation": commands.load("study"),
-    "efficientnetv2.study.benchmark": commands.load("benchmark"),
     "benchmarks/run.py": None,
 }
 # Folders that the examples make or have.

@@ -14,6 +14,7 @@ from efficientnetv2 import api, closing, dry_run, formatting, runs
 from efficientnetv2 import config as config_lib
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_data")
 def test_a_dry_run_measures_and_writes_nothing(
     tiny_config, tmp_path, monkeypatch
@@ -102,6 +103,7 @@ def test_the_weakest_classes_come_first():
     assert text.splitlines()[-1] == "and 5 classes with a higher top-1"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_data")
 def test_a_run_ends_with_classes_and_commands(tiny_config, tmp_path):
     lines = []

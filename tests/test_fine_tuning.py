@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from efficientnetv2 import api, fine_tuning, runs, user_callbacks
+from efficientnetv2 import api, runs, user_callbacks, zoo
 from efficientnetv2 import config as config_lib
 from efficientnetv2.engines import optimizers, schedules
 from efficientnetv2.errors import UserError
@@ -124,12 +124,13 @@ def test_weights_of_another_model_are_named(folder_run):
     )
     network = architecture.build(config.model.to_dict())
     with pytest.raises(UserError) as error:
-        fine_tuning.initialize(network, config)
+        zoo.initialize(network, config)
     text = str(error.value)
     assert "--model_name=efficientnetv2-pico" in text
     assert text.count("stem/conv/kernel") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_data")
 def test_a_failed_start_binds_nobody(tiny_config, tmp_path):
     lines = []
@@ -145,6 +146,7 @@ def test_a_failed_start_binds_nobody(tiny_config, tmp_path):
         api.execute(other, tmp_path / "run", "train", log=lines.append)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_data")
 def test_callbacks_by_name(tiny_config, tmp_path, monkeypatch):
     (tmp_path / "tracking_of_test.py").write_text(
@@ -170,6 +172,6 @@ def test_callbacks_by_name(tiny_config, tmp_path, monkeypatch):
         ("tracking_of_test:nothing", "no keras.callbacks.Callback"),
     ):
         with pytest.raises(UserError, match=words):
-            user_callbacks.load([wrong])
+            user_callbacks.create([wrong])
     with pytest.raises(UserError, match="module:Class"):
         tiny_config("train.callbacks=tracking_of_test")

@@ -21,6 +21,8 @@ from efficientnetv2.errors import UserError
 from efficientnetv2.train import train
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 STEPS = 20
 # A checkpoint has 0.3 MB, so that 2 MiB hold some and 64 MiB hold all.

@@ -12,6 +12,8 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2.data import export, registry
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 # Of one life of a process, which needs a part of this for its first step.
 MOST_SECONDS = 6.0

@@ -8,19 +8,22 @@ import pytest
 LAYERS = (
     "errors",
     "backend quiet declarative files formatting normalizations progress",
-    "checkpoints models.block_strings",
+    "checkpoints models.block_strings schema",
+    "options",
     # What data there are: names, classes, fingerprints; reads no image.
     "data.listing data.class_list data.folders data.csv_list "
     "data.fashion_mnist data.registry data.fingerprint",
-    "cli config",
+    "cli combinations",
+    "config",
     "progressive",
     # These two do not know each other.
     "data models",
     "zoo catalog",
     "engines",
     "runs",
-    "evaluation recovery user_callbacks fine_tuning lr_finder",
+    "evaluation recovery user_callbacks lr_finder",
     "serving train",
+    "speed",
     "study closing dry_run",
     "reports overview",
     "demo",
@@ -33,9 +36,8 @@ LEVELS = {
 }
 # Only what runs as a program: `python -m efficientnetv2.study.ablation`.
 ENTRIES = {
-    ("demo", "commands.demo"),
+    ("demo", "commands.predict"),
     ("study.ablation", "commands.study"),
-    ("study.benchmark", "commands.benchmark"),
 }
 
 

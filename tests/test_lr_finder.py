@@ -8,6 +8,7 @@ from efficientnetv2 import lr_finder
 from efficientnetv2.errors import UserError
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_data")
 def test_a_rate_at_which_the_loss_falls(tiny_config, tmp_path):
     config = tiny_config("data.augname=null,train.stages=2")

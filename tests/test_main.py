@@ -8,6 +8,8 @@ import pytest
 
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.slow
+
 
 def _run(*arguments, cwd=None):
     return subprocess.run(

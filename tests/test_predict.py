@@ -16,6 +16,8 @@ from PIL import Image
 
 from efficientnetv2.serving import locate
 
+pytestmark = pytest.mark.slow
+
 
 def _run(*arguments, cwd):
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -13,7 +13,7 @@ from efficientnetv2.data import pipeline
 from efficientnetv2.engines.tensorflow import Engine
 from tests.conftest import engine_and_batch
 
-pytestmark = pytest.mark.usefixtures("small_data")
+pytestmark = [pytest.mark.usefixtures("small_data"), pytest.mark.slow]
 
 SHORT = "train.epochs=3,train.stages=1,data.augname=null,eval.val_split=null"
 # Nothing depends on how many images are computed together.

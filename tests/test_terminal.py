@@ -18,6 +18,8 @@ import pytest
 from efficientnetv2.data import export, registry
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.slow
+
 ROWS, COLUMNS = 24, 80
 OVERRIDES = (
     "train.epochs=12,train.stages=4,data.ibase=12,model.survival_prob=0.8,"

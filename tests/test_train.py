@@ -20,10 +20,10 @@ from efficientnetv2 import (
     engines,
     evaluation,
     files,
-    fine_tuning,
     progressive,
     recovery,
     runs,
+    zoo,
 )
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import RunPlan
@@ -33,7 +33,7 @@ from efficientnetv2.errors import UserError
 from efficientnetv2.models import weights
 from tests.conftest import engine_and_batch
 
-pytestmark = pytest.mark.usefixtures("small_data")
+pytestmark = [pytest.mark.usefixtures("small_data"), pytest.mark.slow]
 
 
 def _execute(config, folder, **kwargs):
@@ -540,7 +540,7 @@ def test_fine_tuning_starts_from_a_run(tiny_config, finished, tmp_path):
     for classes, left_out in ((10, False), (12, True)):
         config = tiny_config(f"{overrides},model.num_classes={classes}")
         network = engines.create(config, config_lib.run_plan(config)).network
-        text = fine_tuning.initialize(network, config)
+        text = zoo.initialize(network, config)
         expected = checkpoints.load(checkpoints.find(finished, None)).arrays
         np.testing.assert_array_equal(
             network.get_layer("stem").conv.kernel,
@@ -558,8 +558,8 @@ def test_a_classifier_of_other_names_is_not_kept(
     monkeypatch.setattr(registry, "load_info", lambda _: other)
     config = tiny_config(f"{LEARNS},train.ft_init_ckpt={finished}")
     network = engines.create(config, config_lib.run_plan(config)).network
-    text = fine_tuning.initialize(network, config)
-    assert "the classifier starts anew" in text
+    text = zoo.initialize(network, config)
+    assert "the classifier starts from scratch" in text
     loaded = checkpoints.load(checkpoints.find(finished, None)).arrays
     for part, equal in (("stem/conv", True), ("logits", False)):
         layer = network.get_layer(part.partition("/")[0])

@@ -10,6 +10,8 @@ import zipfile
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 PARTS = ("efficientnetv2", "hparams", "datasets")
 BUILD = ("setup.cfg", "setup.py", "pyproject.toml", "README.md")

@@ -114,6 +114,7 @@ def test_published_weights_are_those_of_the_architecture(monkeypatch):
     assert asked[0] == ("efficientnetv2-pico", "imagenet")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_quantization_by_keras(mode):
@@ -185,7 +186,7 @@ def test_one_normalization_of_a_model_everywhere(name, mean, deviation):
     spec = ServingSpec.from_config(config, ["tench"] * 1000)
     for mode in (
         spec.mode,
-        preprocessing.parse_augname(config.data.augname)[0],
+        config.data.normalization,
     ):
         np.testing.assert_allclose(
             preprocessing.normalize(pixels, mode), expected, atol=1e-5
@@ -231,6 +232,7 @@ def test_feature_pyramid():
         efficientnetv2.feature_pyramid(model, (6,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["efficientnetv2-s", "efficientnetv2-b0", "efficientnet-b0"]
 )
@@ -241,6 +243,7 @@ def test_five_reductions(name):
     assert sizes == [48, 24, 12, 6, 3]
 
 
+@pytest.mark.slow
 def test_frozen_in_sequential_and_fine_tuned(tmp_path):
     base = _tiny(include_top=False, include_preprocessing=True)
     base.trainable = False
@@ -323,6 +326,7 @@ def saved(tmp_path):
     return tmp_path, np.asarray(model(_images(49)))
 
 
+@pytest.mark.slow
 def test_keras_file_in_a_fresh_process(saved):
     folder, logits = saved
     np.testing.assert_array_equal(
@@ -331,6 +335,7 @@ def test_keras_file_in_a_fresh_process(saved):
     )
 
 
+@pytest.mark.slow
 def test_the_same_logits_on_jax(saved):
     folder, logits = saved
     jax_logits = _in_a_fresh_process(folder, "jax", ("efficientnetv2", "keras"))
@@ -338,6 +343,7 @@ def test_the_same_logits_on_jax(saved):
     assert np.abs(logits).max() > 0.05
 
 
+@pytest.mark.slow
 def test_saved_model_round_trip(tmp_path):
     import tensorflow as tf
 
@@ -347,6 +353,7 @@ def test_saved_model_round_trip(tmp_path):
     np.testing.assert_array_equal(loaded.serve(_images()), model(_images()))
 
 
+@pytest.mark.slow
 def test_jax_trains(tmp_path):
     """Batch norm, stochastic depth and dropout in a JAX training step."""
     program = """

@@ -1,7 +1,8 @@
-"""One module per sub-command of `efficientnetv2`; see `cli` for their form."""
+"""The sub-commands of `efficientnetv2`; see `cli` for their form."""
 
 import importlib
-from types import ModuleType
+
+from efficientnetv2.cli import Command
 
 # Name to what it does, in the order in which they are needed.
 NAMES = {
@@ -10,17 +11,28 @@ NAMES = {
     "predict": "Predict the classes of images.",
     "demo": "Try a model in the browser.",
     "export": "Write a run's model for Keras, LiteRT or ONNX.",
-    "report": "Write the HTML report of a run anew.",
+    "report": "Rewrite the HTML report of a run.",
     "runs": "List and compare runs.",
     "data": "List, preview and export datasets.",
     "models": "List models, with accuracy, size and cost.",
-    "find_lr": "Find a learning rate by a few steps at rising rates.",
+    "find_lr": "Find a learning rate with a few steps at rising rates.",
     "study": "Train the arms of an ablation study, and report on them.",
     "benchmark": "Measure the speed of training and inference.",
     "completion": "Print the completion script of a shell.",
 }
+_MODULES = {
+    "predict": "predict",
+    "demo": "predict",
+    "runs": "lists",
+    "data": "lists",
+    "models": "lists",
+    "study": "study",
+    "benchmark": "study",
+    "completion": "completion",
+}
 
 
-def load(name: str) -> ModuleType:
-    """Returns the module of a command; imports no TensorFlow."""
-    return importlib.import_module(f"{__name__}.{name}")
+def load(name: str) -> Command:
+    """Returns a command; imports no TensorFlow."""
+    module = importlib.import_module(f"{__name__}.{_MODULES.get(name, 'run')}")
+    return getattr(module, "evaluate" if name == "eval" else name)

@@ -1,11 +1,4 @@
-"""Print a script that completes commands, flags and names in a shell.
-
-    eval "$(efficientnetv2 completion bash)"       # in ~/.bashrc
-    eval "$(efficientnetv2 completion zsh)"        # in ~/.zshrc
-    efficientnetv2 completion fish | source        # in config.fish
-
-The names of datasets, models, recipes and studies are those of this version.
-"""
+"""Completion of commands, flags and names in a shell."""
 
 from collections.abc import Sequence
 
@@ -48,11 +41,16 @@ _efficientnetv2() {
 complete -o default -F _efficientnetv2 efficientnetv2"""
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    """There are none."""
+@cli.command()
+def completion(given: flags.FlagValues, words: Sequence[str]) -> None:
+    """Print a script that completes commands, flags and names in a shell.
 
+        eval "$(efficientnetv2 completion bash)"       # in ~/.bashrc
+        eval "$(efficientnetv2 completion zsh)"        # in ~/.zshrc
+        efficientnetv2 completion fish | source        # in config.fish
 
-def run(given: flags.FlagValues, words: Sequence[str]) -> None:
+    Names of datasets, models, recipes and studies are those of this version.
+    """
     shell = words[0] if words else None
     if len(words) != 1 or shell not in _SHELLS:
         raise UserError(

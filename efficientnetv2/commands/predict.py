@@ -1,16 +1,9 @@
-"""Predict the classes of images: files, folders and patterns.
-
-    efficientnetv2 predict --model=runs/fashion_mnist image.png
-    efficientnetv2 predict --model=runs/photos folder/ '*.jpg' --json
-    efficientnetv2 predict --model=runs/photos folder/ --sort_to=sorted
-
-Folders are searched with all their sub-folders. Prints the likeliest classes
-of each image with their probabilities. What is not there or cannot be read is
-skipped with a message, and the exit status is then 1.
-"""
+"""Predict the classes of images."""
 
 import csv
+import importlib.util
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -18,129 +11,97 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from efficientnetv2 import files, progress, quiet
+from efficientnetv2 import cli, files, progress, quiet
+from efficientnetv2.cli import Flag
 from efficientnetv2.data import folders
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.serving import locate
 
 UNSURE = "unsure"
-RARE = ("image_size", "normalization", "class_names")
 
 
-def define_model(values: flags.FlagValues) -> None:
-    """Defines the flags that say which model is meant."""
-    flags.DEFINE_string(
+_RARE = "image_size normalization class_names"
+_MODEL = (
+    Flag(
         "model",
-        None,
         "A run, a SavedModel, a .keras file, or a published model. The folder "
         "of a run or of a SavedModel, a .keras file that was exported, or the "
         "name of a model with published weights.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
+    ),
+    Flag(
         "checkpoint",
-        None,
         "Of a run: best, last, a step or a file; default: best.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
+    ),
+    Flag(
         "weights",
-        None,
         "Of a published model: imagenet (default), or others. Names that "
         "efficientnetv2.build_model takes, such as imagenet21k-ft1k, or a "
         "path.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
+    ),
+    Flag(
         "image_size",
-        None,
         "Side of the network's images in pixels; default: the model's own.",
-        lower_bound=8,
-        flag_values=values,
-    )
-    flags.DEFINE_string(
+        int,
+        low=8,
+    ),
+    Flag(
         "normalization",
-        None,
         "How pixels are scaled, for a model that does not say so: v2, v1, "
         "lite, ft or none.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
+    ),
+    Flag(
         "class_names",
-        None,
         "Dataset whose classes the model has, where it does not name them.",
-        flag_values=values,
-    )
+    ),
+)
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    define_model(values)
-    flags.DEFINE_integer(
-        "top",
-        5,
-        "Classes printed per image; default: 5.",
-        lower_bound=1,
-        flag_values=values,
-    )
-    flags.DEFINE_float(
+@cli.command(
+    *_MODEL,
+    Flag("top", "Classes printed per image; default: 5.", int, 5, low=1),
+    Flag(
         "threshold",
-        0.0,
         "Leave out classes that are less probable. An image of which no class "
         f"remains is sorted into the folder {UNSURE}.",
-        lower_bound=0.0,
-        upper_bound=1.0,
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "batch_size",
-        32,
-        "Images at a time; default: 32.",
-        lower_bound=1,
-        flag_values=values,
-    )
-    flags.DEFINE_boolean(
-        "json", False, "Print one JSON object per image.", flag_values=values
-    )
-    flags.DEFINE_boolean(
-        "csv", False, "Print CSV, one row per class.", flag_values=values
-    )
-    flags.DEFINE_enum(
+        float,
+        default=0.0,
+        low=0.0,
+        high=1.0,
+    ),
+    Flag("batch_size", "Images at a time; default: 32.", int, 32, low=1),
+    Flag("json", "Print one JSON object per image.", bool, False),
+    Flag("csv", "Print CSV, one row per class.", bool, False),
+    Flag(
         "tta",
-        None,
-        ["flip", "crop", "all"],
         "Mean over mirror images (flip), crops, or both (all). Crops are the "
         "corners and the centre, 7/8 of each side, beside the whole image.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
+        choices=("flip", "crop", "all"),
+    ),
+    Flag(
         "features",
-        None,
         "Write the features of the images to this .npz file. It holds `files` "
         "and `features`, float32 [images, features].",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "sort_to",
-        None,
-        "Copy the images into folders by class, below this one.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "annotate_to",
-        None,
-        "Write copies with the class below the image here.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
+    ),
+    Flag("sort_to", "Copy the images into folders by class, below this one."),
+    Flag("annotate_to", "Write copies with the class below the image here."),
+    Flag(
         "grad_cam_to",
-        None,
         "Write pictures of where the network looked here. Grad-CAM of the "
         "likeliest class.",
-        flag_values=values,
-    )
+    ),
+    rare=_RARE,
+)
+def predict(given: flags.FlagValues, words: Sequence[str]) -> int:
+    """Predict the classes of images: files, folders and patterns.
 
+        efficientnetv2 predict --model=runs/fashion_mnist image.png
+        efficientnetv2 predict --model=runs/photos folder/ '*.jpg' --json
+        efficientnetv2 predict --model=runs/photos folder/ --sort_to=sorted
 
-def run(given: flags.FlagValues, words: Sequence[str]) -> int:
+    Folders are searched recursively. Prints the likeliest classes of each
+    image with their probabilities. Missing and unreadable images are skipped
+    with a message, and the exit status is then 1.
+    """
     if not given.model:
         raise UserError("--model is missing, such as runs/fashion_mnist.")
     if given.json and given.csv:
@@ -173,15 +134,11 @@ def run(given: flags.FlagValues, words: Sequence[str]) -> int:
     return 1 if skipped else 0
 
 
-def _predict(
-    given: flags.FlagValues,
-    images: Sequence[str],
-    skip: Callable[[str, str], None],
-) -> None:
-    # TensorFlow is imported only now: mistakes above are shown at once.
-    with quiet.importing_tensorflow():
-        from efficientnetv2.serving import predict, views
-    classifier = predict.load(
+def _load(given: flags.FlagValues):
+    """Returns the classifier that the flags name."""
+    from efficientnetv2.serving import predict as prediction
+
+    return prediction.load(
         given.model,
         given.checkpoint,
         given.weights,
@@ -189,15 +146,27 @@ def _predict(
         given.normalization,
         given.class_names,
     )
+
+
+def _predict(
+    given: flags.FlagValues,
+    images: Sequence[str],
+    skip: Callable[[str, str], None],
+) -> None:
+    # TensorFlow is imported only now: mistakes above are shown at once.
+    with quiet.importing_tensorflow():
+        from efficientnetv2.serving import predict as prediction
+        from efficientnetv2.serving import views
+    classifier = _load(given)
     averaged = classifier
     if given.tta:
-        averaged = predict.Classifier(
+        averaged = prediction.Classifier(
             classifier.class_names,
             views.averaging(classifier.classify, given.tta),
         )
     write = _writer(given)
     done = []
-    found = predict.stream(
+    found = prediction.stream(
         averaged,
         images,
         given.top,
@@ -289,3 +258,50 @@ def _csv_writer() -> Callable:
             )
 
     return write
+
+
+@cli.command(
+    *_MODEL,
+    Flag(
+        "host",
+        "Address to listen on; 0.0.0.0 for all; default: 127.0.0.1.",
+        default="127.0.0.1",
+    ),
+    Flag(
+        "port",
+        "Port to listen on; default: the first free one from 7860.",
+        int,
+        low=1,
+        high=65535,
+    ),
+    Flag(
+        "share",
+        "Let Gradio give the page a public address for a week.",
+        bool,
+        default=False,
+    ),
+    rare=_RARE,
+)
+def demo(given: flags.FlagValues, words: Sequence[str]) -> None:
+    """Try a model in the browser: drop images, see classes and why.
+
+        efficientnetv2 demo --model=runs/fashion_mnist
+        efficientnetv2 demo --model=efficientnetv2-b0 --port=8080
+
+    Takes each model that `efficientnetv2 predict` takes. Only this machine can
+    reach the page, unless --host or --share says otherwise.
+    """
+    cli.no_words(words)
+    if not given.model:
+        raise UserError("--model is missing, such as runs/fashion_mnist.")
+    locate.find_model(given.model, given.checkpoint, given.weights)
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError(
+            "The demo needs gradio, which is not installed: pip install gradio"
+        )
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    # TensorFlow is imported only now: mistakes above are shown at once.
+    with quiet.importing_tensorflow():
+        from efficientnetv2 import demo as page
+    classifier = _load(given)
+    page.serve(classifier, given.model, given.host, given.port, given.share)

@@ -1,7 +1,6 @@
 """`python -m efficientnetv2.data` is `efficientnetv2 data`."""
 
-from efficientnetv2 import cli
-from efficientnetv2.commands import data
+from efficientnetv2 import cli, commands
 
 if __name__ == "__main__":
-    cli.start(data, "python -m efficientnetv2.data")
+    cli.start(commands.load("data"), "python -m efficientnetv2.data")

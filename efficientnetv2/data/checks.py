@@ -208,7 +208,7 @@ def _shrinking(source: Source, config) -> float:
     shorter = [min(shape) for shape in _shapes(source)]
     if not shorter:
         return 1.0
-    mode, _ = preprocessing.parse_augname(config.data.augname)
+    mode = config.data.normalization
     size, side = config.eval.isize, int(statistics.median(shorter))
     if preprocessing.crops(size, mode, config.data.eval_transformations):
         side = int(preprocessing.central_window(side, side, size)[2])

@@ -292,7 +292,7 @@ def is_chosen(config: ml_collections.ConfigDict, accelerated: bool) -> bool:
     """
     if config.data.augment_on is not None:
         return config.data.augment_on == "device"
-    _, policy = normalizations.parse_augname(config.data.augname)
+    policy = config.data.augname
     has_work = policy in POLICIES or bool(
         config.data.mixup_alpha or config.data.cutmix_alpha
     )
@@ -302,8 +302,7 @@ def is_chosen(config: ml_collections.ConfigDict, accelerated: bool) -> bool:
 
 def batch_maker(config: ml_collections.ConfigDict) -> Callable:
     """Returns `finish` for the batches of a run, to be compiled."""
-    mode, _ = normalizations.parse_augname(config.data.augname)
-    return functools.partial(finish, mode=mode)
+    return functools.partial(finish, mode=config.data.normalization)
 
 
 def finish(batch: Mapping, mode: str) -> tuple:

@@ -137,9 +137,7 @@ class _Schedule:
         self.config, self.plan, self.skipped = config, plan, skipped
         self.on_device = on_device
         self.rows = rows_of_part(config.train.batch_size, *part)
-        self.mode, self.policy = preprocessing.parse_augname(
-            config.data.augname
-        )
+        self.mode, self.policy = config.data.normalization, config.data.augname
         self.draws = _number_of_draws(config, self.policy)
         self.stage_of_steps = tf.constant(stage_of_steps(config, stages))
         self.sizes = tf.constant([s.image_size for s in stages], tf.int32)
@@ -472,7 +470,7 @@ def evaluation_dataset(
         eval.isize, 3]; int64 [batch], or float32 [batch, classes] of zeros
         and ones.
     """
-    mode, _ = preprocessing.parse_augname(config.data.augname)
+    mode = config.data.normalization
     size, chosen = config.eval.isize, config.data.eval_transformations
     antialias = config.data.antialias
 

@@ -1,7 +1,7 @@
 """From decoded images to what the network sees.
 
-Four conventions, chosen by `data.augname`, whose numbers `normalizations`
-has. 'default', 'ft' and 'lite' resize bilinearly, 'v1' bicubically.
+Four conventions, chosen by `data.normalization`, whose numbers
+`normalizations` has. 'v2', 'ft' and 'lite' resize bilinearly, 'v1' bicubically.
 """
 
 import tensorflow as tf
@@ -11,7 +11,6 @@ from efficientnetv2.data import decoding
 from efficientnetv2.normalizations import (  # noqa: F401
     MODES,
     NORMALIZATIONS,
-    parse_augname,
 )
 
 _CROP_PADDING = 32
@@ -74,7 +73,7 @@ def crops(size, mode: str, transformations: list[str] | None) -> bool:
     """Returns whether evaluation takes the central part of an image."""
     if transformations is not None:
         return "crop" in transformations
-    return mode in _V1_CROPS or (mode == "default" and size < 320)
+    return mode in _V1_CROPS or (mode == "v2" and size < 320)
 
 
 def resize(
@@ -120,7 +119,7 @@ def resize(
 def preprocess_for_eval(
     images: tf.Tensor,
     size,
-    mode: str = "default",
+    mode: str = "v2",
     transformations: list[str] | None = None,
     antialias: bool = False,
 ) -> tf.Tensor:
@@ -154,7 +153,7 @@ def preprocess_for_eval(
 def decode_for_eval(
     data: tf.Tensor,
     size,
-    mode: str = "default",
+    mode: str = "v2",
     transformations: list[str] | None = None,
     antialias: bool = False,
     portable: bool = False,

@@ -96,7 +96,7 @@ def write_sheets(
     """
     plan = config_lib.run_plan(config)
     stages = progressive.build_stages(config, plan)
-    mode, _ = preprocessing.parse_augname(config.data.augname)
+    mode = config.data.normalization
     paths = []
     for number, stage in enumerate(stages, 1):
         dataset = pipeline.training_dataset(

@@ -8,8 +8,9 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
+from efficientnetv2 import schema
 from efficientnetv2.data import class_list, csv_list, fashion_mnist, folders
 from efficientnetv2.data.listing import Listing
 from efficientnetv2.declarative import (
@@ -20,6 +21,7 @@ from efficientnetv2.declarative import (
     suggest,
 )
 from efficientnetv2.errors import DataError, nearest
+from efficientnetv2.schema import option
 
 DEFAULT_DATA_DIR = "~/.cache/efficientnetv2/data"
 _YAML = (".yaml", ".yml")
@@ -30,71 +32,61 @@ LISTED = ("folder", "csv")
 ABSENT = "absent"
 
 
+def _check_shards(value: list) -> None:
+    if len(value) != 2 or not all(type(n) in (int, type(None)) for n in value):
+        raise ValueError(f"{value!r} is not like [20, null].")
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A part of a dataset.
+    """A part of a dataset."""
 
-    Attributes:
-        num_images: exact number.
-        tfds_split: of TensorFlow Datasets, such as 'train[:55000]'.
-        part: of the IDX archives, such as 'train[:55000]'.
-        files: pattern of TFRecord shards, such as 'train-*'.
-        shards: first and last (excluded) of the sorted shards, or None.
-    """
-
-    num_images: int
-    tfds_split: str | None = None
-    part: str | None = None
-    files: str | None = None
-    shards: tuple[int | None, int | None] = (None, None)
+    num_images: int = option(help="exact number", low=1)
+    tfds_split: str | None = option(
+        None, "of TensorFlow Datasets, such as 'train[:55000]'"
+    )
+    part: str | None = option(
+        None, "of the IDX archives, such as 'train[:55000]'"
+    )
+    files: str | None = option(
+        None, "pattern of TFRecord shards, such as 'train-*'"
+    )
+    shards: list = option(
+        (None, None),
+        "first and last (excluded) of the sorted shards",
+        check=_check_shards,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a dataset.
+    """What is known of a dataset; without `name`, also the form of its file."""
 
-    Attributes:
-        name: in the registry, or the path that the user gave.
-        source: one of `SOURCES`; 'idx' is Fashion-MNIST's four archives.
-        num_classes: number of classes.
-        splits: 'train' and 'eval', often 'minival' and 'trainval'.
-        class_names: one a class, in the order of the labels.
-        recipe: used unless another is named.
-        channels: of the stored images: 1 or 3.
-        image_shape: [height, width, channels], None if they vary.
-        multi_label: whether an image has several classes.
-        tfds_name: of the builder, such as 'cifar10'.
-        image_key, label_key: features of a TFRecord example.
-        label_offset: added to the stored label; -1 where they begin at 1.
-        folder: of the images, or the CSV file that lists them.
-        license, citation, how_to_get: for people.
-    """
-
-    name: str
-    source: str
-    num_classes: int
-    splits: Mapping[str, Split]
-    class_names: list[str]
-    recipe: str = "finetune"
-    channels: int = 3
-    image_shape: list[int] | None = None
-    multi_label: bool = False
-    tfds_name: str | None = None
-    image_key: str = "image/encoded"
-    label_key: str = "image/class/label"
-    label_offset: int = 0
-    folder: str | None = None
-    license: str = "not stated"
-    citation: str = ""
-    how_to_get: str = ""
+    name: str = option(help="in the registry, or the path the user gave")
+    source: Literal[SOURCES] = option(help="idx: Fashion-MNIST's four archives")
+    num_classes: int = option(help="number of classes", low=1)
+    splits: dict = option(help="train and eval, often minival and trainval")
+    class_names: list = option(help="one per class, in the order of labels")
+    recipe: str = option("finetune", "used unless another is named")
+    channels: int = option(3, "of the stored images: 1 or 3", 1, 3)
+    image_shape: list | None = option(
+        None, "[height, width, channels], null if they vary"
+    )
+    multi_label: bool = option(False, "whether an image has several classes")
+    tfds_name: str | None = option(None, "of the builder, such as cifar10")
+    image_key: str = option("image/encoded", "feature of a TFRecord example")
+    label_key: str = option("image/class/label", "likewise, of the label")
+    label_offset: int = option(
+        0, "added to the stored label; -1 where they begin at 1"
+    )
+    folder: str | None = option(
+        None, "of the images, or the CSV file that lists them"
+    )
+    license: str = option("not stated", "for people")
+    citation: str = option("", "for people")
+    how_to_get: str = option("", "for people")
 
 
-_FIELDS = {
-    field.name: field
-    for field in dataclasses.fields(DatasetInfo)
-    if field.name != "name"
-}
-_SPLIT_FIELDS = [field.name for field in dataclasses.fields(Split)]
 _NEEDED = {"tfds": "tfds_split", "tfrecord": "files", "idx": "part"}
 
 
@@ -296,53 +288,40 @@ def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
         ConfigError: names the file, the option and what it should be.
     """
 
-    def fail(text):
-        raise ConfigError(f"dataset {name}: {text}")
-
-    for key in content:
-        if key not in _FIELDS:
-            near = nearest(str(key), _FIELDS)
-            hint = f" Did you mean {near!r}?" if near else ""
-            fail(f"unknown option {key!r}.{hint}")
-    values = dict(content)
-    source = values.get("source")
-    if source not in SOURCES:
-        fail(f"source must be one of {', '.join(SOURCES)}, not {source!r}.")
-    if source in LISTED:
-        return _parse_listed(name, values, fail)
-    if source == "tfds" and not isinstance(values.get("tfds_name"), str):
-        fail("source tfds needs 'tfds_name: NAME'.")
-    if not isinstance(values.get("splits"), dict):
-        fail("needs 'splits:' with train and eval.")
-    class_names = values.get("class_names")
+    where, values = f"dataset {name}", dict(content)
+    if values.get("source") in LISTED:
+        return _parse_listed(name, values, where)
+    classes, class_names = values.get("num_classes"), values.get("class_names")
     if isinstance(class_names, str):
-        class_names = _read_class_names(name, class_names, fail)
-    classes = values.get("num_classes", len(class_names or []))
-    if not isinstance(classes, int) or classes < 1:
-        fail(f"num_classes must be a whole number, not {classes!r}.")
+        class_names = _read_class_names(name, class_names, where)
+    if classes is None:
+        classes = len(class_names or [])
+    known = schema.describe(DatasetInfo)["num_classes"]
+    classes = known.convert(classes, where)
     if class_names is None:
         class_names = [str(index) for index in range(classes)]
     if not isinstance(class_names, list) or len(class_names) != classes:
-        fail(f"class_names must be a list of {classes} names, or a file of it.")
+        raise ConfigError(
+            f"{where}: class_names must be a list of {classes} names, or a "
+            "file of it."
+        )
     values["num_classes"] = classes
     values["class_names"] = [str(each) for each in class_names]
+    values = schema.read(DatasetInfo, values, where, leave=("name",))
+    source = values["source"]
+    if source == "tfds" and not values.get("tfds_name"):
+        raise ConfigError(f"{where}: source tfds needs 'tfds_name: NAME'.")
     values["splits"] = {
-        key: _parse_split(split, source, f"{key!r}", fail)
+        key: _parse_split(split, source, f"{where}: split {key!r}")
         for key, split in values["splits"].items()
     }
     for key in ("train", "eval"):
         if key not in values["splits"]:
-            fail(f"needs a split {key!r}.")
-    for key, value in values.items():
-        default = _FIELDS[key].default
-        if isinstance(default, (bool, int, str)) and not isinstance(
-            value, type(default)
-        ):
-            fail(f"{key} must be like {default!r}, not {value!r}.")
+            raise ConfigError(f"{where} needs a split {key!r}.")
     return DatasetInfo(name=name, **values)
 
 
-def _read_class_names(name: str, file: str, fail) -> list[str]:
+def _read_class_names(name: str, file: str, where: str) -> list[str]:
     """Returns the names of a file, which lies where the YAML file does."""
     folder = declarative_dir("datasets")
     if name.endswith(_YAML):
@@ -350,51 +329,39 @@ def _read_class_names(name: str, file: str, fail) -> list[str]:
     try:
         return list(class_list.read_table(folder / file))
     except (OSError, UnicodeDecodeError) as error:
-        fail(f"class_names: cannot read {folder / file}: {error}.")
+        raise ConfigError(
+            f"{where}: class_names: cannot read {folder / file}: {error}."
+        ) from None
 
 
-def _parse_split(content, source: str, label: str, fail) -> Split:
-    if not isinstance(content, dict):
-        fail(f"split {label} must be a mapping such as {{num_images: 100}}.")
-    for key in content:
-        if key not in _SPLIT_FIELDS:
-            fail(
-                f"split {label}: unknown option {key!r}; known: "
-                f"{', '.join(_SPLIT_FIELDS)}."
-            )
+def _parse_split(content: Any, source: str, where: str) -> Split:
+    values = schema.read(Split, content, where)
     needed = _NEEDED[source]
-    if not isinstance(content.get(needed), str):
-        fail(f"split {label} needs '{needed}: ...'.")
-    count = content.get("num_images")
-    if not isinstance(count, int) or count < 1:
-        fail(f"split {label}: num_images must be at least 1, not {count!r}.")
-    shards = content.get("shards", [None, None])
-    if not (
-        isinstance(shards, list)
-        and len(shards) == 2
-        and all(each is None or isinstance(each, int) for each in shards)
-    ):
-        fail(f"split {label}: shards must be like [20, null].")
-    return Split(**{**content, "shards": tuple(shards)})
+    if not values.get(needed):
+        raise ConfigError(f"{where} needs '{needed}: ...'.")
+    return Split(**values | {"shards": tuple(values.get("shards", [None] * 2))})
 
 
-def _parse_listed(name: str, values: dict, fail) -> DatasetInfo:
+def _parse_listed(name: str, values: dict, where: str) -> DatasetInfo:
     """Returns a folder or CSV file that a YAML file names."""
+    source = values["source"]
     if not isinstance(values.get("folder"), str):
-        what = "path" if values["source"] == "folder" else "path.csv"
-        fail(f"source {values['source']} needs 'folder: {what}'.")
-    for key in ("class_names", "num_classes", "splits", "multi_label"):
+        what = "path" if source == "folder" else "path.csv"
+        raise ConfigError(f"{where}: source {source} needs 'folder: {what}'.")
+    of_folder = ("class_names", "num_classes", "splits", "multi_label")
+    for key in of_folder:
         if key in values:
-            fail(
-                f"{key} is not for source {values['source']}, of which it is "
-                f"read. The order of classes is in {class_list.FILE} in the "
-                "folder."
+            raise ConfigError(
+                f"{where}: {key} is not for source {source}, whose folder "
+                f"determines it; {class_list.FILE} in the folder sets the "
+                "order of the classes."
             )
+    values = schema.read(DatasetInfo, values, where, ("name", *of_folder))
     base = pathlib.Path(name).parent if name.endswith(_YAML) else "."
     path = folders.expand(pathlib.Path(base, values["folder"]))
     is_csv = path.name.endswith(csv_list.SUFFIXES)
-    if is_csv != (values["source"] == "csv"):
-        fail(f"source {values['source']} does not go with {path}.")
+    if is_csv != (source == "csv"):
+        raise ConfigError(f"{where}: source {source} does not go with {path}.")
     found = _listed_info(name, path)
     return dataclasses.replace(found, **values | {"folder": str(path)})
 

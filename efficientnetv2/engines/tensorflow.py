@@ -26,7 +26,7 @@ from efficientnetv2.engines import (
 from efficientnetv2.models import architecture
 
 # Passes of TensorFlow's graph optimizer that cost seconds at the first step
-# and bring a step on a CPU nothing; see benchmarks/graph_passes.py.
+# and bring a step on a CPU nothing.
 _SLOW_PASSES = (
     "constant_folding",
     "arithmetic_optimization",

@@ -1,7 +1,6 @@
 """`python -m efficientnetv2.models` is `efficientnetv2 models`."""
 
-from efficientnetv2 import cli
-from efficientnetv2.commands import models
+from efficientnetv2 import cli, commands
 
 if __name__ == "__main__":
-    cli.start(models, "python -m efficientnetv2.models")
+    cli.start(commands.load("models"), "python -m efficientnetv2.models")

@@ -2,7 +2,7 @@
 
 TensorFlow's CPU kernels for 1x1 convolutions and for the filter gradient of
 depthwise convolutions of tiny images spend most of their time on reordering
-(benchmarks/step.py measures both). Elsewhere the layers are Keras' own.
+(benchmarks/ours.py measures both). Elsewhere the layers are Keras' own.
 """
 
 import functools

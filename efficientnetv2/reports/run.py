@@ -281,7 +281,7 @@ def _mistakes(
     """Returns (picture, caption lines); keeps them as one PNG file, too."""
     if not observer.mistakes:
         return []
-    mode, _ = preprocessing.parse_augname(run.config.data.augname)
+    mode = run.config.data.normalization
     images, captions = [], []
     for probability, image, label, predicted in observer.mistakes:
         images.append(preprocessing.denormalize(image, mode).numpy())

@@ -21,7 +21,7 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2.data import class_list, fingerprint, preprocessing, registry
 from efficientnetv2.errors import nearest
 from efficientnetv2.models import architecture, naming, weights
-from efficientnetv2.normalizations import mode_of
+from efficientnetv2.options import MIN_IMAGE_SIZE
 from efficientnetv2.serving import locate, saved_model
 from efficientnetv2.serving import spec as spec_lib
 from efficientnetv2.serving.locate import Location, ModelError
@@ -93,7 +93,7 @@ def load(
                 "The model normalizes its images itself: leave out "
                 f"normalization={normalization!r}."
             )
-        spec = dataclasses.replace(spec, mode=_mode(normalization))
+        spec = dataclasses.replace(spec, mode=normalization)
     return _classifier(network, spec, normalization)
 
 
@@ -145,12 +145,11 @@ def _given(
         "class_names": class_names,
     }
     if image_size is not None and (
-        not isinstance(image_size, int)
-        or image_size < config_lib.MIN_IMAGE_SIZE
+        not isinstance(image_size, int) or image_size < MIN_IMAGE_SIZE
     ):
         raise ModelError(
             f"image_size={image_size!r} must be a whole number of at least "
-            f"{config_lib.MIN_IMAGE_SIZE} pixels."
+            f"{MIN_IMAGE_SIZE} pixels."
         )
     if normalization is not None and normalization not in NORMALIZATIONS:
         near = nearest(str(normalization), NORMALIZATIONS)
@@ -160,10 +159,6 @@ def _given(
             f"{', '.join(NORMALIZATIONS)}."
         )
     return {key: value for key, value in given.items() if value is not None}
-
-
-def _mode(normalization: str) -> str:
-    return "default" if normalization == "v2" else normalization
 
 
 def _class_names(names: str | Sequence[str], count: int) -> list[str]:
@@ -212,9 +207,9 @@ def _spec_of(
     if image_size is None and known:
         image_size = known["eval"]["isize"]
     normalization = given.get("normalization")
-    mode = mode_of(known) if known else None
+    mode = known["data"]["normalization"] if known else None
     if mode is None and (normalization == "none" or _inside(network)):
-        mode = "default"
+        mode = "v2"
     missing = []
     if image_size is None:
         missing.append("image_size=..., in pixels")
@@ -227,7 +222,7 @@ def _spec_of(
         )
     return ServingSpec(
         image_size=image_size,
-        mode=mode or _mode(normalization),
+        mode=mode or normalization,
         transformations=None,
         activation=_activation(network),
         class_names=[f"class {k}" for k in range(classes)],

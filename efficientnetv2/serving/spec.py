@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from efficientnetv2.data import preprocessing
 from efficientnetv2.errors import UserError
 
 # The member of a .keras file, which is a zip archive, that holds a spec.
@@ -42,6 +41,11 @@ class ServingSpec:
     class_names: Sequence[str]
     antialias: bool = False
 
+    def __post_init__(self):
+        if self.mode == "default":
+            # So earlier versions called it.
+            object.__setattr__(self, "mode", "v2")
+
     @classmethod
     def from_config(cls, config: Mapping, class_names: Sequence[str]):
         """Returns the spec that evaluation has by a configuration.
@@ -51,14 +55,13 @@ class ServingSpec:
             class_names: of the dataset. Logits beyond them, which a larger
                 `model.num_classes` gives, are called 'class 12' and so on.
         """
-        mode, _ = preprocessing.parse_augname(config["data"]["augname"])
         chosen = config["data"]["eval_transformations"]
         loss = config["train"]["loss_type"]
         count = config["model"]["num_classes"]
         further = [f"class {k}" for k in range(len(class_names), count)]
         return cls(
             image_size=config["eval"]["isize"],
-            mode=mode,
+            mode=config["data"]["normalization"],
             transformations=None if chosen is None else list(chosen),
             activation="softmax" if loss == "softmax" else "sigmoid",
             class_names=[*class_names, *further],

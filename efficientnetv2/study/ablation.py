@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import ml_collections
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import files, progress, progressive
+from efficientnetv2 import files, progress, progressive, speed
 from efficientnetv2.declarative import ConfigError, suggest
 from efficientnetv2.errors import UserError
 from efficientnetv2.formatting import format_seconds
 from efficientnetv2.models import counting
-from efficientnetv2.study import definition, inference, records
+from efficientnetv2.study import definition, records
 from efficientnetv2.study.definition import Study
 from efficientnetv2.study.records import Folder, StudyError
 
@@ -292,10 +292,9 @@ class Driver:
         if batch_size:
             commands.append(
                 [
-                    "-m",
-                    "efficientnetv2.study.inference",
+                    *("-m", "efficientnetv2", "benchmark"),
                     f"--model_dir={model_dir}",
-                    f"--batch_size={batch_size}",
+                    f"--inference_batch_size={batch_size}",
                 ]
             )
         start = time.monotonic()
@@ -372,9 +371,9 @@ def make_result(
         counting.count_stages(resolved["model"], config.eval.isize)
     )
     seconds = metrics["train_seconds"] - metrics["evaluation_seconds"]
-    speed = None
+    inference = None
     if study.inference_batch_size:
-        speed = records.read_json(model_dir / inference.RESULT)
+        inference = records.read_json(model_dir / speed.INFERENCE)
     return {
         "study": study.name,
         "arm": task.arm,
@@ -406,7 +405,7 @@ def make_result(
         "train_images_per_second": (
             plan.total_steps * config.train.batch_size / seconds
         ),
-        "inference": speed,
+        "inference": inference,
         "environment": {
             key: metrics["environment"][key]
             for key in sorted(metrics["environment"].keys() - {"command"})
@@ -418,6 +417,6 @@ def make_result(
 
 if __name__ == "__main__":
     from efficientnetv2 import cli
-    from efficientnetv2.commands import study as command
+    from efficientnetv2.commands.study import study as command
 
     cli.start(command, "python -m efficientnetv2.study.ablation")

@@ -18,86 +18,71 @@ A study is a file of `hparams/studies/` or a user's own YAML file:
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import ml_collections
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative
+from efficientnetv2 import declarative, schema
 from efficientnetv2.declarative import ConfigError, suggest
+from efficientnetv2.schema import option
 
-TESTS = ("better", "faster")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One of the configurations that a study compares.
+    """One of the configurations that a study compares."""
 
-    Attributes:
-        name: of the arm, and of its folder.
-        title: for people.
-        overrides: as in --hparam_str, after those of the study.
-    """
-
-    name: str
-    title: str
-    overrides: str = ""
+    name: str = option(help="of the arm, and of its folder")
+    title: str = option("", "for people")
+    overrides: str = option("", "as in --hparam_str, after those of the study")
 
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-    """What is tested by comparing two arms.
+    """What is tested by comparing two arms."""
 
-    Attributes:
-        claim: a sentence.
-        test: 'better': the top-1 of `arm` is higher than that of `against`;
-            'faster': `arm` reaches it in `max_time_ratio` of the time.
-        arm, against: names of arms.
-        max_time_ratio: of 'faster', in (0, 1].
-        margin: of 'faster': a top-1 that is lower by less than so many points
-            counts as reached.
-    """
-
-    claim: str
-    test: str
-    arm: str
-    against: str
-    max_time_ratio: float | None = None
-    margin: float | None = None
+    claim: str = option(help="a sentence")
+    test: Literal["better", "faster"] = option(
+        help="better: the top-1 of arm is higher than that of against; "
+        "faster: arm reaches it in max_time_ratio of the time"
+    )
+    arm: str = option(help="name of an arm")
+    against: str = option(help="name of an arm")
+    max_time_ratio: float | None = option(None, "of faster, above 0", 1e-9, 1)
+    margin: float | None = option(
+        None,
+        "of faster: a top-1 that is lower by less than so many points counts "
+        "as reached",
+        0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A study.
+    """A study; without `name`, also the form of its file."""
 
-    Attributes:
-        name: of its folder.
-        title, description: for people.
-        dataset: a name of `datasets/`, a YAML file or a folder.
-        recipe: a name of `hparams/recipes/` or a YAML file; None: the
-            dataset's.
-        overrides: of all arms, as in --hparam_str.
-        base: the arm that the others are compared with.
-        arms: in the order of the report.
-        curves: names of the arms whose curves the report draws.
-        hypotheses: what is tested.
-        inference_batch_size: images a batch when the speed of inference is
-            measured after each run; None: it is not measured.
-    """
-
-    name: str
-    title: str
-    dataset: str
-    base: str
-    arms: tuple[Arm, ...]
-    curves: tuple[str, ...]
-    description: str = ""
-    recipe: str | None = None
-    overrides: str = ""
-    hypotheses: tuple[Hypothesis, ...] = ()
-    inference_batch_size: int | None = None
+    name: str = option(help="of its folder")
+    title: str = option(help="for people")
+    dataset: str = option(help="a name of datasets/, a YAML file or a folder")
+    base: str = option(help="the arm that the others are compared with")
+    arms: dict = option(help="in the order of the report")
+    curves: list = option((), "arms whose curves the report draws; (): all")
+    description: str = option("", "for people")
+    recipe: str | None = option(
+        None,
+        "a name of hparams/recipes/ or a YAML file; null: the dataset's",
+    )
+    overrides: str = option("", "of all arms, as in --hparam_str")
+    hypotheses: list = option((), "what is tested")
+    inference_batch_size: int | None = option(
+        None,
+        "images per batch when the speed of inference is measured after each "
+        "run; null: it is not measured",
+        1,
+    )
 
     def arm(self, name: str) -> Arm:
         """Returns the arm of that name."""
@@ -145,9 +130,9 @@ def parse(name: str, content: Mapping[str, Any]) -> Study:
         raise ConfigError(
             f"{where}: call the file by letters, digits, '_' and '-'."
         )
-    values = _fields(content, Study, where, left_out=("name",))
-    arms = values.get("arms")
-    if not isinstance(arms, Mapping) or len(arms) < 2:
+    values = _read(Study, content, where, leave=("name",))
+    arms = values["arms"]
+    if len(arms) < 2:
         raise ConfigError(
             f"{where}: 'arms' must hold at least two, such as 'plain: {{title: "
             "no dropout, overrides: model.dropout_rate=0}'."
@@ -156,58 +141,25 @@ def parse(name: str, content: Mapping[str, Any]) -> Study:
         _parse_arm(str(arm), arms[arm], where) for arm in arms
     )
     names = [arm.name for arm in values["arms"]]
-    values.setdefault("curves", names)
-    if not isinstance(values["curves"], list):
-        raise ConfigError(f"{where}: 'curves' must be a list of arms.")
-    values["curves"] = tuple(values["curves"])
-    hypotheses = values.get("hypotheses", [])
-    if not isinstance(hypotheses, list):
-        raise ConfigError(f"{where}: 'hypotheses' must be a list.")
+    values["curves"] = tuple(values.get("curves", names))
     values["hypotheses"] = tuple(
         _parse_hypothesis(each, f"{where}: hypothesis {number}", names)
-        for number, each in enumerate(hypotheses, 1)
+        for number, each in enumerate(values.get("hypotheses", []), 1)
     )
-    for key in ("title", "dataset", "base"):
-        if not isinstance(values.get(key), str):
-            raise ConfigError(f"{where} needs '{key}: ...'.")
-    for option, chosen in [("base", values["base"])] + [
+    for key, chosen in [("base", values["base"])] + [
         ("curves", curve) for curve in values["curves"]
     ]:
-        _check_arm(chosen, names, f"{where}: {option}")
-    batch = values.get("inference_batch_size")
-    if batch is not None and (type(batch) is not int or batch < 1):
-        raise ConfigError(
-            f"{where}: inference_batch_size must be a whole number of at least "
-            f"1, not {batch!r}."
-        )
+        _check_arm(chosen, names, f"{where}: {key}")
     return Study(name=name, **values)
 
 
-def _fields(content, kind, where: str, left_out: Iterable[str] = ()) -> dict:
-    """Returns the values of a dataclass; texts are checked to be texts."""
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{where} must be a mapping, not {content!r}.")
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    valid = [name for name in fields if name not in left_out]
-    values = {}
-    for key, value in content.items():
-        if key not in valid:
-            raise ConfigError(
-                f"{where}: unknown option {key!r}." + suggest(str(key), valid)
-            )
-        text = fields[key].type in (str, str | None)
-        if text and not (
-            isinstance(value, str)
-            or (value is None and fields[key].default is None)
-        ):
-            hint = ""
-            if key == "overrides":
-                hint = " Write them as in --hparam_str: train.epochs=3, ..."
-            raise ConfigError(
-                f"{where}: {key} must be text, not {value!r}.{hint}"
-            )
-        values[key] = " ".join(value.split()) if text and value else value
-    return values
+def _read(kind: type, content: Any, where: str, leave: tuple = ()) -> dict:
+    """Returns the values of a dataclass; texts are unwrapped."""
+    values = schema.read(kind, content, where, leave)
+    return {
+        key: " ".join(each.split()) if isinstance(each, str) else each
+        for key, each in values.items()
+    }
 
 
 def _check_arm(name, names: list[str], where: str) -> None:
@@ -217,49 +169,33 @@ def _check_arm(name, names: list[str], where: str) -> None:
         )
 
 
-def _parse_arm(name: str, content, where: str) -> Arm:
+def _parse_arm(name: str, content: Any, where: str) -> Arm:
     where = f"{where}: arm {name}"
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"{where}: call it by letters, digits, '_' and '-'; it names a "
             "folder."
         )
-    values = _fields(content, Arm, where, left_out=("name",))
+    values = _read(Arm, content, where, leave=("name",))
     return Arm(name=name, **{"title": name, **values})
 
 
-def _parse_hypothesis(content, where: str, names: list[str]) -> Hypothesis:
-    values = _fields(content, Hypothesis, where)
-    for key in ("claim", "test", "arm", "against"):
-        if key not in values:
-            raise ConfigError(f"{where} needs '{key}: ...'.")
-    if values["test"] not in TESTS:
-        raise ConfigError(
-            f"{where}: test={values['test']!r} is not valid."
-            + suggest(values["test"], list(TESTS))
-        )
+def _parse_hypothesis(content: Any, where: str, names: list[str]) -> Hypothesis:
+    found = Hypothesis(**_read(Hypothesis, content, where))
     for key in ("arm", "against"):
-        _check_arm(values[key], names, f"{where}: {key}")
-    ratio = values.get("max_time_ratio")
-    if (values["test"] == "faster") != (ratio is not None) or (
-        ratio is not None
-        and not (isinstance(ratio, (int, float)) and 0 < ratio <= 1)
-    ):
+        _check_arm(getattr(found, key), names, f"{where}: {key}")
+    if (found.test == "faster") != (found.max_time_ratio is not None):
         raise ConfigError(
             f"{where}: 'max_time_ratio', above 0 and at most 1, belongs to the "
-            f"test 'faster'; it is {ratio!r} in the test {values['test']!r}."
+            f"test 'faster'; it is {found.max_time_ratio!r} in the test "
+            f"{found.test!r}."
         )
-    margin = values.get("margin")
-    if margin is not None and (
-        values["test"] != "faster"
-        or not isinstance(margin, (int, float))
-        or margin < 0
-    ):
+    if found.margin is not None and found.test != "faster":
         raise ConfigError(
             f"{where}: 'margin', points of top-1 from 0, belongs to the test "
-            f"'faster'; it is {margin!r} in the test {values['test']!r}."
+            f"'faster'; it is {found.margin!r} in the test {found.test!r}."
         )
-    return Hypothesis(**values)
+    return found
 
 
 def to_dict(study: Study) -> dict:

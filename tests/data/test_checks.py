@@ -163,6 +163,7 @@ def test_reasons_are_those_of_the_decoder(form, word):
     assert word in reason and "\n" not in reason and "[[" not in reason
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_the_verdict(tmp_path):
     root = _folder(tmp_path / "photos")
     command = [sys.executable, "-m", "efficientnetv2.data", "check"]

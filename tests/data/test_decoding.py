@@ -173,6 +173,7 @@ def test_parts_of_turned_jpegs(orientation, antialias):
                 assert np.abs(result - expected).mean() < 6
 
 
+@pytest.mark.slow
 def test_training_sees_upright_images(tiny_config):
     upright = Image.fromarray(PIXELS)
     items = [stored(upright, k, quality=98, subsampling=0) for k in _STORED]

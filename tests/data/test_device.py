@@ -142,6 +142,7 @@ def test_where_a_run_augments(tiny_config):
     assert not on_device("data.mix_on_device=false")
 
 
+@pytest.mark.slow
 def test_a_run_trains_the_same_on_both(tiny_config, source):
     weights = []
     for where in ("host", "device"):
@@ -193,6 +194,7 @@ def test_it_compiles_for_accelerators_without_calling_the_host(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BACKEND == "jax", reason="starts itself")
 def test_on_jax():
     done = subprocess.run(

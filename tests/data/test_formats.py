@@ -28,6 +28,8 @@ from efficientnetv2.data import (
 from efficientnetv2.errors import DataError
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.slow
+
 CLASSES = [f"class {k}" for k in range(10)]
 
 

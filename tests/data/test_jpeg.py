@@ -104,6 +104,7 @@ def _batch(source, config):
     return next(dataset.as_numpy_iterator())
 
 
+@pytest.mark.slow
 def test_the_pipeline_gives_the_same_images(tiny_config):
     def encode(form):
         buffer = io.BytesIO()

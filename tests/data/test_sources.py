@@ -62,6 +62,7 @@ def test_a_wrong_number_of_images_is_an_error(monkeypatch):
         sources.load_split(config, "minival", log=lambda _: None)
 
 
+@pytest.mark.slow
 def test_a_failed_import_of_tensorflow_datasets_says_why(tmp_path):
     # As in Colab: it imports, logs a traceback, and has no names.
     broken = tmp_path / "tensorflow_metadata"

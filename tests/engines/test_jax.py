@@ -8,6 +8,8 @@ import pytest
 
 from tests.engines import steps
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):

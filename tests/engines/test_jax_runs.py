@@ -15,6 +15,8 @@ from efficientnetv2.data import export, registry
 from tests.conftest import make_source
 from tests.engines import steps
 
+pytestmark = pytest.mark.slow
+
 KILLS = 3
 OVERRIDES = (
     f"{steps.OVERRIDES},train.stages=1,model.survival_prob=0.8,"

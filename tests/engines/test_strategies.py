@@ -19,6 +19,8 @@ from efficientnetv2.engines import strategies
 from tests.conftest import TINY, examples
 from tests.engines.distributed_run import SAME
 
+pytestmark = pytest.mark.slow
+
 
 @examples(25)
 @given(unit=st.integers(1, 6), parts=st.integers(1, 8))

@@ -28,6 +28,8 @@ from efficientnetv2.serving import spec as spec_lib
 from efficientnetv2.serving.comparison import Batch, Result
 from efficientnetv2.serving.spec import ServingSpec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def config(folder_run):

@@ -44,6 +44,7 @@ def _agree(predictions, expected):
     np.testing.assert_allclose(_values(predictions), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_object(model, image):
     (found,) = efficientnetv2.predict(model, image, top=9)
     # B0's own size and normalization, by its name.
@@ -88,7 +89,7 @@ def test_a_file_of_kerass_own_model_save(model, image, tmp_path):
     (found,) = efficientnetv2.predict(
         tmp_path / "own.keras", image, top=9, image_size=32, normalization="v2"
     )
-    _agree(found, _expected(model, image, 32, "default"))
+    _agree(found, _expected(model, image, 32, "v2"))
     theirs = keras.Sequential(
         [
             keras.Input((None, None, 3)),
@@ -116,7 +117,7 @@ def test_a_file_of_kerass_own_model_save(model, image, tmp_path):
     )
     # Its outputs are probabilities already.
     pixels = preprocessing.to_pixels(
-        preprocessing.preprocess_for_eval(image[None], 40), "default"
+        preprocessing.preprocess_for_eval(image[None], 40), "v2"
     )
     _agree(found, theirs(pixels)[0])
     headless = keras.Model(model.input, model.get_layer("head").input)

@@ -13,6 +13,8 @@ from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.serving import locate, predict
 from efficientnetv2.serving.spec import ServingSpec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def forms(folder_run, tmp_path_factory):
@@ -221,8 +223,8 @@ def test_published_weights_by_name(monkeypatch, tmp_path):
     predict.load("efficientnet-b0", weights=str(tmp_path))
     assert asked["weights"] == str(tmp_path)
     assert [(s.image_size, s.mode) for s in specs] == [
-        (384, "default"),
-        (384, "default"),
+        (384, "v2"),
+        (384, "v2"),
         (224, "v1"),
     ]
 

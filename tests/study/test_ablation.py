@@ -19,6 +19,8 @@ from efficientnetv2.study import ablation, definition, records
 from efficientnetv2.study.ablation import Driver, plan_tasks
 from efficientnetv2.study.records import Folder, StudyError
 
+pytestmark = pytest.mark.slow
+
 
 def _driver(study, tmp_path, runs, lines=None):
     return Driver(

@@ -39,10 +39,10 @@ def _changed(path: str, value):
     ("path", "value", "words"),
     [
         ("titel", "x", ["'titel'", "'title'"]),
-        ("title", 3, ["title must be text", "3"]),
+        ("title", [3], ["title must be text", "3"]),
         ("base", "litle", ["'litle'", "'little'"]),
         ("curves", ["mach"], ["curves", "'much'"]),
-        ("curves", "much", ["curves", "list"]),
+        ("curves", {"much": 1}, ["curves", "list"]),
         ("arms", {"one": {}}, ["at least two"]),
         ("arms/much/override", "a=1", ["arm much", "'overrides'"]),
         (

@@ -8,6 +8,8 @@ import efficientnetv2
 from efficientnetv2.models.naming import WeightsError
 from tests.models.weights.made import logits, randomize
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("theirs", "ours", "preprocessing"),

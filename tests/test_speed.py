@@ -4,18 +4,20 @@ import argparse
 import importlib.util
 import json
 import pathlib
+import runpy
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from efficientnetv2 import cli, commands, runs, speed
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import runs
+from efficientnetv2.commands import study
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import counting
-from efficientnetv2.study import benchmark, speed
 
-FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks"
+FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,7 @@ def driver():
     del sys.modules["run"]
 
 
+@pytest.mark.slow
 def test_a_stage_is_measured(tiny_config, source, small_data):
     config = tiny_config("train.stages=2,data.augname=null")
     result = speed.measure_stage(config, 1, steps=2)
@@ -47,6 +50,7 @@ def test_a_stage_is_measured(tiny_config, source, small_data):
     assert 2**27 < result["peak_memory"] < 2**36
 
 
+@pytest.mark.slow
 def test_latency_is_measured(tiny_config):
     results = speed.measure_latency(tiny_config(), calls=3)
     assert [(r["form"], r["batch_size"]) for r in results] == [
@@ -72,11 +76,12 @@ def test_a_measurement_answers_with_json(tiny_config, monkeypatch):
     assert answer == {"error": "fashion_mnist 3 4"}
 
 
+@pytest.mark.slow
 def test_measurements_run_apart(tiny_config):
-    machine = benchmark._apart("machine", tiny_config())
+    machine = speed.apart("machine", tiny_config())
     assert machine["matmul_gflops"] > 0
     with pytest.raises(UserError, match="Measuring nothing failed"):
-        benchmark._apart("nothing", tiny_config())
+        speed.apart("nothing", tiny_config())
 
 
 def test_the_report_shows_what_was_measured():
@@ -96,9 +101,9 @@ def test_the_report_shows_what_was_measured():
     latency = [
         {"form": "Keras", "batch_size": 8, "p50": 1.5, "p90": 2.0, "p99": 12.25}
     ]
-    share = benchmark.waiting_share(stages)
+    share = speed.waiting_share(stages)
     assert share == pytest.approx(0.06)
-    text = benchmark.report(
+    text = study.format_speed(
         {
             "model_name": "efficientnetv2-b0",
             "machine": {
@@ -126,12 +131,13 @@ def test_the_time_to_a_line():
     program = "import time; print('a'); time.sleep(0.3); print('b c')"
     program += "; time.sleep(60)"
     command = [sys.executable, "-u", "-c", program]
-    assert 0.3 < benchmark.seconds_to_line(command, " c") < 30
+    assert 0.3 < speed.seconds_to_line(command, " c") < 30
     command = [sys.executable, "-c", "raise SystemExit('no such thing')"]
     with pytest.raises(UserError, match="exit code 1: no such thing"):
-        benchmark.seconds_to_line(command, "b")
+        speed.seconds_to_line(command, "b")
 
 
+@pytest.mark.slow
 def test_mistakes_end_with_a_message():
     for arguments, word in (
         (["--model_name=efficientnetv2-z"], "efficientnetv2-"),
@@ -143,7 +149,8 @@ def test_mistakes_end_with_a_message():
             [
                 sys.executable,
                 "-m",
-                "efficientnetv2.study.benchmark",
+                "efficientnetv2",
+                "benchmark",
                 *arguments,
             ],
             capture_output=True,
@@ -220,21 +227,60 @@ def test_of_times_the_lower_is_better(driver):
     assert ours["reaches"] is False
 
 
-def test_scripts_are_there_and_their_answers_are_read(driver):
-    options = argparse.Namespace(torch_python=None, seconds=1.0)
+def test_every_subject_is_compared_and_answers_are_read(driver, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    subjects = {}
+    monkeypatch.setattr("timing.main", lambda found: subjects.update(
+        {function.__name__: function for function in found}
+    ))  # fmt: skip
+    for name in ("ours", "peers"):
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    options = argparse.Namespace(
+        torch_python=None, seconds=1.0, accelerator=False, images=100
+    )
     known = driver.comparisons(options)
-    files = {s.command[1] for each in known for s in each.scripts}
-    for file in files:
-        assert (FOLDER.parent / file).is_file()
-    scripts = {f"benchmarks/{p.name}" for p in FOLDER.glob("*.py")}
-    alone = ("run", "timing", "soak", "compile_for_tpu", "inference")
-    helpers = {f"benchmarks/{name}.py" for name in alone}
-    assert scripts - helpers == files
+    options.accelerator = True
+    known += driver.comparisons(options)
+    used = {script.command[2] for each in known for script in each.scripts}
+    assert used == subjects.keys()
     program = "print('words'); print('{\"value\": 2.5, \"versions\": {}}')"
     answer = driver.run_script([sys.executable, "-c", program])
     assert answer == {"value": 2.5, "versions": {}}
     with pytest.raises(SystemExit, match="went wrong"):
         driver.run_script([sys.executable, "-c", "raise OSError('went wrong')"])
+
+
+@pytest.mark.slow
+def test_one_command_renews_the_results(tmp_path):
+    """A peer that is not installed is skipped with its reason."""
+    out = tmp_path / "benchmarks"
+    subprocess.run(
+        [
+            *(sys.executable, "benchmarks/run.py", f"--out={out}"),
+            *("--only=randaugment", "--repeats=1", "--seconds=0.01"),
+        ],
+        check=True,
+        capture_output=True,
+        cwd=FOLDER.parent,
+    )
+    content = json.loads(out.with_suffix(".json").read_text())
+    assert len(content["comparisons"]) == 3
+    for comparison in content["comparisons"]:
+        ours, keras = comparison["rows"]
+        assert ours["median"] > 0 and keras["ratio"] > 0
+    text = out.with_suffix(".md").read_text()
+    assert "## RandAugment, 2 layers, magnitude 10, 224 px" in text
+    assert "python benchmarks/ours.py randaugment --size=32" in text
+
+
+def test_the_inference_of_a_finished_run(folder_run, tmp_path):
+    command = commands.load("benchmark")
+    shutil.copytree(folder_run, tmp_path / "run")
+    arguments = [f"--model_dir={tmp_path / 'run'}", "--inference_batch_size=4"]
+    command.run(*cli.parse(command, arguments))
+    result = json.loads((tmp_path / "run" / speed.INFERENCE).read_text())
+    assert result["images_per_second"] > 0
+    assert result["batch_size"] == 4 and result["image_size"] == 24
 
 
 def test_the_clock_leaves_the_start_out(monkeypatch):
@@ -251,6 +297,7 @@ def test_the_clock_leaves_the_start_out(monkeypatch):
 def test_fit_is_measured_after_its_first_steps(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     import keras
+    import peers
     import tensorflow as tf
     import timing
 
@@ -258,5 +305,5 @@ def test_fit_is_measured_after_its_first_steps(monkeypatch):
     model.compile("sgd", "mse", jit_compile=False)
     batch = tf.zeros([2, 4, 4, 1]), tf.zeros([2, 3])
     dataset = tf.data.Dataset.from_tensors(batch).repeat()
-    assert timing.fit_images_per_second(model, dataset, 2, 0.05) > 0
+    assert peers.fit_images_per_second(model, dataset, 2, 0.05) > 0
     assert int(model.optimizer.iterations) > timing.WARM_UP

@@ -1,0 +1,389 @@
+"""The commands that list: datasets, models and runs."""
+
+import csv
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from efficientnetv2 import (
+    catalog,
+    cli,
+    declarative,
+    formatting,
+    overview,
+    quiet,
+)
+from efficientnetv2 import config as config_lib
+from efficientnetv2.cli import Flag
+from efficientnetv2.commands.run import load_config
+from efficientnetv2.data import registry
+from efficientnetv2.errors import UserError
+from efficientnetv2.models import counting
+from efficientnetv2.overview import RunEntry
+
+# Classes whose images are counted in a line.
+_MOST_SHOWN = 12
+ACTIONS = ("preview", "export", "check")
+_HEAD = ("run", "dataset", "model", "top-1", "of", "minutes", "state")
+
+
+@cli.command(
+    "dataset model_name recipe hparam_str data_dir",
+    Flag("seed", "For preview: seed (train.seed).", int),
+    Flag("images", "For preview: images on a sheet.", int, 24, low=1),
+    Flag("output_dir", "For preview and export: folder to write to."),
+    Flag(
+        "format",
+        "For export: folder or tfrecord.",
+        default="folder",
+        choices=("folder", "tfrecord"),
+    ),
+    Flag(
+        "images_per_class",
+        "For export: images per class and split; default: all.",
+        int,
+        low=1,
+    ),
+)
+def data(given: flags.FlagValues, words: Sequence[str]) -> int | None:
+    r"""List datasets; see, write or prepare one.
+
+        efficientnetv2 data
+        efficientnetv2 data --dataset=cifar10
+        efficientnetv2 data preview --dataset=fashion_mnist --output_dir=preview
+        efficientnetv2 data export --dataset=fashion_mnist --output_dir=photos \
+            --images_per_class=100
+        efficientnetv2 data check --dataset=photos
+
+    `preview` writes a contact sheet for each stage of a run: what the network
+    sees, with the labels and their weights below each image. `export` writes
+    a dataset as a folder of images, or as TFRecord shards with their YAML
+    file. `check` decodes every image and lists those that cannot be read; the
+    exit status is then 1.
+    """
+    action, *more = words or [None]
+    if action is not None and action not in ACTIONS:
+        raise UserError(
+            f"Unknown action {action!r}."
+            + declarative.suggest(action, list(ACTIONS))
+            + " A dataset is named by --dataset."
+        )
+    cli.no_words(more)
+    folder = registry.data_dir(given.data_dir)
+    if action and not given.dataset:
+        raise UserError("--dataset is missing, such as fashion_mnist.")
+    if action == "preview":
+        _preview(given)
+    elif action == "export":
+        _export(given, folder)
+    elif action == "check":
+        return _check(given, folder)
+    elif given.dataset:
+        _dataset(given.dataset, folder)
+    else:
+        _datasets(folder)
+    return None
+
+
+def _place(
+    info: registry.DatasetInfo, folder: pathlib.Path
+) -> str | pathlib.Path:
+    """Returns the folder that holds a dataset, or should."""
+    if info.folder or info.source != "tfrecord":
+        return info.folder or folder
+    places = registry.shard_folders(info, folder)
+    patterns = {split.files for split in info.splits.values()}
+    for place in places:
+        if any(list(place.glob(pattern)) for pattern in patterns):
+            return place
+    return " or ".join(map(str, places))
+
+
+def _datasets(folder: pathlib.Path) -> None:
+    lines = [("dataset", "source", "classes", "train", "eval", "here")]
+    for name in declarative.names("datasets"):
+        info = registry.load_info(name)
+        lines.append(
+            (
+                name,
+                info.source,
+                f"{info.num_classes:,}",
+                f"{info.splits['train'].num_images:,}",
+                f"{info.splits['eval'].num_images:,}",
+                registry.state(info, folder),
+            )
+        )
+    print(formatting.table(lines, left=[0, 1, 5]))
+    print(f"\nSearched {folder}; --dataset=NAME shows the details of one.")
+
+
+def _dataset(name: str, folder: pathlib.Path) -> None:
+    info = registry.load_info(name)
+    names = ", ".join(info.class_names[:12])
+    more = info.num_classes - 12
+    rows = [
+        ("classes", f"{info.num_classes:,}: {names}"),
+        ("source", " ".join(filter(None, (info.source, info.tfds_name)))),
+        ("recipe", info.recipe),
+        ("here", f"{registry.state(info, folder)} (in {_place(info, folder)})"),
+        ("licence", info.license),
+        ("citation", info.citation),
+        ("how to get", info.how_to_get),
+    ]
+    if more > 0:
+        rows[0] = (rows[0][0], f"{rows[0][1]} and {more:,} more")
+    for split, content in info.splits.items():
+        where = content.tfds_split or content.part or content.files or ""
+        shards = [n for n in content.shards if n is not None]
+        text = f"{content.num_images:,} images  {where}"
+        if shards:
+            text += f", shards {list(content.shards)}"
+        if info.source in registry.LISTED:
+            text += _by_class(registry.listing(info.folder).counts(split))
+        rows.append((split, text.rstrip()))
+    rows += [("note", note) for note in registry.notes(info)]
+    for label, text in rows:
+        if text:
+            print(f"{label:12}{text}")
+
+
+def _by_class(counts: dict[str, int]) -> str:
+    """Returns the images of each class, or of the smallest and largest."""
+    ordered = sorted(counts.items(), key=lambda item: (item[1], item[0]))
+    if len(ordered) > _MOST_SHOWN:
+        ordered = [ordered[0], ("...", None), ordered[-1]]
+    return ", ".join(
+        name if count is None else f"{name} {count:,}"
+        for name, count in ordered
+    )
+
+
+def _preview(given: flags.FlagValues) -> None:
+    config = load_config(given)
+    with quiet.importing_tensorflow():
+        from efficientnetv2.data import preview
+    folder = pathlib.Path(given.output_dir or preview.FOLDER)
+    for path in preview.write(config, folder, given.images):
+        print(path)
+
+
+def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
+    if not given.output_dir:
+        raise UserError("--output_dir is missing, such as photos.")
+    info = registry.load_info(given.dataset)
+    with quiet.importing_tensorflow():
+        from efficientnetv2.data import export, sources
+    path = export.write(
+        info,
+        lambda split: sources.load_from(info, split, folder),
+        pathlib.Path(given.output_dir),
+        given.format,
+        given.images_per_class,
+    )
+    written = registry.load_info(str(path))
+    counts = {
+        split: written.splits[split].num_images
+        for split in ("train", "minival", "eval")
+        if split in written.splits
+    }
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    print(f"{sum(counts.values()):,} images ({parts}) in {given.output_dir}")
+    name = pathlib.Path(given.output_dir).name
+    print(
+        f"Train on them: {formatting.program()} train --dataset={path} "
+        f"--model_dir=runs/{name}"
+    )
+
+
+def _check(given: flags.FlagValues, folder: pathlib.Path) -> int:
+    info = registry.load_info(given.dataset)
+    with quiet.importing_tensorflow():
+        from efficientnetv2.data import checks, sources
+    wrong = checks.check(
+        info, lambda split: sources.load_from(info, split, folder)
+    )
+    return 1 if wrong else 0
+
+
+@cli.command(
+    Flag(
+        "model_name", "Name in hparams/models/, or a YAML file; default: all."
+    ),
+    Flag(
+        "image_size",
+        "Side of the image in pixels; default: the model's own.",
+        int,
+        low=1,
+    ),
+    Flag("num_classes", "Width of the classifier.", int, 1000, low=1),
+    Flag(
+        "hparam_str",
+        "Options of the section model: model.fused_stages=3.",
+        default="",
+    ),
+)
+def models(given: flags.FlagValues, words: Sequence[str]) -> None:
+    r"""List models, or the stages of one, with parameters and multiply-adds.
+
+        efficientnetv2 models
+        efficientnetv2 models --model_name=efficientnetv2-s
+        efficientnetv2 models --model_name=efficientnet-b4 \
+            --hparam_str=model.fused_stages=3
+
+    Top-1 is on ImageNet, as the authors publish it with their weights.
+    """
+    cli.no_words(words)
+    if given.model_name:
+        _model(given)
+    else:
+        _models(given)
+
+
+def _load_model(name: str, given: flags.FlagValues) -> tuple[dict, int]:
+    """Returns the section `model` and the image size in pixels."""
+    overrides = config_lib.parse_hparam_str(given.hparam_str)
+    other = sorted(overrides.keys() - {"model"})
+    if other:
+        raise UserError(
+            f"--hparam_str: {other[0]!r} does not change a model; here are "
+            "only options of the section 'model'."
+        )
+    options = {"num_classes": given.num_classes, **overrides.get("model", {})}
+    config = config_lib.load_model(name, options)
+    return config["model"], given.image_size or config["eval"]["isize"]
+
+
+def _model(given: flags.FlagValues) -> None:
+    name = given.model_name
+    model, size = _load_model(name, given)
+    print(
+        f"{model['model_name']} at {size}x{size} pixels, "
+        f"{model['num_classes']:,} classes"
+    )
+    rows = counting.count_stages(model, size)
+    print(counting.format_table(rows))
+    sums = counting.total(rows)
+    print(
+        f"{counting.format_count(sums.trainable)} trainable parameters, "
+        f"{counting.format_count(sums.multiply_adds)} multiply-adds"
+    )
+    if name in declarative.names("models"):
+        for entry in catalog.list_weights(name):
+            top1 = f"top-1 {entry.top1:.1%}" if entry.top1 else "no top-1 given"
+            print(f"published weights {entry.weights}: {top1}")
+
+
+def _models(given: flags.FlagValues) -> None:
+    lines = [
+        (
+            "model",
+            "image size",
+            "blocks",
+            "parameters",
+            "multiply-adds",
+            "ImageNet top-1",
+            "with more data",
+        )
+    ]
+    for name in declarative.names("models"):
+        model, size = _load_model(name, given)
+        rows = counting.count_stages(model, size)
+        sums = counting.total(rows)
+        top1 = catalog.describe_model(name).top1
+        further = [value for key, value in top1.items() if key != "imagenet"]
+        lines.append(
+            (
+                name,
+                str(size),
+                str(sums.layers - 3),
+                counting.format_count(sums.trainable),
+                counting.format_count(sums.multiply_adds),
+                _percent(top1.get("imagenet")),
+                _percent(max(further, default=None)),
+            )
+        )
+    print(formatting.table(lines, left=[0]))
+    print(
+        "\nTop-1 as published with the weights; more data: pretrained on "
+        "ImageNet-21k (V2) or JFT (V1)."
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+@cli.command(
+    Flag("csv", "Print CSV.", bool, default=False),
+    Flag("plot", "PNG file for the curves of the runs."),
+)
+def runs(given: flags.FlagValues, words: Sequence[str]) -> None:
+    """List the runs in a folder, or compare some: options, results, curves.
+
+        efficientnetv2 runs runs/
+        efficientnetv2 runs runs/ --csv > runs.csv
+        efficientnetv2 runs runs/first runs/second --plot=curves.png
+
+    Top-1 is on the test split, or on validation before there is a test.
+    """
+    folders = list(words) or ["runs"]
+    if len(folders) > 1:
+        found = [overview.read(folder) for folder in folders]
+        names = [str(run.path) for run in found]
+        _compare(found, names, given.csv)
+    else:
+        found = overview.find(folders[0])
+        names = [os.path.relpath(run.path, folders[0]) for run in found]
+        rows = [
+            _row(run, name, given.csv)
+            for run, name in zip(found, names, strict=True)
+        ]
+        _print([_HEAD, *rows], given.csv, (0, 1, 2, 4, 6))
+    if given.plot:
+        path = overview.draw_curves(found, names, given.plot)
+        print(f"Curves: {path}", file=sys.stderr)
+
+
+def _row(run: RunEntry, name: str, as_csv: bool) -> tuple[str, ...]:
+    """Returns what `_HEAD` names; numbers are rounded for people."""
+    top1, minutes = run.top1, run.minutes
+    if as_csv:
+        numbers = ("" if n is None else str(n) for n in (top1, minutes))
+        top1, minutes = numbers
+        return (
+            *(name, run.dataset, run.model),
+            *(top1, run.split, minutes, run.state),
+        )
+    return (
+        name,
+        run.dataset,
+        run.model,
+        "-" if top1 is None else f"{top1:.2%}",
+        run.split or "-",
+        "-" if minutes is None else f"{minutes:.1f}",
+        run.state,
+    )
+
+
+def _compare(
+    runs: Sequence[RunEntry], names: Sequence[str], as_csv: bool
+) -> None:
+    rows = [("", *names)]
+    columns = [
+        _row(run, name, as_csv) for run, name in zip(runs, names, strict=True)
+    ]
+    rows += list(zip(_HEAD, *columns, strict=True))[1:]
+    options = overview.differing_options(runs)
+    _print(rows + options, as_csv, range(len(rows[0])))
+    if not options and not as_csv:
+        print("The options are the same.")
+
+
+def _print(rows, as_csv: bool, left: Sequence[int]) -> None:
+    if as_csv:
+        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+    else:
+        print(formatting.table(rows, left=left))
