@@ -45,9 +45,15 @@ def _like(values: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
 
 
 def _per_image(argument, dtype: tf.DType) -> tf.Tensor:
-    """A scalar or [batch] argument, shaped to broadcast against `_rows`."""
-    argument = tf.convert_to_tensor(argument)
-    return tf.reshape(tf.cast(argument, dtype), [-1, 1, 1])
+    """A scalar or [batch] argument, shaped to broadcast against `_rows`.
+
+    Equal arguments, as RandAugment draws them, become a single one: Eigen
+    handles a scalar operand several times as fast as one that broadcasts.
+    """
+    argument = tf.cast(tf.convert_to_tensor(argument), dtype)
+    argument = tf.reshape(argument, [-1, 1, 1])
+    alike = tf.reduce_all(argument == argument[:1])
+    return argument[: tf.where(alike, 1, tf.size(argument))]
 
 
 def _clip(values: tf.Tensor, low, high) -> tf.Tensor:
@@ -294,12 +300,15 @@ def cutout(images: tf.Tensor, pad_size, centres, fill: int = FILL) -> tf.Tensor:
 
     def covered(positions, centre):
         offset = positions - centre
-        return _mask((offset >= -pad_size) & (offset < pad_size))
+        return (offset >= -pad_size) & (offset < pad_size)
 
     rows = covered(tf.range(height), centres[:, :1])
-    columns = covered(tf.range(width * 3) // 3, centres[:, 1:])
-    square = tf.bitwise.bitwise_and(
-        rows[:, :, tf.newaxis], columns[:, tf.newaxis, :]
+    columns = _mask(covered(tf.range(width * 3) // 3, centres[:, 1:]))
+    # Each row of the mask is one of two: copying is faster than broadcasting.
+    square = tf.gather(
+        tf.stack([tf.zeros_like(columns), columns], axis=1),
+        tf.cast(rows, tf.int32),
+        batch_dims=1,
     )
     filled = _select(square, tf.constant(fill, tf.uint8), _rows(images))
     return _like(filled, images)
