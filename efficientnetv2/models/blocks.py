@@ -55,6 +55,26 @@ def _silu(x):
     return silu(tf.convert_to_tensor(x))
 
 
+def _spatial_mean(x):
+    """Returns means [batch, 1, 1, channels]."""
+    if not runs_on_tensorflow_cpu():
+        return keras.ops.mean(x, axis=(1, 2), keepdims=True)
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def mean(x):
+        shape = tf.shape(x)
+
+        # TensorFlow's own divides each pixel's share.
+        def gradient(upstream):
+            pixels = tf.cast(shape[1] * shape[2], upstream.dtype)
+            return tf.broadcast_to(upstream / pixels, shape)
+
+        return tf.reduce_mean(x, axis=(1, 2), keepdims=True), gradient
+
+    return mean(tf.convert_to_tensor(x))
+
+
 def activation(name: str):
     """Returns the activation function called `name`.
 
@@ -250,7 +270,7 @@ class SqueezeExcitation(_Layer):
         self.built = True
 
     def call(self, inputs):
-        gate = keras.ops.mean(inputs, axis=(1, 2), keepdims=True)
+        gate = _spatial_mean(inputs)
         gate = self.expand(self.activation(self.reduce(gate)))
         return inputs * keras.ops.sigmoid(gate)
 
