@@ -84,7 +84,10 @@ _CHOICES = {
     "data.cutmix_labels": ["image", "batch"],
     "train.loss_type": ["softmax", "sigmoid", "sigmoid_sum"],
     "train.lr_sched": ["exponential", "cosine", "linear", "constant"],
-    "runtime.mixed_precision": ["mixed_bfloat16", "mixed_float16", "float32"],
+    "runtime.mixed_precision": [
+        *("mixed_bfloat16", "mixed_float16", "float32"),
+        "bfloat16_products",
+    ],
 }
 _CHOICES["data.augname"] = list(AUGNAMES)
 _REGULAR_EXPRESSIONS = ("train.varsexp", "train.weight_decay_exclude")

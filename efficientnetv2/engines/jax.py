@@ -43,7 +43,9 @@ def set_up(
     if importlib.util.find_spec("tensorflow"):
         backend.hide_devices_from_tensorflow()
     devices = _choose_devices(config.runtime.strategy)
-    keras.config.set_dtype_policy(_resolve_precision(config, devices[0]))
+    keras.config.set_dtype_policy(
+        _resolve_precision(config, devices[0], training)
+    )
     keras.utils.set_random_seed(config.train.seed)
     return devices if training else devices[:1]
 
@@ -54,9 +56,16 @@ def is_chief(config: ml_collections.ConfigDict) -> bool:
 
 
 def _resolve_precision(
-    config: ml_collections.ConfigDict, device: jax.Device
+    config: ml_collections.ConfigDict, device: jax.Device, training: bool
 ) -> str:
     """Returns the dtype policy: `runtime.mixed_precision`, or the device's."""
+    if config.runtime.mixed_precision == "bfloat16_products":
+        if training:
+            raise StrategyError(
+                "runtime.mixed_precision=bfloat16_products is for TensorFlow "
+                "on a CPU. Use mixed_bfloat16, or --backend=tensorflow."
+            )
+        return "float32"
     if config.runtime.mixed_precision:
         return config.runtime.mixed_precision
     if device.platform == "tpu":

@@ -13,6 +13,7 @@ import numpy as np
 
 from efficientnetv2.models.block_strings import BlockArgs
 from efficientnetv2.models.convolutions import (
+    Conv2D,
     DepthwiseConv2D,
     PointwiseConv2D,
     runs_on_tensorflow_cpu,
@@ -133,7 +134,7 @@ def _conv(filters, kernel_size, strides=1, use_bias=False, name=None):
     }
     if kernel_size == strides == 1:
         return PointwiseConv2D(filters, **options)
-    return keras.layers.Conv2D(filters, kernel_size, strides=strides, **options)
+    return Conv2D(filters, kernel_size, strides=strides, **options)
 
 
 class _Layer(keras.layers.Layer):

@@ -23,6 +23,48 @@ def runs_on_tensorflow_cpu() -> bool:
     )
 
 
+_products = {"bfloat16": False}
+
+
+def set_bfloat16_products(on: bool) -> None:
+    """Sets how layers called later in this process train on TensorFlow's CPU.
+
+    Args:
+        on: whether full and 1x1 convolutions round their operands and results
+            to bfloat16; the kernels accumulate in float32. All variables, and
+            all other operations, stay float32.
+    """
+    _products["bfloat16"] = on
+
+
+def _product(function, *operands):
+    """Returns a product of float32 tensors, see `set_bfloat16_products`."""
+    import tensorflow as tf
+
+    if not _products["bfloat16"]:
+        return function(*operands)
+    rounded = [tf.cast(operand, tf.bfloat16) for operand in operands]
+    return tf.cast(function(*rounded), tf.float32)
+
+
+@keras.saving.register_keras_serializable(package="efficientnetv2")
+class Conv2D(keras.layers.Conv2D):
+    """Keras' own, but for `set_bfloat16_products`."""
+
+    def call(self, inputs, training=False):
+        if not training or not _products["bfloat16"] or self.use_bias:
+            return super().call(inputs)
+        import tensorflow as tf
+
+        return _product(
+            lambda images, kernel: tf.nn.conv2d(
+                images, kernel, self.strides, self.padding.upper()
+            ),
+            inputs,
+            self.kernel,
+        )
+
+
 @keras.saving.register_keras_serializable(package="efficientnetv2")
 class PointwiseConv2D(keras.layers.Conv2D):
     """A 1x1 convolution of stride 1, trained as one matrix product on CPU.
@@ -47,11 +89,15 @@ class PointwiseConv2D(keras.layers.Conv2D):
         kernel = tf.convert_to_tensor(self.kernel)
         shape = tf.shape(inputs)
         channels = inputs.shape[-1]
-        outputs = tf.matmul(
+        operands = (
             tf.reshape(inputs, [-1, channels]),
             tf.reshape(kernel, [channels, self.filters]),
         )
-        if self.use_bias:
+        if not self.use_bias:
+            outputs = _product(tf.matmul, *operands)
+        else:
+            # Squeeze-and-excitation: too small to gain from bfloat16.
+            outputs = tf.matmul(*operands)
             outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(self.bias))
         outputs = tf.reshape(
             outputs, tf.concat([shape[:-1], [self.filters]], 0)

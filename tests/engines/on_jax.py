@@ -294,6 +294,7 @@ def test_an_engine_for_evaluation_alone():
         ("runtime.strategy=gpu", "JAX sees no GPU, but cpu"),
         ("runtime.strategy=multi_worker", "one machine"),
         ("runtime.jit_compile=false", "always compiles"),
+        ("runtime.mixed_precision=bfloat16_products", "is for TensorFlow"),
     ],
 )
 def test_what_cannot_be_is_refused(overrides, words):
