@@ -482,6 +482,15 @@ def test_parts_of_a_batch_average_their_gradients(
         np.testing.assert_allclose(one, four, atol=1e-5)
 
 
+def test_a_batch_of_fewer_images_than_parts(tiny_config, source, tmp_path):
+    config = tiny_config("train.batch_parts=4")
+    engine, (images, _) = engine_and_batch(config, source, tmp_path)
+    images = images.numpy()[:5]
+    np.testing.assert_allclose(
+        engine.logits(images[:1]), engine.logits(images)[:1], atol=1e-5
+    )
+
+
 def test_parts_at_once_give_what_parts_in_turn_give(
     tiny_config, source, tmp_path
 ):

@@ -486,7 +486,11 @@ class Engine:
         """
         if self._logits_function is None:
             self._logits_function = self._make_logits()
-        return self._logits_function(tf.convert_to_tensor(images)).numpy()
+        # A convolution of no image at all has a wrong shape in TensorFlow.
+        rows, short = len(images), max(0, self.parts - len(images))
+        if short:
+            images = np.pad(images, [(0, short), (0, 0), (0, 0), (0, 0)])
+        return self._logits_function(images).numpy()[:rows]
 
     def _make_logits(self) -> Callable:
         @tf.function(
