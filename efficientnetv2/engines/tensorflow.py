@@ -468,9 +468,19 @@ class Engine:
         for average, weight in zip(
             self.averages, self.network.weights, strict=True
         ):
-            # average -= part * (average - weight), in one kernel.
+            # average -= part * (average - weight), by raw operations, which take
+            # less time to trace. One buffer for all variables, and the update by
+            # XLA, were measured on a CPU: they are slower.
+            old, new = (
+                tf.raw_ops.ReadVariableOp(
+                    resource=each.handle, dtype=each.dtype
+                )
+                for each in (average, weight.value)
+            )
             tf.raw_ops.ResourceApplyGradientDescent(
-                var=average.handle, alpha=part, delta=average - weight.value
+                var=average.handle,
+                alpha=part,
+                delta=tf.raw_ops.Sub(x=old, y=new),
             )
 
     # --- Inference ----------------------------------------------------------
