@@ -468,8 +468,8 @@ class Engine:
         for average, weight in zip(
             self.averages, self.network.weights, strict=True
         ):
-            # average -= part * (average - weight), by raw operations, which take
-            # less time to trace. One buffer for all variables, and the update by
+            # average -= part * (average - weight). Raw operations take less
+            # time to trace. One buffer for all variables, and an update by
             # XLA, were measured on a CPU: they are slower.
             old, new = (
                 tf.raw_ops.ReadVariableOp(

@@ -138,11 +138,17 @@ def _conv(filters, kernel_size, strides=1, use_bias=False, name=None):
 
 
 class _Layer(keras.layers.Layer):
-    """A layer whose constructor arguments are its configuration."""
+    """A layer whose constructor arguments are its configuration.
 
-    def __init__(self, config, **kwargs):
+    Args:
+        arguments: `locals()` of the constructor.
+        **kwargs: of `keras.layers.Layer`.
+    """
+
+    def __init__(self, arguments, **kwargs):
         super().__init__(**kwargs)
-        self._config = config
+        others = ("self", "kwargs", "__class__")
+        self._config = {k: v for k, v in arguments.items() if k not in others}
 
     def _norm(self, name):
         return normalization(
@@ -253,14 +259,7 @@ class SqueezeExcitation(_Layer):
         act_fn: str = "silu",
         **kwargs,
     ):
-        super().__init__(
-            {
-                "reduced_filters": reduced_filters,
-                "output_filters": output_filters,
-                "act_fn": act_fn,
-            },
-            **kwargs,
-        )
+        super().__init__(locals(), **kwargs)
         self.activation = activation(act_fn)
         self.reduce = _conv(reduced_filters, 1, use_bias=True, name="reduce")
         self.expand = _conv(output_filters, 1, use_bias=True, name="expand")
@@ -300,17 +299,7 @@ class Stem(_Layer):
         norm_groups: int = 8,
         **kwargs,
     ):
-        super().__init__(
-            {
-                "filters": filters,
-                "act_fn": act_fn,
-                "norm_type": norm_type,
-                "norm_momentum": norm_momentum,
-                "norm_epsilon": norm_epsilon,
-                "norm_groups": norm_groups,
-            },
-            **kwargs,
-        )
+        super().__init__(locals(), **kwargs)
         self.activation = activation(act_fn)
         self.conv = _conv(filters, 3, strides=2, name="conv")
         self.norm = self._norm("norm")
@@ -328,7 +317,7 @@ class Stem(_Layer):
 
 
 class _ResidualBlock(_Layer):
-    """What MBConv and Fused-MBConv share: arguments, SE, residual."""
+    """What MBConv and Fused-MBConv share: all but the convolutions."""
 
     def __init__(
         self,
@@ -347,24 +336,7 @@ class _ResidualBlock(_Layer):
         norm_groups: int = 8,
         **kwargs,
     ):
-        super().__init__(
-            {
-                "input_filters": input_filters,
-                "output_filters": output_filters,
-                "kernel_size": kernel_size,
-                "strides": strides,
-                "expand_ratio": expand_ratio,
-                "se_ratio": se_ratio,
-                "survival_probability": survival_probability,
-                "conv_dropout": conv_dropout,
-                "act_fn": act_fn,
-                "norm_type": norm_type,
-                "norm_momentum": norm_momentum,
-                "norm_epsilon": norm_epsilon,
-                "norm_groups": norm_groups,
-            },
-            **kwargs,
-        )
+        super().__init__(locals(), **kwargs)
         self.strides = strides
         self.expand_ratio = expand_ratio
         args = BlockArgs(
@@ -378,6 +350,8 @@ class _ResidualBlock(_Layer):
         )
         self.expanded_filters = args.expanded_filters
         self.activation = activation(act_fn)
+        self.expand_conv = self.expand_norm = None
+        self.depthwise_conv = self.depthwise_norm = None
         self.has_residual = strides == 1 and input_filters == output_filters
         self._build_convolutions(output_filters, kernel_size)
         self.se = None
@@ -412,7 +386,34 @@ class _ResidualBlock(_Layer):
             input_shape = layer.compute_output_shape(input_shape)
         return input_shape
 
-    def _residual(self, inputs, x, training):
+    @property
+    def _chain(self):
+        layers = (
+            self.expand_conv,
+            self.expand_norm,
+            self.depthwise_conv,
+            self.depthwise_norm,
+            self.se,
+            self.project_conv,
+            self.project_norm,
+        )
+        return [layer for layer in layers if layer is not None]
+
+    def call(self, inputs, training=False):
+        x = inputs
+        if self.expand_conv is not None:
+            x = self.expand_norm(self.expand_conv(x), training=training)
+            x = self.activation(x)
+        if self.depthwise_conv is not None:
+            x = self.depthwise_norm(self.depthwise_conv(x), training=training)
+            x = self.activation(x)
+        if self.dropout is not None:
+            x = self.dropout(x, training=training)
+        if self.se is not None:
+            x = self.se(x)
+        x = self.project_norm(self.project_conv(x), training=training)
+        if self.expand_conv is None and self.depthwise_conv is None:
+            x = self.activation(x)
         if not self.has_residual:
             return x
         if self.stochastic_depth is not None:
@@ -440,7 +441,6 @@ class MBConv(_ResidualBlock):
     """
 
     def _build_convolutions(self, output_filters, kernel_size):
-        self.expand_conv = self.expand_norm = None
         if self.expand_ratio != 1:
             self.expand_conv = _conv(
                 self.expanded_filters, 1, name="expand_conv"
@@ -458,33 +458,6 @@ class MBConv(_ResidualBlock):
         self.project_conv = _conv(output_filters, 1, name="project_conv")
         self.project_norm = self._norm("project_norm")
 
-    @property
-    def _chain(self):
-        layers = (
-            self.expand_conv,
-            self.expand_norm,
-            self.depthwise_conv,
-            self.depthwise_norm,
-            self.se,
-            self.project_conv,
-            self.project_norm,
-        )
-        return [layer for layer in layers if layer is not None]
-
-    def call(self, inputs, training=False):
-        x = inputs
-        if self.expand_conv is not None:
-            x = self.expand_norm(self.expand_conv(x), training=training)
-            x = self.activation(x)
-        x = self.depthwise_norm(self.depthwise_conv(x), training=training)
-        x = self.activation(x)
-        if self.dropout is not None:
-            x = self.dropout(x, training=training)
-        if self.se is not None:
-            x = self.se(x)
-        x = self.project_norm(self.project_conv(x), training=training)
-        return self._residual(inputs, x, training)
-
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")
 class FusedMBConv(_ResidualBlock):
@@ -495,7 +468,6 @@ class FusedMBConv(_ResidualBlock):
     """
 
     def _build_convolutions(self, output_filters, kernel_size):
-        self.expand_conv = self.expand_norm = None
         project_kernel, project_strides = kernel_size, self.strides
         if self.expand_ratio != 1:
             self.expand_conv = _conv(
@@ -513,31 +485,6 @@ class FusedMBConv(_ResidualBlock):
             name="project_conv",
         )
         self.project_norm = self._norm("project_norm")
-
-    @property
-    def _chain(self):
-        layers = (
-            self.expand_conv,
-            self.expand_norm,
-            self.se,
-            self.project_conv,
-            self.project_norm,
-        )
-        return [layer for layer in layers if layer is not None]
-
-    def call(self, inputs, training=False):
-        x = inputs
-        if self.expand_conv is not None:
-            x = self.expand_norm(self.expand_conv(x), training=training)
-            x = self.activation(x)
-        if self.dropout is not None:
-            x = self.dropout(x, training=training)
-        if self.se is not None:
-            x = self.se(x)
-        x = self.project_norm(self.project_conv(x), training=training)
-        if self.expand_ratio == 1:
-            x = self.activation(x)
-        return self._residual(inputs, x, training)
 
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")
@@ -568,19 +515,7 @@ class Head(_Layer):
         norm_groups: int = 8,
         **kwargs,
     ):
-        super().__init__(
-            {
-                "filters": filters,
-                "dropout_rate": dropout_rate,
-                "pooling": pooling,
-                "act_fn": act_fn,
-                "norm_type": norm_type,
-                "norm_momentum": norm_momentum,
-                "norm_epsilon": norm_epsilon,
-                "norm_groups": norm_groups,
-            },
-            **kwargs,
-        )
+        super().__init__(locals(), **kwargs)
         self.activation = activation(act_fn)
         if pooling not in _POOLING:
             raise ValueError(
