@@ -6,123 +6,24 @@ arXiv 1905.11946 (MBConv, squeeze-and-excitation) and arXiv 2104.00298, figure
 2 (Fused-MBConv).
 """
 
-import math
-
 import keras
-import numpy as np
 
 from efficientnetv2.models.block_strings import BlockArgs
 from efficientnetv2.models.convolutions import (
     Conv2D,
     DepthwiseConv2D,
     PointwiseConv2D,
-    runs_on_tensorflow_cpu,
 )
-from efficientnetv2.models.normalization import normalization
+from efficientnetv2.models.layers import (
+    Dropout,
+    FanOutNormal,
+    StochasticDepth,
+    activation,
+    normalization,
+    spatial_mean,
+)
 
-ACTIVATIONS = (
-    "silu",
-    "relu",
-    "relu6",
-    "hswish",
-    "mish",
-    "elu",
-    "selu",
-    "leaky_relu",
-)
 _POOLING = {"avg": keras.ops.mean, "max": keras.ops.max, None: None}
-
-
-def _hard_swish(x):
-    return x * keras.ops.relu6(x + 3) / 6
-
-
-def _silu(x):
-    if not runs_on_tensorflow_cpu():
-        return keras.activations.silu(x)
-    import tensorflow as tf
-
-    @tf.custom_gradient
-    def silu(x):
-        gate = tf.sigmoid(x)
-
-        def gradient(upstream):
-            return upstream * gate * (1.0 + x * (1.0 - gate))
-
-        # ensure_shape does nothing but keep the graph optimizer from another
-        # kernel, whose last bits differ from those of eager execution.
-        return x * tf.ensure_shape(gate, gate.shape), gradient
-
-    return silu(tf.convert_to_tensor(x))
-
-
-def _spatial_mean(x):
-    """Returns means [batch, 1, 1, channels]."""
-    if not runs_on_tensorflow_cpu():
-        return keras.ops.mean(x, axis=(1, 2), keepdims=True)
-    import tensorflow as tf
-
-    @tf.custom_gradient
-    def mean(x):
-        shape = tf.shape(x)
-
-        # TensorFlow's own divides each pixel's share.
-        def gradient(upstream):
-            pixels = tf.cast(shape[1] * shape[2], upstream.dtype)
-            return tf.broadcast_to(upstream / pixels, shape)
-
-        return tf.reduce_mean(x, axis=(1, 2), keepdims=True), gradient
-
-    return mean(tf.convert_to_tensor(x))
-
-
-def activation(name: str):
-    """Returns the activation function called `name`.
-
-    Args:
-        name: one of `ACTIVATIONS`; 'swish' is another name of 'silu'.
-
-    Raises:
-        ValueError: for any other name.
-    """
-    if name in ("silu", "swish"):
-        return _silu
-    if name == "hswish":
-        return _hard_swish
-    if name == "leaky_relu":
-        # TensorFlow's default slope of 0.2, which the reference uses.
-        return lambda x: keras.ops.leaky_relu(x, negative_slope=0.2)
-    if name in ACTIVATIONS:
-        return keras.activations.get(name)
-    raise ValueError(f"Unknown activation {name!r}: use one of {ACTIVATIONS}.")
-
-
-@keras.saving.register_keras_serializable(package="efficientnetv2")
-class FanOutNormal(keras.initializers.VarianceScaling):
-    """Normal with variance 2 / fan_out, not truncated: the reference's.
-
-    On JAX, NumPy draws the numbers: XLA would compile a program for every
-    shape, which takes EfficientNetV2-S more than a minute.
-    """
-
-    def __init__(self, seed: int | None = None):
-        super().__init__(
-            2.0, mode="fan_out", distribution="untruncated_normal", seed=seed
-        )
-
-    def __call__(self, shape, dtype=None):
-        if keras.backend.backend() != "jax":
-            return super().__call__(shape, dtype)
-        fan_out = math.prod(shape) / shape[-2]
-        draws = np.random.default_rng(self.seed).standard_normal(
-            shape, np.float32
-        )
-        return keras.ops.convert_to_tensor(
-            draws * np.float32(math.sqrt(2.0 / fan_out)), dtype
-        )
-
-    def get_config(self):
-        return {"seed": self.seed}
 
 
 def _conv(filters, kernel_size, strides=1, use_bias=False, name=None):
@@ -164,83 +65,6 @@ class _Layer(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")
-class Dropout(keras.layers.Layer):
-    """Dropout whose rate can be a variable.
-
-    Progressive learning raises the rate from stage to stage; `rate_variable`
-    (a scalar variable in [0, 1), None by default) does that without a new
-    trace of the training step.
-
-    Args:
-        rate: float in [0, 1).
-    """
-
-    def __init__(self, rate: float, **kwargs):
-        super().__init__(**kwargs)
-        self.rate = rate
-        self.rate_variable = None
-        self.seed_generator = keras.random.SeedGenerator()
-
-    def call(self, inputs, training=False):
-        rate = self.rate if self.rate_variable is None else self.rate_variable
-        if not training or (self.rate_variable is None and not rate):
-            return inputs
-        rate = keras.ops.convert_to_tensor(rate)
-        draws = keras.random.uniform(
-            keras.ops.shape(inputs), dtype="float32", seed=self.seed_generator
-        )
-        scale = keras.ops.cast(draws >= rate, "float32") / (1.0 - rate)
-        return inputs * keras.ops.cast(scale, inputs.dtype)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
-        return {**super().get_config(), "rate": self.rate}
-
-
-@keras.saving.register_keras_serializable(package="efficientnetv2")
-class StochasticDepth(keras.layers.Layer):
-    """Drops the residual branch of whole examples while training.
-
-    What survives is divided by the survival probability, so inference needs
-    no change. Source: Huang et al., arXiv 1603.09382.
-
-    Args:
-        survival_probability: float in (0, 1].
-    """
-
-    def __init__(self, survival_probability: float, **kwargs):
-        super().__init__(**kwargs)
-        if not 0.0 < survival_probability <= 1.0:
-            raise ValueError(
-                "survival_probability must be in (0, 1], not "
-                f"{survival_probability}."
-            )
-        self.survival_probability = survival_probability
-        self.seed_generator = keras.random.SeedGenerator()
-
-    def call(self, inputs, training=False):
-        if not training or self.survival_probability == 1.0:
-            return inputs
-        shape = (keras.ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
-        kept = keras.random.uniform(
-            shape, dtype="float32", seed=self.seed_generator
-        )
-        scale = keras.ops.cast(kept < self.survival_probability, inputs.dtype)
-        return inputs * (scale / self.survival_probability)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "survival_probability": self.survival_probability,
-        }
-
-
-@keras.saving.register_keras_serializable(package="efficientnetv2")
 class SqueezeExcitation(_Layer):
     """Scales each channel by a gate computed from all channels' means.
 
@@ -270,7 +94,7 @@ class SqueezeExcitation(_Layer):
         self.built = True
 
     def call(self, inputs):
-        gate = _spatial_mean(inputs)
+        gate = spatial_mean(inputs)
         gate = self.expand(self.activation(self.reduce(gate)))
         return inputs * keras.ops.sigmoid(gate)
 

@@ -7,13 +7,13 @@ from tensorflow.python.framework import kernels
 from efficientnetv2 import engines
 from efficientnetv2.config import RunPlan
 from efficientnetv2.engines import strategies
-from efficientnetv2.models import blocks, convolutions, normalization
+from efficientnetv2.models import convolutions, layers
 
 
 @pytest.fixture
 def as_on_gpu(monkeypatch):
     """Layers and engine choose what they choose where there is a GPU."""
-    for module in (blocks, convolutions, normalization):
+    for module in (convolutions, layers):
         monkeypatch.setattr(module, "runs_on_tensorflow_cpu", lambda: False)
     monkeypatch.setattr(strategies, "on_cpu", lambda: False)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnetv2.models import blocks, convolutions, normalization
+from efficientnetv2.models import blocks, convolutions, layers
 
 
 def _gradients(layer, inputs, upstream, training):
@@ -47,7 +47,7 @@ def _assert_equal(ours, keras_layer, shape, training=True):
 def test_batch_normalization(shape, training):
     options = {"momentum": 0.9, "epsilon": 1e-3}
     _assert_equal(
-        normalization.BatchNormalization(**options),
+        layers.BatchNormalization(**options),
         keras.layers.BatchNormalization(**options),
         shape,
         training,
@@ -90,7 +90,7 @@ def test_training_reaches_convolutions_in_blocks(monkeypatch):
 
 
 def test_silu_and_its_gradient():
-    silu = blocks.activation("silu")
+    silu = layers.activation("silu")
     inputs = tf.linspace(-20.0, 20.0, 101)
     results = []
     for function in (silu, tf.nn.silu):
