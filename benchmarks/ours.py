@@ -44,12 +44,12 @@ def step(options) -> float:
 
     from efficientnetv2 import config as config_lib
     from efficientnetv2 import engines
-    from efficientnetv2.models import convolutions, normalization
+    from efficientnetv2.models import convolutions, layers
 
     pairs = (
         (convolutions.PointwiseConv2D, keras.layers.Conv2D),
         (convolutions.DepthwiseConv2D, keras.layers.DepthwiseConv2D),
-        (normalization.BatchNormalization, keras.layers.BatchNormalization),
+        (layers.BatchNormalization, keras.layers.BatchNormalization),
     )
     for name, (ours, theirs) in zip(timing.LAYERS, pairs, strict=True):
         if options.without == name:

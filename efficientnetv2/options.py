@@ -400,11 +400,15 @@ class Runtime:
         )
     )
     mixed_precision: (
-        Literal["mixed_bfloat16", "mixed_float16", "float32"] | None
+        Literal[
+            "mixed_bfloat16", "mixed_float16", "float32", "bfloat16_products"
+        ]
+        | None
     ) = option(
         None,
         "null: half precision on TPUs and on GPUs with tensor cores, float32 "
-        "elsewhere",
+        "elsewhere; bfloat16_products: only convolutions that are not "
+        "depthwise round to bfloat16, on CPUs with avx512_bf16 or amx_bf16",
     )
     jit_compile: bool | None = option(
         None,

@@ -28,7 +28,7 @@ from efficientnetv2 import (
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline, registry
-from efficientnetv2.engines import schedules, tensorflow
+from efficientnetv2.engines import schedules, strategies, tensorflow
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import weights
 from tests.conftest import engine_and_batch
@@ -482,6 +482,15 @@ def test_parts_of_a_batch_average_their_gradients(
         np.testing.assert_allclose(one, four, atol=1e-5)
 
 
+def test_a_batch_of_fewer_images_than_parts(tiny_config, source, tmp_path):
+    config = tiny_config("train.batch_parts=4")
+    engine, (images, _) = engine_and_batch(config, source, tmp_path)
+    images = images.numpy()[:5]
+    np.testing.assert_allclose(
+        engine.logits(images[:1]), engine.logits(images)[:1], atol=1e-5
+    )
+
+
 def test_parts_at_once_give_what_parts_in_turn_give(
     tiny_config, source, tmp_path
 ):
@@ -507,19 +516,25 @@ def test_parts_at_once_give_what_parts_in_turn_give(
     assert not np.allclose(first[name], at_once[name])
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision_trains(tiny_config, tmp_path, precision):
+@pytest.mark.parametrize(
+    "precision", ["mixed_bfloat16", "mixed_float16", "bfloat16_products"]
+)
+def test_mixed_precision_trains(tiny_config, tmp_path, precision, monkeypatch):
+    # Without the instructions it is slower, and works.
+    cpuinfo, folder = tmp_path / "cpuinfo", tmp_path / "run"
+    cpuinfo.write_text("flags : avx512_bf16")
+    monkeypatch.setattr(strategies, "_CPUINFO", cpuinfo)
     config = tiny_config(
         "train.epochs=1,train.stages=2,data.augname=null,"
         f"runtime.mixed_precision={precision}"
     )
     try:
-        _execute(config, tmp_path, mode="train")
+        _execute(config, folder, mode="train")
     finally:
-        keras.mixed_precision.set_dtype_policy("float32")
-    arrays = _weights(tmp_path)
+        strategies.set_up(tiny_config())
+    arrays = _weights(folder)
     assert all(np.isfinite(value).all() for value in arrays.values())
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["steps"] == 6
 
 

@@ -11,7 +11,6 @@ makes.
 """
 
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
@@ -21,51 +20,20 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from efficientnetv2 import backend, progressive
+from efficientnetv2 import progressive
 from efficientnetv2.config import RunPlan
 from efficientnetv2.data import device as augmentation
-from efficientnetv2.engines import losses, optimizers, schedules
+from efficientnetv2.engines import (
+    jax_devices,
+    losses,
+    optimizers,
+    schedules,
+)
 from efficientnetv2.engines import state as names_of
-from efficientnetv2.errors import StrategyError
 from efficientnetv2.models import architecture
 
-_BATCH = "batch"
-
-
-def set_up(
-    config: ml_collections.ConfigDict, training: bool = True
-) -> list[jax.Device]:
-    """Sets precision and seeds, and keeps TensorFlow off the devices.
-
-    Returns:
-        The devices of the run, or without training the first.
-    """
-    if importlib.util.find_spec("tensorflow"):
-        backend.hide_devices_from_tensorflow()
-    devices = _choose_devices(config.runtime.strategy)
-    keras.config.set_dtype_policy(_resolve_precision(config, devices[0]))
-    keras.utils.set_random_seed(config.train.seed)
-    return devices if training else devices[:1]
-
-
-def is_chief(config: ml_collections.ConfigDict) -> bool:
-    """Whether this process writes the run's files: there is no other."""
-    return True
-
-
-def _resolve_precision(
-    config: ml_collections.ConfigDict, device: jax.Device
-) -> str:
-    """Returns the dtype policy: `runtime.mixed_precision`, or the device's."""
-    if config.runtime.mixed_precision:
-        return config.runtime.mixed_precision
-    if device.platform == "tpu":
-        return "mixed_bfloat16"
-    # Of GPUs; see `strategies.resolve_precision`.
-    capability = float(getattr(device, "compute_capability", 0))
-    if capability >= 8.0:
-        return "mixed_bfloat16"
-    return "mixed_float16" if capability >= 7.0 else "float32"
+set_up = jax_devices.set_up
+is_chief = jax_devices.is_chief
 
 
 class Engine:
@@ -108,12 +76,12 @@ class Engine:
         self.config, self.plan = config, plan
         self._devices = set_up(config, training)
         self.replicas = len(self._devices)
-        _check(config, self.replicas)
+        jax_devices.check(config, self.replicas)
         self.augments = augmentation.is_chosen(
             config, self._devices[0].platform != "cpu"
         )
-        self.device = _describe(self._devices)
-        self._everywhere, self._split = _shardings(self._mesh())
+        self.device = jax_devices.describe(self._devices)
+        self._everywhere, self._split = jax_devices.shardings(self._mesh())
         self._micro_batch_size = config.train.micro_batch_size
         self._state = self._step = self._infer = self._running = None
         self._rows: dict[tuple[int, ...], int] = {}
@@ -323,7 +291,7 @@ class Engine:
             of what shapes.
         """
         mesh = self._mesh(devices)
-        everywhere, split = _shardings(mesh)
+        everywhere, split = jax_devices.shardings(mesh)
         finish = tuple
         if self.augments:
             finish = augmentation.batch_maker(self.config)
@@ -356,7 +324,7 @@ class Engine:
         return state, batch, jax.ShapeDtypeStruct((), jnp.float32)
 
     def _mesh(self, devices=None) -> Mesh:
-        return Mesh(np.array(devices or self._devices), (_BATCH,))
+        return Mesh(np.array(devices or self._devices), (jax_devices.BATCH,))
 
     def _next(self, mesh, finish, micro_batch_size, state, batch, rate):
         """Returns the state after a step, and its metrics."""
@@ -426,7 +394,7 @@ class Engine:
         count = part // size
         if count == 1:
             return self._gradients(network, images, labels, rate, scale)
-        sharding = NamedSharding(mesh, PartitionSpec(None, _BATCH))
+        sharding = NamedSharding(mesh, PartitionSpec(None, jax_devices.BATCH))
 
         def cut(values):
             values = values.reshape(replicas, count, size, *values.shape[1:])
@@ -545,66 +513,6 @@ class Engine:
     def is_lost_worker(error: BaseException) -> bool:
         """Whether an error says that another machine is gone: there is none."""
         return False
-
-
-def _describe(devices: Sequence[jax.Device]) -> str:
-    """Returns what computes and how, such as '1 x TPU v5 lite, ...'."""
-    name = f"{len(devices)} x {devices[0].device_kind}"
-    if devices[0].platform == "cpu":
-        name = "CPU" if len(devices) == 1 else f"{len(devices)} x CPU"
-    return f"{name}, {keras.config.dtype_policy().name}, JAX"
-
-
-def _shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-    """Returns how a state and how a batch lie on devices."""
-    return (
-        NamedSharding(mesh, PartitionSpec()),
-        NamedSharding(mesh, PartitionSpec(_BATCH)),
-    )
-
-
-def _choose_devices(strategy: str) -> list:
-    """Returns the devices of `runtime.strategy`."""
-    if strategy == "multi_worker":
-        raise StrategyError(
-            "--strategy=multi_worker is for TensorFlow: JAX trains on the "
-            "devices of one machine here. Use --strategy=auto, or "
-            "--backend=tensorflow."
-        )
-    if strategy in ("auto", "mirrored"):
-        return jax.local_devices()
-    try:
-        devices = jax.local_devices(backend=strategy)
-    except RuntimeError:
-        kinds = sorted({device.platform for device in jax.local_devices()})
-        raise StrategyError(
-            f"--strategy={strategy}: JAX sees no {strategy.upper()}, but "
-            f"{' and '.join(kinds)}. Use --strategy=auto, or install JAX for "
-            "it: see docs/accelerators.md."
-        ) from None
-    return devices if strategy == "tpu" else devices[:1]
-
-
-def _check(config: ml_collections.ConfigDict, replicas: int) -> None:
-    """Checks that so many devices can train a configuration on JAX."""
-    batch, micro = config.train.batch_size, config.train.micro_batch_size
-    if batch % replicas:
-        near = max(replicas, round(batch / replicas) * replicas)
-        raise StrategyError(
-            f"train.batch_size={batch} cannot be split over {replicas} "
-            f"devices: it must be a multiple of {replicas}, such as {near}."
-        )
-    part = batch // replicas
-    if micro and part % min(micro, part):
-        raise StrategyError(
-            f"train.micro_batch_size={micro} does not divide the {part} images "
-            f"that each of {replicas} devices has of a batch."
-        )
-    if config.runtime.jit_compile is False:
-        raise StrategyError(
-            "runtime.jit_compile=false: JAX always compiles with XLA. Leave "
-            "it null, or use --backend=tensorflow."
-        )
 
 
 def _clip(gradients: dict, norm: float, scale) -> dict:

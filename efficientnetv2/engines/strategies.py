@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import os
+import pathlib
 from collections.abc import Callable
 
 import keras
@@ -16,6 +17,11 @@ import ml_collections
 import tensorflow as tf
 
 from efficientnetv2.errors import StrategyError
+from efficientnetv2.models import convolutions
+
+# Of `runtime.mixed_precision`: see `convolutions.set_bfloat16_products`.
+BFLOAT16_PRODUCTS = "bfloat16_products"
+_CPUINFO = pathlib.Path("/proc/cpuinfo")
 
 
 def on_cpu() -> bool:
@@ -69,9 +75,36 @@ def set_up(
         )
     except RuntimeError:
         pass
-    keras.mixed_precision.set_dtype_policy(resolve_precision(config))
+    precision = resolve_precision(config)
+    rounds = training and precision == BFLOAT16_PRODUCTS
+    if rounds:
+        _check_bfloat16_products()
+    convolutions.set_bfloat16_products(rounds)
+    keras.mixed_precision.set_dtype_policy(
+        "float32" if precision == BFLOAT16_PRODUCTS else precision
+    )
     keras.utils.set_random_seed(config.train.seed)
     return make_strategy(config.runtime.strategy if training else "one")
+
+
+def _check_bfloat16_products() -> None:
+    """Raises a StrategyError where bfloat16 products bring nothing."""
+    option = f"runtime.mixed_precision={BFLOAT16_PRODUCTS}"
+    if not on_cpu():
+        raise StrategyError(
+            f"{option} is for CPUs. On a GPU use mixed_bfloat16, or leave it "
+            "null."
+        )
+    try:
+        flags = set(_CPUINFO.read_text().split())
+    except OSError:
+        flags = set()
+    if not flags & {"avx512_bf16", "amx_bf16"}:
+        raise StrategyError(
+            f"{option}: this processor multiplies no bfloat16 ({_CPUINFO} "
+            "lists neither avx512_bf16 nor amx_bf16), which would make it "
+            "slower. Use float32, or leave it null."
+        )
 
 
 def describe(
@@ -92,7 +125,7 @@ def describe(
             f", batches in {parts} parts)" if parts > 1 else ")"
         )
     xla = "on" if config.runtime.jit_compile else "off"
-    text = f"{name}, {keras.config.dtype_policy().name}, XLA {xla}"
+    text = f"{name}, {resolve_precision(config)}, XLA {xla}"
     if count == 1 and config.runtime.strategy == "mirrored":
         text += "; with one device --strategy=mirrored changes nothing"
     return text

@@ -6,102 +6,24 @@ arXiv 1905.11946 (MBConv, squeeze-and-excitation) and arXiv 2104.00298, figure
 2 (Fused-MBConv).
 """
 
-import math
-
 import keras
-import numpy as np
 
 from efficientnetv2.models.block_strings import BlockArgs
 from efficientnetv2.models.convolutions import (
+    Conv2D,
     DepthwiseConv2D,
     PointwiseConv2D,
-    runs_on_tensorflow_cpu,
 )
-from efficientnetv2.models.normalization import normalization
+from efficientnetv2.models.layers import (
+    Dropout,
+    FanOutNormal,
+    StochasticDepth,
+    activation,
+    normalization,
+    spatial_mean,
+)
 
-ACTIVATIONS = (
-    "silu",
-    "relu",
-    "relu6",
-    "hswish",
-    "mish",
-    "elu",
-    "selu",
-    "leaky_relu",
-)
 _POOLING = {"avg": keras.ops.mean, "max": keras.ops.max, None: None}
-
-
-def _hard_swish(x):
-    return x * keras.ops.relu6(x + 3) / 6
-
-
-def _silu(x):
-    if not runs_on_tensorflow_cpu():
-        return keras.activations.silu(x)
-    import tensorflow as tf
-
-    @tf.custom_gradient
-    def silu(x):
-        gate = tf.sigmoid(x)
-
-        def gradient(upstream):
-            return upstream * gate * (1.0 + x * (1.0 - gate))
-
-        # ensure_shape does nothing but keep the graph optimizer from another
-        # kernel, whose last bits differ from those of eager execution.
-        return x * tf.ensure_shape(gate, gate.shape), gradient
-
-    return silu(tf.convert_to_tensor(x))
-
-
-def activation(name: str):
-    """Returns the activation function called `name`.
-
-    Args:
-        name: one of `ACTIVATIONS`; 'swish' is another name of 'silu'.
-
-    Raises:
-        ValueError: for any other name.
-    """
-    if name in ("silu", "swish"):
-        return _silu
-    if name == "hswish":
-        return _hard_swish
-    if name == "leaky_relu":
-        # TensorFlow's default slope of 0.2, which the reference uses.
-        return lambda x: keras.ops.leaky_relu(x, negative_slope=0.2)
-    if name in ACTIVATIONS:
-        return keras.activations.get(name)
-    raise ValueError(f"Unknown activation {name!r}: use one of {ACTIVATIONS}.")
-
-
-@keras.saving.register_keras_serializable(package="efficientnetv2")
-class FanOutNormal(keras.initializers.VarianceScaling):
-    """Normal with variance 2 / fan_out, not truncated: the reference's.
-
-    On JAX, NumPy draws the numbers: XLA would compile a program for every
-    shape, which takes EfficientNetV2-S more than a minute.
-    """
-
-    def __init__(self, seed: int | None = None):
-        super().__init__(
-            2.0, mode="fan_out", distribution="untruncated_normal", seed=seed
-        )
-
-    def __call__(self, shape, dtype=None):
-        if keras.backend.backend() != "jax":
-            return super().__call__(shape, dtype)
-        fan_out = math.prod(shape) / shape[-2]
-        draws = np.random.default_rng(self.seed).standard_normal(
-            shape, np.float32
-        )
-        return keras.ops.convert_to_tensor(
-            draws * np.float32(math.sqrt(2.0 / fan_out)), dtype
-        )
-
-    def get_config(self):
-        return {"seed": self.seed}
 
 
 def _conv(filters, kernel_size, strides=1, use_bias=False, name=None):
@@ -113,15 +35,21 @@ def _conv(filters, kernel_size, strides=1, use_bias=False, name=None):
     }
     if kernel_size == strides == 1:
         return PointwiseConv2D(filters, **options)
-    return keras.layers.Conv2D(filters, kernel_size, strides=strides, **options)
+    return Conv2D(filters, kernel_size, strides=strides, **options)
 
 
 class _Layer(keras.layers.Layer):
-    """A layer whose constructor arguments are its configuration."""
+    """A layer whose constructor arguments are its configuration.
 
-    def __init__(self, config, **kwargs):
+    Args:
+        arguments: `locals()` of the constructor.
+        **kwargs: of `keras.layers.Layer`.
+    """
+
+    def __init__(self, arguments, **kwargs):
         super().__init__(**kwargs)
-        self._config = config
+        others = ("self", "kwargs", "__class__")
+        self._config = {k: v for k, v in arguments.items() if k not in others}
 
     def _norm(self, name):
         return normalization(
@@ -134,83 +62,6 @@ class _Layer(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), **self._config}
-
-
-@keras.saving.register_keras_serializable(package="efficientnetv2")
-class Dropout(keras.layers.Layer):
-    """Dropout whose rate can be a variable.
-
-    Progressive learning raises the rate from stage to stage; `rate_variable`
-    (a scalar variable in [0, 1), None by default) does that without a new
-    trace of the training step.
-
-    Args:
-        rate: float in [0, 1).
-    """
-
-    def __init__(self, rate: float, **kwargs):
-        super().__init__(**kwargs)
-        self.rate = rate
-        self.rate_variable = None
-        self.seed_generator = keras.random.SeedGenerator()
-
-    def call(self, inputs, training=False):
-        rate = self.rate if self.rate_variable is None else self.rate_variable
-        if not training or (self.rate_variable is None and not rate):
-            return inputs
-        rate = keras.ops.convert_to_tensor(rate)
-        draws = keras.random.uniform(
-            keras.ops.shape(inputs), dtype="float32", seed=self.seed_generator
-        )
-        scale = keras.ops.cast(draws >= rate, "float32") / (1.0 - rate)
-        return inputs * keras.ops.cast(scale, inputs.dtype)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
-        return {**super().get_config(), "rate": self.rate}
-
-
-@keras.saving.register_keras_serializable(package="efficientnetv2")
-class StochasticDepth(keras.layers.Layer):
-    """Drops the residual branch of whole examples while training.
-
-    What survives is divided by the survival probability, so inference needs
-    no change. Source: Huang et al., arXiv 1603.09382.
-
-    Args:
-        survival_probability: float in (0, 1].
-    """
-
-    def __init__(self, survival_probability: float, **kwargs):
-        super().__init__(**kwargs)
-        if not 0.0 < survival_probability <= 1.0:
-            raise ValueError(
-                "survival_probability must be in (0, 1], not "
-                f"{survival_probability}."
-            )
-        self.survival_probability = survival_probability
-        self.seed_generator = keras.random.SeedGenerator()
-
-    def call(self, inputs, training=False):
-        if not training or self.survival_probability == 1.0:
-            return inputs
-        shape = (keras.ops.shape(inputs)[0],) + (1,) * (len(inputs.shape) - 1)
-        kept = keras.random.uniform(
-            shape, dtype="float32", seed=self.seed_generator
-        )
-        scale = keras.ops.cast(kept < self.survival_probability, inputs.dtype)
-        return inputs * (scale / self.survival_probability)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "survival_probability": self.survival_probability,
-        }
 
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")
@@ -232,14 +83,7 @@ class SqueezeExcitation(_Layer):
         act_fn: str = "silu",
         **kwargs,
     ):
-        super().__init__(
-            {
-                "reduced_filters": reduced_filters,
-                "output_filters": output_filters,
-                "act_fn": act_fn,
-            },
-            **kwargs,
-        )
+        super().__init__(locals(), **kwargs)
         self.activation = activation(act_fn)
         self.reduce = _conv(reduced_filters, 1, use_bias=True, name="reduce")
         self.expand = _conv(output_filters, 1, use_bias=True, name="expand")
@@ -250,7 +94,7 @@ class SqueezeExcitation(_Layer):
         self.built = True
 
     def call(self, inputs):
-        gate = keras.ops.mean(inputs, axis=(1, 2), keepdims=True)
+        gate = spatial_mean(inputs)
         gate = self.expand(self.activation(self.reduce(gate)))
         return inputs * keras.ops.sigmoid(gate)
 
@@ -279,17 +123,7 @@ class Stem(_Layer):
         norm_groups: int = 8,
         **kwargs,
     ):
-        super().__init__(
-            {
-                "filters": filters,
-                "act_fn": act_fn,
-                "norm_type": norm_type,
-                "norm_momentum": norm_momentum,
-                "norm_epsilon": norm_epsilon,
-                "norm_groups": norm_groups,
-            },
-            **kwargs,
-        )
+        super().__init__(locals(), **kwargs)
         self.activation = activation(act_fn)
         self.conv = _conv(filters, 3, strides=2, name="conv")
         self.norm = self._norm("norm")
@@ -307,7 +141,7 @@ class Stem(_Layer):
 
 
 class _ResidualBlock(_Layer):
-    """What MBConv and Fused-MBConv share: arguments, SE, residual."""
+    """What MBConv and Fused-MBConv share: all but the convolutions."""
 
     def __init__(
         self,
@@ -326,24 +160,7 @@ class _ResidualBlock(_Layer):
         norm_groups: int = 8,
         **kwargs,
     ):
-        super().__init__(
-            {
-                "input_filters": input_filters,
-                "output_filters": output_filters,
-                "kernel_size": kernel_size,
-                "strides": strides,
-                "expand_ratio": expand_ratio,
-                "se_ratio": se_ratio,
-                "survival_probability": survival_probability,
-                "conv_dropout": conv_dropout,
-                "act_fn": act_fn,
-                "norm_type": norm_type,
-                "norm_momentum": norm_momentum,
-                "norm_epsilon": norm_epsilon,
-                "norm_groups": norm_groups,
-            },
-            **kwargs,
-        )
+        super().__init__(locals(), **kwargs)
         self.strides = strides
         self.expand_ratio = expand_ratio
         args = BlockArgs(
@@ -357,6 +174,8 @@ class _ResidualBlock(_Layer):
         )
         self.expanded_filters = args.expanded_filters
         self.activation = activation(act_fn)
+        self.expand_conv = self.expand_norm = None
+        self.depthwise_conv = self.depthwise_norm = None
         self.has_residual = strides == 1 and input_filters == output_filters
         self._build_convolutions(output_filters, kernel_size)
         self.se = None
@@ -391,7 +210,34 @@ class _ResidualBlock(_Layer):
             input_shape = layer.compute_output_shape(input_shape)
         return input_shape
 
-    def _residual(self, inputs, x, training):
+    @property
+    def _chain(self):
+        layers = (
+            self.expand_conv,
+            self.expand_norm,
+            self.depthwise_conv,
+            self.depthwise_norm,
+            self.se,
+            self.project_conv,
+            self.project_norm,
+        )
+        return [layer for layer in layers if layer is not None]
+
+    def call(self, inputs, training=False):
+        x = inputs
+        if self.expand_conv is not None:
+            x = self.expand_norm(self.expand_conv(x), training=training)
+            x = self.activation(x)
+        if self.depthwise_conv is not None:
+            x = self.depthwise_norm(self.depthwise_conv(x), training=training)
+            x = self.activation(x)
+        if self.dropout is not None:
+            x = self.dropout(x, training=training)
+        if self.se is not None:
+            x = self.se(x)
+        x = self.project_norm(self.project_conv(x), training=training)
+        if self.expand_conv is None and self.depthwise_conv is None:
+            x = self.activation(x)
         if not self.has_residual:
             return x
         if self.stochastic_depth is not None:
@@ -419,7 +265,6 @@ class MBConv(_ResidualBlock):
     """
 
     def _build_convolutions(self, output_filters, kernel_size):
-        self.expand_conv = self.expand_norm = None
         if self.expand_ratio != 1:
             self.expand_conv = _conv(
                 self.expanded_filters, 1, name="expand_conv"
@@ -437,33 +282,6 @@ class MBConv(_ResidualBlock):
         self.project_conv = _conv(output_filters, 1, name="project_conv")
         self.project_norm = self._norm("project_norm")
 
-    @property
-    def _chain(self):
-        layers = (
-            self.expand_conv,
-            self.expand_norm,
-            self.depthwise_conv,
-            self.depthwise_norm,
-            self.se,
-            self.project_conv,
-            self.project_norm,
-        )
-        return [layer for layer in layers if layer is not None]
-
-    def call(self, inputs, training=False):
-        x = inputs
-        if self.expand_conv is not None:
-            x = self.expand_norm(self.expand_conv(x), training=training)
-            x = self.activation(x)
-        x = self.depthwise_norm(self.depthwise_conv(x), training=training)
-        x = self.activation(x)
-        if self.dropout is not None:
-            x = self.dropout(x, training=training)
-        if self.se is not None:
-            x = self.se(x)
-        x = self.project_norm(self.project_conv(x), training=training)
-        return self._residual(inputs, x, training)
-
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")
 class FusedMBConv(_ResidualBlock):
@@ -474,7 +292,6 @@ class FusedMBConv(_ResidualBlock):
     """
 
     def _build_convolutions(self, output_filters, kernel_size):
-        self.expand_conv = self.expand_norm = None
         project_kernel, project_strides = kernel_size, self.strides
         if self.expand_ratio != 1:
             self.expand_conv = _conv(
@@ -492,31 +309,6 @@ class FusedMBConv(_ResidualBlock):
             name="project_conv",
         )
         self.project_norm = self._norm("project_norm")
-
-    @property
-    def _chain(self):
-        layers = (
-            self.expand_conv,
-            self.expand_norm,
-            self.se,
-            self.project_conv,
-            self.project_norm,
-        )
-        return [layer for layer in layers if layer is not None]
-
-    def call(self, inputs, training=False):
-        x = inputs
-        if self.expand_conv is not None:
-            x = self.expand_norm(self.expand_conv(x), training=training)
-            x = self.activation(x)
-        if self.dropout is not None:
-            x = self.dropout(x, training=training)
-        if self.se is not None:
-            x = self.se(x)
-        x = self.project_norm(self.project_conv(x), training=training)
-        if self.expand_ratio == 1:
-            x = self.activation(x)
-        return self._residual(inputs, x, training)
 
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")
@@ -547,19 +339,7 @@ class Head(_Layer):
         norm_groups: int = 8,
         **kwargs,
     ):
-        super().__init__(
-            {
-                "filters": filters,
-                "dropout_rate": dropout_rate,
-                "pooling": pooling,
-                "act_fn": act_fn,
-                "norm_type": norm_type,
-                "norm_momentum": norm_momentum,
-                "norm_epsilon": norm_epsilon,
-                "norm_groups": norm_groups,
-            },
-            **kwargs,
-        )
+        super().__init__(locals(), **kwargs)
         self.activation = activation(act_fn)
         if pooling not in _POOLING:
             raise ValueError(

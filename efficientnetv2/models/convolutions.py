@@ -23,6 +23,48 @@ def runs_on_tensorflow_cpu() -> bool:
     )
 
 
+_products = {"bfloat16": False}
+
+
+def set_bfloat16_products(on: bool) -> None:
+    """Sets how layers called later in this process train on TensorFlow's CPU.
+
+    Args:
+        on: whether full and 1x1 convolutions round their operands and results
+            to bfloat16; the kernels accumulate in float32. All variables, and
+            all other operations, stay float32.
+    """
+    _products["bfloat16"] = on
+
+
+def _product(function, *operands):
+    """Returns a product of float32 tensors, see `set_bfloat16_products`."""
+    import tensorflow as tf
+
+    if not _products["bfloat16"]:
+        return function(*operands)
+    rounded = [tf.cast(operand, tf.bfloat16) for operand in operands]
+    return tf.cast(function(*rounded), tf.float32)
+
+
+@keras.saving.register_keras_serializable(package="efficientnetv2")
+class Conv2D(keras.layers.Conv2D):
+    """Keras' own, but for `set_bfloat16_products`."""
+
+    def call(self, inputs, training=False):
+        if not training or not _products["bfloat16"] or self.use_bias:
+            return super().call(inputs)
+        import tensorflow as tf
+
+        return _product(
+            lambda images, kernel: tf.nn.conv2d(
+                images, kernel, self.strides, self.padding.upper()
+            ),
+            inputs,
+            self.kernel,
+        )
+
+
 @keras.saving.register_keras_serializable(package="efficientnetv2")
 class PointwiseConv2D(keras.layers.Conv2D):
     """A 1x1 convolution of stride 1, trained as one matrix product on CPU.
@@ -47,11 +89,15 @@ class PointwiseConv2D(keras.layers.Conv2D):
         kernel = tf.convert_to_tensor(self.kernel)
         shape = tf.shape(inputs)
         channels = inputs.shape[-1]
-        outputs = tf.matmul(
+        operands = (
             tf.reshape(inputs, [-1, channels]),
             tf.reshape(kernel, [channels, self.filters]),
         )
-        if self.use_bias:
+        if not self.use_bias:
+            outputs = _product(tf.matmul, *operands)
+        else:
+            # Squeeze-and-excitation: too small to gain from bfloat16.
+            outputs = tf.matmul(*operands)
             outputs = tf.nn.bias_add(outputs, tf.convert_to_tensor(self.bias))
         outputs = tf.reshape(
             outputs, tf.concat([shape[:-1], [self.filters]], 0)
@@ -64,8 +110,9 @@ class PointwiseConv2D(keras.layers.Conv2D):
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """A depthwise convolution whose filter gradient is fast for tiny images.
 
-    Up to 2x2 output pixels the gradient of each tap is a product and a sum;
-    above that TensorFlow's kernel is faster.
+    For one output pixel or 2x2 of them, the input times each pixel's gradient,
+    summed over the batch, is the gradient of the kernel's part that lies over
+    the image; above that TensorFlow's kernel is faster.
     """
 
     def call(self, inputs):
@@ -130,53 +177,56 @@ def _filter_gradient(size: int, stride: int, dtype):
         experimental_attributes={"_noinline": True},
     )
     def filter_gradient(inputs, upstream):
-        shape = tf.shape(upstream)
-        pixels = shape[1] * shape[2]
-        return tf.cond(
-            pixels == 1 if stride > 1 else pixels <= 4,
-            lambda: _filter_gradient_by_taps(inputs, upstream, size, stride),
-            lambda: tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+        _, height, width, channels = tf.unstack(tf.shape(upstream))
+
+        def kernel():
+            return tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
                 input=inputs,
-                filter_sizes=[size, size, shape[3], 1],
+                filter_sizes=[size, size, channels, 1],
                 out_backprop=upstream,
                 strides=[1, stride, stride, 1],
                 padding="SAME",
-            ),
-        )
+            )
+
+        def by_pixels(length):
+            return lambda: _filter_gradient_by_pixels(
+                inputs, upstream, size, stride, length
+            )
+
+        cases = []
+        if size >= stride:
+            cases.append((height * width == 1, by_pixels(1)))
+        if stride == 1 and size > 2:
+            cases.append(((height == 2) & (width == 2), by_pixels(2)))
+        return tf.case(cases, kernel) if cases else kernel()
 
     return filter_gradient
 
 
-def _filter_gradient_by_taps(inputs, upstream, size: int, stride: int):
-    """Returns [size, size, channels, 1] for stride 1 or one output pixel."""
+def _filter_gradient_by_pixels(inputs, upstream, size, stride, length):
+    """Returns [size, size, channels, 1], a product and a sum per output pixel.
+
+    Args:
+        inputs: [batch, height, width, channels], which every place of the
+            kernel around an output pixel covers.
+        upstream: [batch, length, length, channels].
+        size, stride: of the kernel.
+        length: 1 or 2.
+    """
     import tensorflow as tf
 
-    shape, out = tf.shape(inputs), tf.shape(upstream)
-    channels = shape[3]
-
-    def padding(length, out_length):
-        total = tf.maximum((out_length - 1) * stride + size - length, 0)
-        return [total // 2, total - total // 2]
-
-    padded = tf.pad(
-        inputs,
-        [
-            [0, 0],
-            padding(shape[1], out[1]),
-            padding(shape[2], out[2]),
-            [0, 0],
-        ],
-    )
-    taps = [
-        tf.reduce_sum(
-            tf.reshape(
-                padded[:, row : row + out[1], column : column + out[2]]
-                * upstream,
-                [-1, channels],
-            ),
-            axis=0,
-        )
-        for row in range(size)
-        for column in range(size)
-    ]
-    return tf.reshape(tf.stack(taps), [size, size, channels, 1])
+    shape = tf.shape(inputs)[1:3]
+    before = ((length - 1) * stride + size - shape) // 2
+    pixels = []
+    for row in range(length):
+        for column in range(length):
+            here = upstream[:, row : row + 1, column : column + 1]
+            start = before - [row * stride, column * stride]
+            paddings = tf.stack([start, size - shape - start], axis=1)
+            pixels.append(
+                tf.pad(
+                    tf.reduce_sum(inputs * here, axis=0),
+                    tf.concat([paddings, [[0, 0]]], 0),
+                )
+            )
+    return tf.add_n(pixels)[..., None]

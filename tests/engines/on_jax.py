@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import export
 
+from efficientnetv2 import config as config_lib
 from efficientnetv2 import engines, progressive
 from efficientnetv2.data import pipeline
 from efficientnetv2.engines import schedules
@@ -294,6 +295,7 @@ def test_an_engine_for_evaluation_alone():
         ("runtime.strategy=gpu", "JAX sees no GPU, but cpu"),
         ("runtime.strategy=multi_worker", "one machine"),
         ("runtime.jit_compile=false", "always compiles"),
+        ("runtime.mixed_precision=bfloat16_products", "is for TensorFlow"),
     ],
 )
 def test_what_cannot_be_is_refused(overrides, words):
@@ -316,3 +318,27 @@ def test_the_step_lowers_for_accelerators(engine):
     )
     assert exported.platforms == ("cuda", "tpu")
     assert exported.in_avals[-2].shape == (32, 10)
+
+
+@pytest.mark.parametrize("name", ["efficientnetv2-b0", "efficientnetv2-s"])
+def test_the_steps_of_imagenet_lower_for_accelerators(name):
+    config = config_lib.load(
+        "fashion_mnist",
+        model_name=name,
+        recipe="imagenet_code",
+        hparam_str="model.num_classes=1000,train.batch_size=8,"
+        "runtime.mixed_precision=mixed_bfloat16",
+    )
+    plan = config_lib.run_plan(config)
+    try:
+        engine = engines.create(config, plan)
+        stages = progressive.build_stages(config, plan)
+        # The program is the same between them, but for its shapes.
+        for stage in (stages[0], stages[-1]):
+            exported = export.export(
+                engine.step_function(), platforms=["cuda", "tpu"]
+            )(*engine.step_arguments(stage.image_size))
+            assert exported.platforms == ("cuda", "tpu")
+            assert "callback" not in exported.mlir_module()
+    finally:
+        keras.config.set_dtype_policy("float32")

@@ -8,6 +8,7 @@ import sys
 import time
 import types
 
+import keras
 import numpy as np
 import pytest
 from hypothesis import given
@@ -82,6 +83,35 @@ def test_micro_batches_that_do_not_divide_a_part(tiny_config):
 def test_a_gpu_that_is_not_there():
     with pytest.raises(strategies.StrategyError, match="sees no GPU"):
         strategies.make_strategy("gpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("avx512f avx512_vnni", "multiplies no bfloat16"),
+        (None, "multiplies no bfloat16"),
+        ("avx512f avx512_bf16", None),
+    ],
+)
+def test_bfloat16_products_need_a_processor_that_has_them(
+    tiny_config, monkeypatch, tmp_path, flags, words
+):
+    cpuinfo = tmp_path / "cpuinfo"
+    if flags is not None:
+        cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
+    monkeypatch.setattr(strategies, "_CPUINFO", cpuinfo)
+    config = tiny_config("runtime.mixed_precision=bfloat16_products")
+    try:
+        if words:
+            with pytest.raises(strategies.StrategyError, match=words):
+                strategies.set_up(config)
+        else:
+            strategies.set_up(config)
+            assert keras.config.dtype_policy().name == "float32"
+        # What another machine has trained is evaluated in float32.
+        strategies.set_up(config, training=False)
+    finally:
+        strategies.set_up(tiny_config())
 
 
 def _start(*arguments, **environment):

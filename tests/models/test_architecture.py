@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import normalizations
-from efficientnetv2.models import architecture, blocks, counting
+from efficientnetv2.models import architecture, counting, layers
 from efficientnetv2.models.block_strings import BlockArgs
 
 
@@ -163,7 +163,7 @@ def _tiny(**overrides):
     )
 
 
-@pytest.mark.parametrize("act_fn", [*blocks.ACTIVATIONS, "swish"])
+@pytest.mark.parametrize("act_fn", [*layers.ACTIVATIONS, "swish"])
 def test_every_activation(act_fn):
     model = architecture.build(_tiny(act_fn=act_fn))
     logits = model(np.ones((2, 20, 20, 3), np.float32))
@@ -203,7 +203,7 @@ def test_survival_probability_falls_linearly():
 
 def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
     keras.utils.set_random_seed(0)
-    layer = blocks.StochasticDepth(0.75)
+    layer = layers.StochasticDepth(0.75)
     inputs = np.ones((4000, 2, 2, 3), np.float32)
     outputs = np.asarray(layer(inputs, training=True))
     per_example = outputs.reshape(4000, -1)
@@ -216,7 +216,7 @@ def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_dropout_rate_can_be_a_variable(rate):
     keras.utils.set_random_seed(0)
-    layer = blocks.Dropout(rate)
+    layer = layers.Dropout(rate)
     layer.rate_variable = tf.Variable(0.0)
     inputs = np.ones((100, 100), np.float32)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnetv2.models import blocks, convolutions, normalization
+from efficientnetv2.models import blocks, convolutions, layers
 
 
 def _gradients(layer, inputs, upstream, training):
@@ -47,7 +47,7 @@ def _assert_equal(ours, keras_layer, shape, training=True):
 def test_batch_normalization(shape, training):
     options = {"momentum": 0.9, "epsilon": 1e-3}
     _assert_equal(
-        normalization.BatchNormalization(**options),
+        layers.BatchNormalization(**options),
         keras.layers.BatchNormalization(**options),
         shape,
         training,
@@ -90,7 +90,7 @@ def test_training_reaches_convolutions_in_blocks(monkeypatch):
 
 
 def test_silu_and_its_gradient():
-    silu = blocks.activation("silu")
+    silu = layers.activation("silu")
     inputs = tf.linspace(-20.0, 20.0, 101)
     results = []
     for function in (silu, tf.nn.silu):
@@ -113,3 +113,37 @@ def test_depthwise_convolution(size, stride, kernel):
         (3, size, size, 4),
         None,
     )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: convolutions.PointwiseConv2D(7, use_bias=False),
+        lambda: convolutions.Conv2D(
+            7, 3, strides=2, padding="same", use_bias=False
+        ),
+    ],
+    ids=["1x1", "3x3"],
+)
+def test_bfloat16_products_round_only_while_training(make):
+    random = np.random.default_rng(0)
+    inputs = random.normal(size=(3, 5, 6, 16)).astype(np.float32)
+    layer = make()
+    upstream = np.ones(layer.compute_output_shape(inputs.shape), np.float32)
+    layer.build(inputs.shape)
+    outputs, (to_inputs, to_kernel) = _gradients(layer, inputs, upstream, True)
+    convolutions.set_bfloat16_products(True)
+    try:
+        rounded, gradients = _gradients(layer, inputs, upstream, True)
+        inferred = layer(inputs)
+    finally:
+        convolutions.set_bfloat16_products(False)
+    assert rounded.dtype == layer.kernel.dtype == tf.float32
+    np.testing.assert_array_equal(
+        rounded, tf.cast(tf.cast(rounded, tf.bfloat16), tf.float32)
+    )
+    np.testing.assert_allclose(rounded, outputs, atol=0.1)
+    np.testing.assert_allclose(inferred, outputs, atol=1e-5)
+    assert not np.array_equal(rounded, outputs)
+    np.testing.assert_allclose(gradients[0], to_inputs, atol=0.1)
+    np.testing.assert_allclose(gradients[1], to_kernel, rtol=0.05, atol=0.2)
