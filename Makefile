@@ -3,6 +3,7 @@
 # make ablation         runs the studies of results/ablation in runs/ablation
 # make ablation-report  makes their report anew from the results there, or in
 #                       another ABLATION_DIR
+# make figures draws the pictures of README and docs from results/
 # make fuzz    feeds 100,000 damaged images and shards to the readers, and other
 #              examples than `make test` to the property tests; FUZZ_SEED
 #              repeats what it printed
@@ -23,7 +24,7 @@ ifndef FUZZ_SEED
 FUZZ_SEED := $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
 endif
 
-.PHONY: setup train best ablation ablation-report test fuzz soak \
+.PHONY: setup train best ablation ablation-report figures test fuzz soak \
 	notebooks colab-check wheel lint
 
 setup: $(VENV)/.installed
@@ -55,8 +56,10 @@ ablation: setup
 	$(MAKE) ablation-report
 
 ablation-report: setup
-	$(BIN)/python -m efficientnetv2.study.report \
-		--output_dir=$(ABLATION_DIR)
+	$(BIN)/efficientnetv2 study --report_only --output_dir=$(ABLATION_DIR)
+
+figures: setup
+	$(BIN)/python docs/figures.py
 
 test: setup
 	$(BIN)/python -m pytest -q -n auto --dist loadfile

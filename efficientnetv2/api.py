@@ -21,6 +21,7 @@ from efficientnetv2 import (
     engines,
     evaluation,
     files,
+    progress,
     recovery,
     runs,
     user_callbacks,
@@ -41,7 +42,7 @@ def train(
     config: ml_collections.ConfigDict,
     model_dir: str | os.PathLike,
     callbacks: Sequence[keras.callbacks.Callback] = (),
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = progress.say,
 ) -> dict:
     """Trains, evaluates and exports a SavedModel, as `--mode=train_and_eval`.
 
@@ -71,7 +72,7 @@ def evaluate(
     model_dir: str | os.PathLike,
     checkpoint: str | None = None,
     hparam_str: str = "",
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = progress.say,
 ) -> dict:
     """Evaluates the averaged weights of a run on every image of `eval.split`.
 
@@ -97,7 +98,7 @@ def evaluate_weights(
     config: ml_collections.ConfigDict,
     model_name: str,
     weights: str | os.PathLike,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = progress.say,
 ) -> dict:
     """Evaluates weights without a run on every image of `eval.split`.
 
@@ -135,7 +136,7 @@ def export(
     formats: Sequence[str] = ("saved_model",),
     checkpoint: str | None = None,
     allow_disagreement: bool = False,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = progress.say,
 ) -> dict[str, dict]:
     """Writes a run's model in formats of `--formats` into its folder.
 
@@ -172,7 +173,7 @@ def execute(
     model_dir: str | os.PathLike,
     mode: str = "train_and_eval",
     checkpoint: str | None = None,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = progress.say,
     formats: Sequence[str] = ("saved_model",),
     allow_disagreement: bool = False,
 ) -> None:
@@ -269,7 +270,7 @@ def evaluate_and_report(
 ) -> dict:
     """Evaluates a checkpoint and writes report.html; returns the metrics."""
     # Imports matplotlib, which training does not wait for.
-    from efficientnetv2.study import run_report
+    from efficientnetv2.reports import run as run_report
 
     observer = run_report.Observer()
     result = evaluation.evaluate_checkpoint(run, checkpoint, observer, engine)
@@ -284,7 +285,7 @@ def evaluate_and_report(
 
 def report(run: runs.Run, checkpoint: str | None = None) -> None:
     """Writes report.html; without the run's data, of what is on record."""
-    from efficientnetv2.study import run_report
+    from efficientnetv2.reports import run as run_report
 
     metrics = run.read_metrics()
     known = metrics.get("test") or metrics.get("eval")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from efficientnetv2 import formatting, runs, tables
+from efficientnetv2 import formatting, runs
 from efficientnetv2.data.sources import ArraySource, EncodedSource
 
 _MOST_CLASSES = 20
@@ -30,12 +30,14 @@ def class_table(
             right = int((predicted[own] == label).sum())
             rows.append((right / own.sum(), name, right, int(own.sum())))
     rows.sort(key=lambda row: row[0])
-    lines = [("class", "top-1", "right", "images")]
+    lines = [("class", "top-1", "correct", "images")]
     for share, name, right, images in rows[:_MOST_CLASSES]:
         lines.append((name, f"{share:.1%}", f"{right:,}", f"{images:,}"))
-    text = tables.align(lines, left=[0])
+    text = formatting.table(lines, left=[0])
     left = len(rows) - _MOST_CLASSES
-    return text + (f"\nand {left:,} better ones" if left > 0 else "")
+    return text + (
+        f"\nand {left:,} classes with a higher top-1" if left > 0 else ""
+    )
 
 
 def example_image(run: runs.Run) -> pathlib.Path | str:
@@ -57,12 +59,17 @@ def example_image(run: runs.Run) -> pathlib.Path | str:
 
 def next_commands(run: runs.Run) -> str:
     """Returns what to type next: the report, a prediction, the curves."""
-    quoted = formatting.quote
-    report = run.model_dir / "report.html"
+    quoted, program = formatting.quote, formatting.program
+    folder = run.model_dir
     commands = [
-        f"{formatting.program('python')} -m webbrowser {quoted(report)}",
-        f"{formatting.program()} predict --model={quoted(run.model_dir)} "
-        f"{quoted(example_image(run))}",
-        f"{formatting.program('tensorboard')} --logdir={quoted(run.model_dir)}",
+        (program("python"), "-m webbrowser", quoted(folder / "report.html")),
+        (
+            f"{program()} predict",
+            f"--model={quoted(folder)}",
+            quoted(formatting.near(example_image(run))),
+        ),
+        (program("tensorboard"), f"--logdir={quoted(folder)}"),
     ]
-    return "\n".join(["Next:", *(f"  {command}" for command in commands)])
+    return "\n".join(
+        ["Next:", *(formatting.command(*words) for words in commands)]
+    )

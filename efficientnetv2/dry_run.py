@@ -12,7 +12,7 @@ from collections.abc import Callable
 import keras
 import ml_collections
 
-from efficientnetv2 import engines, runs
+from efficientnetv2 import engines, progress, runs
 from efficientnetv2.data import faults, pipeline, registry
 from efficientnetv2.formatting import format_seconds
 from efficientnetv2.models import counting
@@ -49,7 +49,7 @@ class Timing:
 
 
 def report(
-    config: ml_collections.ConfigDict, log: Callable[[str], None] = print
+    config: ml_collections.ConfigDict, log: Callable[[str], None] = progress.say
 ) -> float:
     """Logs data, model, stages, and the measured time and memory of a run.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from efficientnetv2 import checkpoints, engines
+from efficientnetv2 import checkpoints, engines, progress
 from efficientnetv2.data import faults, fingerprint, pipeline, sources
 from efficientnetv2.engines import losses
 from efficientnetv2.models import weights
@@ -44,7 +44,13 @@ def evaluate(
     """
     images, entropy, curve = 0, 0.0, None
     top1 = top5 = found_labels = all_labels = 0.0
-    for batch_images, labels in dataset.as_numpy_iterator():
+    batches = progress.track(
+        dataset.as_numpy_iterator(),
+        "Evaluating",
+        max(0, int(dataset.cardinality())),
+        "batches",
+    )
+    for batch_images, labels in batches:
         outputs = logits(batch_images)
         vectors = to_vectors(labels, outputs.shape[1])
         found = np.asarray(losses.at_likeliest(vectors, outputs))
@@ -134,7 +140,7 @@ def evaluate_checkpoint(
         "split": config.eval.split,
     }
     run.log(
-        f"{config.eval.split}: top-1 {result['top1']:.2%} top-5 "
+        f"{config.eval.split}: top-1 {result['top1']:.2%}, top-5 "
         f"{result['top5']:.2%} ({result['images']:,} images, "
         f"{checkpoint.path.name}, step {result['step']:,})"
     )

@@ -128,3 +128,15 @@ def locked(path: str | os.PathLike) -> Iterator[Lock]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield Lock(None, file.fileno())
+
+
+def is_locked(path: str | os.PathLike) -> bool:
+    """Whether a process holds a lock of `locked`; changes nothing."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False

@@ -1,4 +1,4 @@
-"""Numbers and commands as people read them."""
+"""Numbers, tables and commands as people read them."""
 
 import math
 import os
@@ -6,6 +6,11 @@ import pathlib
 import shlex
 import shutil
 import sys
+from collections.abc import Collection, Sequence
+
+import tabulate
+
+_COLUMNS = 80
 
 
 def format_seconds(seconds: float) -> str:
@@ -17,6 +22,21 @@ def format_seconds(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02d}:{seconds:02d}"
     return f"{minutes}:{seconds:02d}"
+
+
+def table(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> str:
+    """Returns rows as lines with aligned columns.
+
+    Args:
+        rows: of equally many cells, the first being the header.
+        left: numbers of the columns that are aligned to the left; all others
+            are to the right.
+    """
+    sides = ["left" if k in left else "right" for k in range(len(rows[0]))]
+    text = tabulate.tabulate(
+        rows, tablefmt="plain", colalign=sides, disable_numparse=True
+    )
+    return "\n".join(line.rstrip() for line in text.split("\n"))
 
 
 def command_line() -> str:
@@ -46,6 +66,28 @@ def program(name: str = "efficientnetv2") -> str:
     path = folder / name
     if not path.exists():
         return f"{program(pathlib.Path(sys.executable).name)} -m {name}"
-    if path.is_relative_to(os.getcwd()):
-        path = path.relative_to(os.getcwd())
-    return quote(path)
+    return quote(near(path))
+
+
+def near(path: str | os.PathLike) -> pathlib.Path:
+    """Returns a path as it is seen from the working directory, if below it."""
+    path = pathlib.Path(path)
+    here = os.getcwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def command(*words: str, indent: str = "  ") -> str:
+    """Returns a command to copy, in lines of at most 80 columns if it can be.
+
+    Args:
+        words: of the command, as a shell takes them.
+        indent: of each line.
+    """
+    lines = [indent + words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + 1 + len(word) <= _COLUMNS - len(" \\"):
+            lines[-1] += f" {word}"
+        else:
+            lines[-1] += " \\"
+            lines.append(f"{indent}    {word}")
+    return "\n".join(lines)

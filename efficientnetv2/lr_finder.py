@@ -12,7 +12,7 @@ from collections.abc import Callable
 import ml_collections
 import numpy as np
 
-from efficientnetv2 import engines, files, runs
+from efficientnetv2 import engines, files, progress, runs
 from efficientnetv2.data import pipeline
 from efficientnetv2.errors import UserError
 
@@ -93,7 +93,9 @@ def find(
         )
 
     losses, mean = [], 0.0
-    for step, batch in enumerate(engine.dataset(make_dataset)):
+    batches = engine.dataset(make_dataset)
+    shown = progress.track(batches, "Trying rates", steps, "steps")
+    for step, batch in enumerate(shown):
         loss = float(engine.step(batch, stage.dropout_rate)["loss"])
         mean = _SMOOTHING * mean + (1.0 - _SMOOTHING) * loss
         smooth = mean / (1.0 - _SMOOTHING ** (step + 1))

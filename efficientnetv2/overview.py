@@ -1,7 +1,6 @@
 """Runs side by side, from the files that they leave; imports no TensorFlow."""
 
 import dataclasses
-import fcntl
 import json
 import os
 import pathlib
@@ -9,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from efficientnetv2 import config as config_lib
+from efficientnetv2 import files
 from efficientnetv2.errors import UserError
 
 METRICS = "metrics.json"
@@ -83,25 +83,13 @@ def read(folder: str | os.PathLike) -> RunEntry:
         pass
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot read {path / METRICS}: {error}.") from None
-    if _is_locked(path / LOCK):
+    if files.is_locked(path / LOCK):
         state = RUNNING
     elif metrics.get("finished"):
         state = FINISHED
     else:
         state = STOPPED if metrics.get("evaluations") else STARTED
     return RunEntry(path, config, metrics, state)
-
-
-def _is_locked(path: pathlib.Path) -> bool:
-    """Whether a process holds a lock; leaves the file as it is."""
-    try:
-        with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 def find(folder: str | os.PathLike) -> list[RunEntry]:
@@ -166,7 +154,7 @@ def draw_curves(
     import matplotlib
     from matplotlib.figure import Figure
 
-    from efficientnetv2.study import plots
+    from efficientnetv2.reports import plots
 
     with matplotlib.rc_context(plots.STYLE):
         figure = Figure((9.0, 4.2), layout="constrained")

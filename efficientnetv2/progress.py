@@ -1,4 +1,4 @@
-"""What a run shows while it trains: progress, TensorBoard scalars, times."""
+"""What is shown of work that takes long: lines, bars, TensorBoard scalars."""
 
 import contextlib
 import math
@@ -6,30 +6,122 @@ import os
 import pathlib
 import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-import numpy as np
+import ml_collections
 import tqdm
 
 from efficientnetv2 import files
 from efficientnetv2.formatting import format_seconds
-from efficientnetv2.progressive import Stage
-from efficientnetv2.runs import Run, State
 
 _WINDOW = 50  # steps of which the throughput is the mean
-_BESIDE = 16  # columns of a percentage and a short bar
+_BESIDE = 12  # columns of a percentage and a short bar
+_BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}"
+_SHOWN_AFTER = 0.5  # seconds; what is faster shows no bar
+Item = TypeVar("Item")
+
+
+def redraws(stream) -> bool:
+    """Whether a stream is a terminal or a notebook, where lines are redrawn."""
+    return stream.isatty() or type(stream).__module__.startswith("ipykernel")
+
+
+def has_colour(stream) -> bool:
+    """Whether a stream is a terminal whose user has not set NO_COLOR."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def columns() -> int:
+    """Returns the width of the terminal, 80 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def say(text: str) -> None:
+    """Prints lines on stdout, above a bar if there is one.
+
+    On a terminal long sentences are wrapped; indented lines, such as commands
+    to copy, are left alone.
+    """
+    if sys.stdout.isatty():
+        lines = text.split("\n")
+        text = "\n".join(
+            line if line.startswith("  ") else _wrap(line) for line in lines
+        )
+    tqdm.tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def lines_above() -> Iterator[None]:
+    """Prints what is printed meanwhile above a bar, if there is one."""
+    with tqdm.tqdm.external_write_mode():
+        yield
+        sys.stdout.flush()
+
+
+def _wrap(line: str) -> str:
+    return textwrap.fill(
+        line,
+        columns(),
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def track(
+    items: Iterable[Item],
+    what: str,
+    total: int | None = None,
+    unit: str = "images",
+) -> Iterator[Item]:
+    """Yields items while a bar on stderr shows how many there have been.
+
+    The bar appears where lines are redrawn, if the work takes long enough, and
+    is gone at the end.
+
+    Args:
+        items: of the work.
+        what: is done, such as 'Evaluating'.
+        total: number of items; by default their length, if they have one.
+        unit: what an item is, in the plural.
+    """
+    with bar(what, total or getattr(items, "__len__", int)(), unit) as shown:
+        for item in items:
+            yield item
+            shown.update()
+
+
+def bar(what: str, total: int, unit: str = "images") -> tqdm.tqdm:
+    """Returns a bar on stderr whose `update` counts; see `track`."""
+    return tqdm.tqdm(
+        desc=what,
+        total=total or None,
+        unit=unit,
+        file=sys.stderr,
+        leave=False,
+        # In the place of the bar of a training that waits for this.
+        position=0,
+        delay=_SHOWN_AFTER,
+        dynamic_ncols=True,
+        bar_format=_BAR,
+        disable=not redraws(sys.stderr),
+        colour="green" if has_colour(sys.stderr) else None,
+    )
 
 
 class Clock:
     """Measures how long steps wait for data and how long they compute.
 
-    Kept in `state.history`: 'train_seconds', 'step_seconds' (waiting,
+    Kept in a run's history: 'train_seconds', 'step_seconds' (waiting,
     computing) and 'waiting_share'.
     """
 
-    def __init__(self, state: State):
-        self.history = state.history
+    def __init__(self, history: dict[str, Any]):
+        self.history = history
 
     def __enter__(self) -> "Clock":
         self.began = time.monotonic() - self.history["train_seconds"]
@@ -141,7 +233,9 @@ class Progress:
     written after the first step, every half minute and at the end.
 
     Args:
-        run: that is trained.
+        config: of the run.
+        stages: of the run, `progressive.Stage`.
+        stage_of_steps: number of each step's stage, from 0.
         first_step: from which it trains.
         is_shown: whether anything is written.
         stream: to write to, stdout by default.
@@ -151,20 +245,28 @@ class Progress:
     """
 
     def __init__(
-        self, run: Run, first_step: int, is_shown: bool = True, stream=None
+        self,
+        config: ml_collections.ConfigDict,
+        stages: Sequence[Any],
+        stage_of_steps: Sequence[int],
+        first_step: int,
+        is_shown: bool = True,
+        stream=None,
     ):
-        self.run, self.step = run, first_step
-        self.total = len(run.stage_of_steps)
-        self.is_random = run.config.train.stage_order == "random"
+        # Commands that show a bar alone do not wait for NumPy.
+        import numpy as np
+
+        self.stages, self.order = stages, stage_of_steps
+        self.split = config.eval.val_split
+        self.step, self.total = first_step, len(stage_of_steps)
+        self.is_random = config.train.stage_order == "random"
         self.stream = stream or sys.stdout
         if not is_shown:
             self.stream = open(os.devnull, "w")
-        self.redraws = self.stream.isatty() or (
-            type(self.stream).__module__.startswith("ipykernel")
-        )
-        order = run.stage_of_steps
-        images = np.array([stage.batch_size for stage in run.stages])
-        pixels = images * [stage.image_size**2 for stage in run.stages]
+        self.redraws = redraws(self.stream)
+        order = stage_of_steps
+        images = np.array([stage.batch_size for stage in stages])
+        pixels = images * [stage.image_size**2 for stage in stages]
         # Of all steps before a step.
         self.images_before, self.pixels_before = (
             np.concatenate([[0], np.cumsum(of_stages[order])])
@@ -188,6 +290,8 @@ class Progress:
             miniters=1,
             bar_format="{percentage:3.0f}%|{bar}|{desc}",
             disable=not self.redraws,
+            position=0,
+            colour="green" if has_colour(self.stream) else None,
         )
         return self
 
@@ -201,9 +305,9 @@ class Progress:
         else:
             print(text, file=self.stream, flush=True)
 
-    def enter(self, step: int) -> Stage:
+    def enter(self, step: int):
         """Announces the stage of a step if it is a new one; returns it."""
-        index, stages = self.run.stage_of_steps[step], self.run.stages
+        index, stages = self.order[step], self.stages
         is_first, is_new = self.stage_index is None, index != self.stage_index
         self.stage_index = index
         if self.is_random and is_first:
@@ -250,9 +354,9 @@ class Progress:
     def evaluated(self, result: Mapping, is_best: bool) -> None:
         """Logs an evaluation, whose time is no time of steps."""
         self.log(
-            f"epoch {result['epoch']:.4g}: {self.run.config.eval.val_split} "
-            f"top-1 {result['top1']:.2%} top-5 {result['top5']:.2%} "
-            f"({result['images']:,} images)" + (", the best" * is_best)
+            f"Epoch {result['epoch']:.4g}: {self.split} "
+            f"top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%} "
+            f"({result['images']:,} images)" + (", best so far" * is_best)
         )
         self.restart_clock()
 
@@ -282,9 +386,8 @@ class Progress:
         if self.step == self.total or not self.latest:
             self.read()
         if self.redraws:
-            columns = shutil.get_terminal_size((80, 24)).columns
             self.bar.set_description_str(
-                self.describe(columns - _BESIDE), refresh=False
+                self.describe(columns() - _BESIDE), refresh=False
             )
             self.bar.n = self.step
             self.bar.refresh()
@@ -292,28 +395,33 @@ class Progress:
             share = f"{self.step / self.total:4.0%} "
             print(share + self.describe(75), file=self.stream, flush=True)
 
-    def describe(self, columns: int) -> str:
+    def describe(self, width: int) -> str:
         """Returns as much about the step as fits a number of columns."""
-        index = self.run.stage_of_steps[self.step - 1]
-        stage, stages = self.run.stages[index], len(self.run.stages)
+        index = self.order[self.step - 1]
+        stage, place = self.stages[index], f"{index + 1}/{len(self.stages)}"
         loss, top1 = (self.latest.get(k, math.nan) for k in ("loss", "top1"))
         rate, left = self.images_per_second(), self.seconds_left()
         run_left = format_seconds(left)
         stage_left = format_seconds(self.seconds_left(stage.last_step))
-        both = f"{stage_left}, {run_left}"
-        ends = f"stage ends in {stage_left}, run in {run_left}"
-        if self.is_random:
-            both, ends = run_left, f"run ends in {run_left}"
+        # Until two steps are done there is no telling.
+        speed = [f"{rate:,.0f} images/s"] if rate else []
+        ends, both, short = [], [], []
+        if math.isfinite(left):
+            ends = [f"stage ends in {stage_left}, run in {run_left}"]
+            both, short = [f"stage {stage_left} run {run_left}"], [run_left]
+            if self.is_random:
+                ends, both = [f"run ends in {run_left}"], [f"{run_left} left"]
         size = stage.image_size
-        for text in (
-            f" stage {index + 1}/{stages} of {size} px  loss {loss:.3f}  "
-            f"top-1 {top1:.1%}  {rate:,.0f} images/s  {ends}",
-            f" {index + 1}/{stages} {size}px loss {loss:.3f} top-1 {top1:.1%} "
-            f"{rate:.0f} images/s {both} left",
-            f" {index + 1}/{stages} {size}px loss {loss:.2f} {top1:.0%} "
-            f"{run_left} left",
-            f" {size}px {loss:.2f} {run_left}",
+        metrics = [f"loss {loss:.3f}", f"top-1 {top1:.1%}"]
+        for separator, parts in (
+            ("  ", [f"stage {place} of {size} px", *metrics, *speed, *ends]),
+            ("  ", [f"{place} {size}px", *metrics, *speed, *both]),
+            (" ", [f"{place} {size}px", *metrics, *speed, *both]),
+            (" ", [f"{place} {size}px", *metrics, *both]),
+            (" ", [f"{place} {size}px", metrics[0], *short]),
+            (" ", [f"{size}px {loss:.2f}", *short]),
         ):
-            if len(text) <= columns:
+            text = " " + separator.join(parts)
+            if len(text) <= width:
                 break
         return text

@@ -5,11 +5,13 @@ by one pure function of the configuration.
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
 
+from efficientnetv2 import formatting
 from efficientnetv2.config import RunPlan, resolve_image_size
 
 
@@ -140,15 +142,17 @@ def table(
 ) -> list[tuple[str, ...]]:
     """Returns the rows of the stage table, the first one being its header.
 
-    Without a RandAugment policy the column of magnitudes is empty.
+    Weight decay is that of a stage's first step, or of the run's first and last
+    where stages are drawn. Without a RandAugment policy the column of
+    magnitudes is empty.
     """
     drawn = config.train.stage_order == "random"
     has_magnitude = uses_magnitude(config.data.augname)
     rows = [
         (
             "stage",
-            "steps",
             "epochs",
+            "from step",
             "image size",
             "RandAugment",
             "Mixup",
@@ -163,19 +167,55 @@ def table(
         if drawn:
             first, last = 0, plan.total_steps
         epochs = (step / plan.steps_per_epoch for step in (first, last))
-        decays = (float(weight_decay(config, plan, k)) for k in (first, last))
+        decays = {
+            f"{float(weight_decay(config, plan, step)):.3g}": None
+            for step in ((first, last) if drawn else (first,))
+        }
         rows.append(
             (
                 f"{index + 1}",
-                "drawn" if drawn else f"{first:,} - {last - 1:,}",
-                " - ".join(f"{epoch:.4g}" for epoch in epochs),
+                "-".join(f"{epoch:.3g}" for epoch in epochs),
+                "drawn" if drawn else f"{first:,}",
                 f"{stage.image_size}",
-                f"{stage.randaugment_magnitude:.4g}" if has_magnitude else "-",
-                f"{stage.mixup_alpha:.4g}",
-                f"{stage.cutmix_alpha:.4g}",
-                f"{stage.dropout_rate:.4g}",
-                " - ".join(f"{decay:.3g}" for decay in decays),
+                f"{stage.randaugment_magnitude:.3g}" if has_magnitude else "-",
+                f"{stage.mixup_alpha:.3g}",
+                f"{stage.cutmix_alpha:.3g}",
+                f"{stage.dropout_rate:.3g}",
+                " to ".join(decays),
                 f"{stage.batch_size}",
             )
         )
     return rows
+
+
+def describe(
+    config: ml_collections.ConfigDict, plan: RunPlan, stages: Sequence[Stage]
+) -> str:
+    """Returns the stage table as lines of at most 80 columns.
+
+    What is the same in all stages stands in a sentence below.
+    """
+    header, *rows = table(config, plan, stages)
+    columns = list(zip(header, *rows, strict=True))
+    same = [
+        f"{name} {values[0]}"
+        for name, *values in columns
+        if len(set(values)) == 1 and values[0] != "-"
+    ]
+    varied = [column for column in columns if len(set(column[1:])) > 1]
+    parts = []
+    if varied:
+        names = [column[0] for column in varied]
+        rows = list(zip(*(column[1:] for column in varied), strict=True))
+        lines = formatting.table([names, *rows])
+        if len(lines.partition("\n")[0]) > 80:
+            names = [
+                name.replace(" ", "\n").replace("dA", "d-\nA") for name in names
+            ]
+            lines = formatting.table([names, *rows])
+        parts.append(lines)
+        same = [each for each in same if not each.endswith(" 0")]
+    if same:
+        start = "In all stages: " if varied else ""
+        parts.append(textwrap.fill(start + ", ".join(same) + ".", 80))
+    return "\n".join(parts)

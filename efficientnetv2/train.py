@@ -14,7 +14,6 @@ from efficientnetv2 import (
     fine_tuning,
     progressive,
     recovery,
-    tables,
 )
 from efficientnetv2.data import class_weights, faults, pipeline
 from efficientnetv2.engines import schedules
@@ -85,8 +84,10 @@ def _attempt(run: Run, attempt: Recovery, source, validation_source=None):
     with (
         recovery.signals() as stop,
         Events(run.model_dir / "tensorboard", engine.is_chief) as events,
-        Progress(run, state.step, engine.is_chief) as progress,
-        Clock(state) as clock,
+        Progress(
+            config, run.stages, run.stage_of_steps, state.step, engine.is_chief
+        ) as progress,
+        Clock(state.history) as clock,
     ):
         saved_at = time.monotonic()
         while state.step < plan.total_steps and not state.history["stopped"]:
@@ -182,7 +183,7 @@ def announce(run: Run, engine) -> None:
         f"{run.config.model.num_classes} classes; multiply-adds per image: "
         f"{cost}"
     )
-    run.log(tables.align(progressive.table(run.config, run.plan, run.stages)))
+    run.log(progressive.describe(run.config, run.plan, run.stages))
 
 
 def _check_finite(run: Run, engine) -> None:

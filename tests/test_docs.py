@@ -42,6 +42,7 @@ MODULES = {
     "efficientnetv2.models": "models",
     "efficientnetv2.study.ablation": "study",
     "efficientnetv2.study.benchmark": "benchmark",
+    "efficientnetv2.demo": "demo",
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 # no line of their own.
 LAYERS = (
     "errors",
-    "backend quiet declarative files formatting tables normalizations",
+    "backend quiet declarative files formatting normalizations progress",
     "checkpoints models.block_strings",
     # What data there are: names, classes, fingerprints; reads no image.
     "data.listing data.class_list data.folders data.csv_list "
@@ -19,9 +19,11 @@ LAYERS = (
     "zoo catalog",
     "engines",
     "runs",
-    "evaluation recovery progress user_callbacks fine_tuning lr_finder",
+    "evaluation recovery user_callbacks fine_tuning lr_finder",
     "serving train",
-    "study closing dry_run overview",
+    "study closing dry_run",
+    "reports overview",
+    "demo",
     "api",
     "commands",
     "main predict __main__ data.__main__ models.__main__",
@@ -31,6 +33,7 @@ LEVELS = {
 }
 # Only what runs as a program: `python -m efficientnetv2.study.ablation`.
 ENTRIES = {
+    ("demo", "commands.demo"),
     ("study.ablation", "commands.study"),
     ("study.benchmark", "commands.benchmark"),
 }

@@ -10,6 +10,17 @@ from efficientnetv2.formatting import format_seconds
 from efficientnetv2.progress import Progress
 
 
+def shown(run, first_step=0, stream=None):
+    """Returns the progress of a run, in memory by default."""
+    return Progress(
+        run.config,
+        run.stages,
+        run.stage_of_steps,
+        first_step,
+        stream=stream or io.StringIO(),
+    )
+
+
 @pytest.fixture
 def run(tiny_config, tmp_path, small_data):
     config = tiny_config(
@@ -21,7 +32,7 @@ def run(tiny_config, tmp_path, small_data):
 
 def test_progress_estimates_by_pixels(run):
     # Two stages of six steps, of 10 and 20 pixels.
-    with Progress(run, 3, stream=io.StringIO()) as progress:
+    with shown(run, 3) as progress:
         progress.window = [(2, 0.0), (3, 0.1)]
         assert progress.images_per_second() == pytest.approx(320)
         # 3 steps of 0.1 s, then 6 of four times the pixels.
@@ -33,7 +44,7 @@ def test_progress_estimates_by_pixels(run):
 
 @pytest.mark.parametrize("columns", [20, 40, 64, 80, 200])
 def test_a_description_fits_its_columns(run, columns):
-    with Progress(run, 0, stream=io.StringIO()) as progress:
+    with shown(run) as progress:
         progress.add({"loss": 12.3456, "top1": 1.0})
         progress.read()
         progress.window = [(0, 0.0), (1, 0.0001)]
@@ -48,8 +59,9 @@ def test_a_terminal_gets_one_line_that_is_redrawn(run, monkeypatch):
             return True
 
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
     terminal = Terminal()
-    with Progress(run, 0, stream=terminal) as progress:
+    with shown(run, stream=terminal) as progress:
         for step in range(run.plan.total_steps):
             progress.enter(step)
             progress.last_shown = -math.inf
@@ -62,3 +74,4 @@ def test_a_terminal_gets_one_line_that_is_redrawn(run, monkeypatch):
             assert len(part.rstrip()) <= 80
     drawn = [part for part in lines[-2].split("\r") if "%" in part]
     assert drawn and "100%" in drawn[-1]
+    assert "\x1b[32m" not in terminal.getvalue()  # green

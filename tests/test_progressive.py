@@ -282,21 +282,29 @@ def _table(overrides):
     )
     plan = config_lib.run_plan(config)
     stages = progressive.build_stages(config, plan)
-    return progressive.table(config, plan, stages)
+    text = progressive.describe(config, plan, stages)
+    assert max(map(len, text.split("\n"))) <= 80
+    return progressive.table(config, plan, stages), text
 
 
 def test_the_table_says_that_stages_are_drawn():
-    rows = _table("train.stage_order=random,train.weight_decay_inc=1")
+    rows, text = _table("train.stage_order=random,train.weight_decay_inc=1")
     assert len(rows) == 5
-    assert all(row[1] == "drawn" for row in rows[1:])
+    assert all(row[2] == "drawn" for row in rows[1:])
     # Weight decay follows the step, so each row shows its whole ramp.
-    assert {row[8] for row in rows[1:]} == {"1e-05 - 2e-05"}
+    assert {row[8] for row in rows[1:]} == {"1e-05 to 2e-05"}
+    assert "In all stages: epochs 0-4, from step drawn" in text
 
 
 def test_the_table_shows_every_stage():
-    rows = _table("data.augname=randaug")
+    rows, text = _table("data.augname=randaug")
     assert len(rows) == 5
     assert len({len(row) for row in rows}) == 1
-    assert {"384", "15", "1e-05 - 1e-05"} <= set(rows[-1])
-    without = _table("data.augname=null")
+    assert {"384", "15", "1e-05"} <= set(rows[-1])
+    # What is the same everywhere stands below.
+    assert "batch size 128" in text.split("\n")[-1] and "15" in text
+    without, text = _table("data.augname=null")
     assert [row[4] for row in without[1:]] == ["-"] * 4
+    assert "RandAugment" not in text
+    _, text = _table("train.stages=1")
+    assert text.startswith("stage 1, epochs 0-4, from step 0, image size 38")

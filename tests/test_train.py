@@ -92,15 +92,18 @@ def test_a_run_learns_and_leaves_its_files(tiny_config, finished, capsys):
 def test_the_report_of_a_run(finished):
     text = (finished / "report.html").read_text()
     for words in (
-        "Stages",
-        "Curves",
         "What the network saw",
+        "Stage 3: ",
+        "Curves",
+        "Most confused",
         "Expected calibration error",
         "stages: 3",
     ):
         assert words in text
-    # Two curves, matrix, calibration, a sheet a stage, perhaps mistakes.
-    assert text.count("data:image/png") == 7 + ("Mistakes" in text)
+    # Curves, matrix and calibration; six images per stage, and mistakes.
+    assert text.count("<svg") == 3
+    mistakes = text.partition("Worst mistakes")[2].count("data:image/png")
+    assert text.count("data:image/png") == 3 * 6 + mistakes
 
 
 def test_a_finished_run_says_so(tiny_config, finished):

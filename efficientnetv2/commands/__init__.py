@@ -8,6 +8,7 @@ NAMES = {
     "train": "Train, evaluate, write the report and a SavedModel.",
     "eval": "Evaluate a run, or published weights.",
     "predict": "Predict the classes of images.",
+    "demo": "Try a model in the browser.",
     "export": "Write a run's model for Keras, LiteRT or ONNX.",
     "report": "Write the HTML report of a run anew.",
     "runs": "List and compare runs.",

@@ -19,14 +19,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from efficientnetv2 import (
-    cli,
-    config,
-    declarative,
-    formatting,
-    quiet,
-    tables,
-)
+from efficientnetv2 import cli, config, declarative, formatting, quiet
 from efficientnetv2.data import registry
 from efficientnetv2.errors import UserError
 
@@ -122,7 +115,7 @@ def _table(folder: pathlib.Path) -> None:
                 registry.state(info, folder),
             )
         )
-    print(tables.align(lines, left=[0, 1, 5]))
+    print(formatting.table(lines, left=[0, 1, 5]))
     print(f"\nLooked for them in {folder}; --dataset=NAME tells more of one.")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from efficientnetv2 import catalog, cli, declarative, tables
+from efficientnetv2 import catalog, cli, declarative, formatting
 from efficientnetv2 import config as config_lib
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import counting
@@ -118,7 +118,7 @@ def _all(given: flags.FlagValues) -> None:
                 _percent(max(further, default=None)),
             )
         )
-    print(tables.align(lines, left=[0]))
+    print(formatting.table(lines, left=[0]))
     print(
         "\nTop-1 as published with the weights; more data: pretrained on "
         "ImageNet-21k (V2) or JFT (V1)."

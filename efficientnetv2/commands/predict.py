@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from efficientnetv2 import files, quiet
+from efficientnetv2 import files, progress, quiet
 from efficientnetv2.data import folders
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.serving import locate
@@ -27,7 +27,8 @@ UNSURE = "unsure"
 RARE = ("image_size", "normalization", "class_names")
 
 
-def define_flags(values: flags.FlagValues) -> None:
+def define_model(values: flags.FlagValues) -> None:
+    """Defines the flags that say which model is meant."""
     flags.DEFINE_string(
         "model",
         None,
@@ -70,6 +71,10 @@ def define_flags(values: flags.FlagValues) -> None:
         "Dataset whose classes the model has, where it does not name them.",
         flag_values=values,
     )
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    define_model(values)
     flags.DEFINE_integer(
         "top",
         5,
@@ -156,7 +161,8 @@ def run(given: flags.FlagValues, words: Sequence[str]) -> int:
 
     def skip(path, reason):
         skipped.append(path)
-        print(f"skipped {path}: {reason}", file=sys.stderr)
+        with progress.lines_above():
+            print(f"skipped {path}: {reason}", file=sys.stderr)
 
     images = locate.find_images(words, skip)
     count = len(images) + len(skipped)
@@ -191,18 +197,19 @@ def _predict(
         )
     write = _writer(given)
     done = []
-    for path, predictions in predict.stream(
+    found = predict.stream(
         averaged,
         images,
         given.top,
         given.batch_size,
         lambda _, path, reason: skip(path, reason),
-    ):
+    )
+    for path, predictions in progress.track(found, "Predicting", len(images)):
         done.append(path)
         best = predictions[0]
         likely = [p for p in predictions if p.probability >= given.threshold]
-        write(path, likely)
-        sys.stdout.flush()
+        with progress.lines_above():
+            write(path, likely)
         try:
             _write_files(given, classifier, path, best, bool(likely))
         except OSError as error:

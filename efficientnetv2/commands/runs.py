@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from efficientnetv2 import overview, tables
+from efficientnetv2 import formatting, overview
 from efficientnetv2.overview import RunEntry
 
 _HEAD = ("run", "dataset", "model", "top-1", "of", "minutes", "state")
@@ -85,4 +85,4 @@ def _print(rows, as_csv: bool, left: Sequence[int]) -> None:
     if as_csv:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
     else:
-        print(tables.align(rows, left=left))
+        print(formatting.table(rows, left=left))

@@ -67,7 +67,7 @@ def run(given: flags.FlagValues, words: Sequence[str]) -> None:
     output = pathlib.Path(given.output_dir)
     if given.report_only or _train(given, output):
         # Only a report needs matplotlib and scipy.
-        from efficientnetv2.study import report
+        from efficientnetv2.reports import study as report
 
         report.build(output)
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import ml_collections
 import tensorflow as tf
-import tqdm
 from PIL import Image
 
+from efficientnetv2 import progress
 from efficientnetv2.data import decoding, faults, preprocessing, sources
 from efficientnetv2.data.registry import DatasetInfo
 from efficientnetv2.data.sources import (
@@ -246,7 +246,7 @@ def _shapes(source: Source) -> Iterator[tuple[int, int]]:
 def check(
     info: DatasetInfo,
     load: Callable[[str], Source],
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = progress.say,
 ) -> int:
     """Decodes every image of a dataset, and says which cannot be read.
 
@@ -265,11 +265,8 @@ def check(
     for split in splits:
         source = load(split)
         count += len(source)
-        with tqdm.tqdm(
-            total=len(source), desc=split, unit=" images", leave=False
-        ) as bar:
+        with progress.bar(f"Reading {split}", len(source)) as bar:
             for fault in faults.every(source, bar.update):
-                bar.clear()
                 log(fault)
                 wrong += 1
         if isinstance(source, EncodedSource):

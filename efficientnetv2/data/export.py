@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import yaml
 
+from efficientnetv2 import progress
 from efficientnetv2.data import class_list, pipeline
 from efficientnetv2.data.registry import DatasetInfo
 from efficientnetv2.data.sources import ArraySource, Source
@@ -68,12 +69,16 @@ def write(
             )
         counts = {}
         for split in (name for name in _FOLDERS if name in info.splits):
-            examples = encoded(load(split), images_per_class)
+            source = load(split)
+            examples = encoded(source, images_per_class)
+            total = len(source)
+            if images_per_class is not None:
+                total = min(total, images_per_class * info.num_classes)
             if form == "folder":
-                _write_folder(
-                    examples, info.class_names, folder / _FOLDERS[split]
-                )
+                place = folder / _FOLDERS[split]
+                _write_folder(examples, info.class_names, place, total)
             else:
+                examples = progress.track(examples, f"Writing {split}", total)
                 counts[split] = _write_shards(examples, folder, split)
         if form == "folder":
             (folder / class_list.FILE).write_text(
@@ -117,12 +122,16 @@ def encoded(source: Source, images_per_class: int | None = None) -> Examples:
 
 
 def _write_folder(
-    examples: Examples, class_names: Sequence[str], folder: pathlib.Path
+    examples: Examples,
+    class_names: Sequence[str],
+    folder: pathlib.Path,
+    total: int,
 ) -> None:
     places = [folder / class_list.folder_name(name) for name in class_names]
     for place in places:
         place.mkdir(parents=True)
-    for number, (image, label) in enumerate(examples):
+    images = progress.track(examples, f"Writing {folder.name}", total)
+    for number, (image, label) in enumerate(images):
         suffix = _SUFFIXES.get(image[:2], ".png")
         (places[int(label)] / f"{number:06d}{suffix}").write_bytes(image)
 

@@ -222,6 +222,16 @@ def place(number: int, columns: int) -> tuple[int, int]:
     return _GAP + column * (CELL + _GAP), top + row * height
 
 
+def cut(path: pathlib.Path, images: int) -> list[Image.Image]:
+    """Returns the first images of a sheet, at most a row of them."""
+    with Image.open(path) as sheet:
+        found = []
+        for number in range(min(images, _COLUMNS)):
+            left, upper = place(number, _COLUMNS)
+            found.append(sheet.crop((left, upper, left + CELL, upper + CELL)))
+    return found
+
+
 def _fit(text: str, font, width: int) -> str:
     """Shortens a text to a width in pixels."""
     if font.getlength(text) <= width:

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from efficientnetv2 import formatting
 from efficientnetv2.data import (
     class_list,
     decoding,
@@ -258,7 +259,7 @@ def load_from(
         part, rows = parse_slice(expected.part)
         images, labels = fashion_mnist.load(folder, part, log)
         source = ArraySource(images[rows], labels[rows], info.class_names)
-        log(f"{info.name}: {split}: {len(source):,} images")
+        log(f"{info.name}: {len(source):,} images ({split})")
         advice = "Correct its YAML file."
     else:
         source = _load_tfds(info, expected, folder, log)
@@ -280,7 +281,8 @@ def _load_listed(
 ) -> EncodedSource:
     index = registry.listing(info.folder)
     part = index.splits[split]
-    log(f"{info.name}: {split}: {len(part):,} images in {info.folder}")
+    place = formatting.near(info.folder)
+    log(f"{registry.title(info.name)}: {len(part):,} images ({split}), {place}")
     if index.multi_label:
         labels = np.zeros((len(part), len(index.class_names)), np.float32)
         for row, found in zip(labels, part.labels, strict=True):

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from efficientnetv2 import tables
+from efficientnetv2 import formatting
 from efficientnetv2.models.block_strings import (
     BlockArgs,
     expand_stages,
@@ -162,7 +162,7 @@ def format_table(rows: list[StageCount]) -> str:
         ["", sums.operator, "", "", str(sums.layers), ""]
         + [f"{sums.parameters:,}", f"{sums.multiply_adds:,}"]
     )
-    return tables.align(lines, left=[1])
+    return formatting.table(lines, left=[1])
 
 
 def _strided(size: tuple[int, int], stride: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from efficientnetv2.data import decoding, faults, pipeline, preprocessing
 from efficientnetv2.data.sources import ArraySource, EncodedSource, Source
 from efficientnetv2.serving.spec import ServingSpec
 
-_BATCH = 50
+BATCH = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def batches(
         mode: one of `preprocessing.MODES`.
     """
     config = ml_collections.ConfigDict(config.to_dict())
-    config.eval.batch_size = _BATCH
+    config.eval.batch_size = BATCH
     first = 0
     with faults.named(source):
         for images, labels in pipeline.evaluation_dataset(source, config):

@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2 import tables
+from efficientnetv2 import formatting, progress
 from efficientnetv2.data import sources
 from efficientnetv2.data.sources import Source
 from efficientnetv2.errors import DataError, UserError
@@ -127,7 +127,8 @@ def export(
     source = _images_to_compare(spec, config, allow_disagreement, log)
     with _staging(folder) as staging:
         exports = {}
-        for name in dict.fromkeys(names):
+        wanted = list(dict.fromkeys(names))
+        for name in progress.track(wanted, "Converting", unit="formats"):
             log(f"Converting to {name} ...")
             exports |= _WRITERS[name](network, spec, config, staging, log)
         results = {}
@@ -135,7 +136,12 @@ def export(
             results = comparison.compare(
                 comparison.run_keras(network, spec),
                 {name: each.runner for name, each in exports.items()},
-                comparison.batches(source, config, spec.mode),
+                progress.track(
+                    comparison.batches(source, config, spec.mode),
+                    "Comparing",
+                    -(-len(source) // comparison.BATCH),
+                    "batches",
+                ),
             )
         log(_table(exports, results, staging))
         faults = {
@@ -278,7 +284,7 @@ def _table(exports, results: Mapping[str, Result], staging) -> str:
                 f"{result.keras_top1:.2%}",
             )
         rows.append(row)
-    return tables.align(rows, left=(0, 1))
+    return formatting.table(rows, left=(0, 1))
 
 
 # --- Files ------------------------------------------------------------------

@@ -21,6 +21,8 @@ from efficientnetv2.serving.predict import Prediction
 
 _SIZE = 448
 _TEXT = 20
+# Of an occlusion: patches in a row, and images at a time.
+_PATCHES, _BATCH = 8, 32
 
 
 def _network(classifier: Classifier) -> keras.Model:
@@ -138,38 +140,118 @@ def grad_cam(
     return heat / largest if largest > 0 else heat
 
 
+def occlusion(
+    classifier: Classifier, image: predict.Image, label: int
+) -> np.ndarray:
+    """Returns how much a class loses where a part of an image is covered.
+
+    For models whose network is out of reach. Grey patches cover overlapping
+    parts (Zeiler and Fergus, arXiv 1311.2901, section 4.2).
+
+    Args:
+        classifier: from `predict.load`.
+        image: see `predict.predict`.
+        label: number of the class.
+
+    Returns:
+        float32 [height, width] in [0, 1], of the image, of which the longer
+        side has at most 448 pixels; the largest value is 1, unless no patch
+        makes the class less probable.
+    """
+    pixels = np.asarray(_small(image))
+    height, width = pixels.shape[:2]
+    covered = [pixels]
+    for row, column in np.ndindex(_PATCHES, _PATCHES):
+        one = pixels.copy()
+        one[_patch(row, height), _patch(column, width)] = 128
+        covered.append(one)
+    encoded = [tf.io.encode_png(each).numpy() for each in covered]
+    rows = [
+        classifier.classify(encoded[k : k + _BATCH])[:, label]
+        for k in range(0, len(encoded), _BATCH)
+    ]
+    whole, *parts = np.concatenate(rows)
+    lost = np.maximum(whole - np.array(parts, np.float32), 0.0)
+    lost = lost.reshape(_PATCHES, _PATCHES, 1)
+    heat = tf.image.resize(lost, [height, width])[..., 0].numpy()
+    return heat / heat.max() if heat.max() > 0 else heat
+
+
+def _patch(number: int, side: int) -> slice:
+    """Returns what a patch covers of a side: its place and half around it."""
+    first, last = (2 * number - 1) * side, (2 * number + 3) * side
+    return slice(max(0, first // (2 * _PATCHES)), -(-last // (2 * _PATCHES)))
+
+
+def _small(image: predict.Image) -> Image.Image:
+    shown = picture(image)
+    shown.thumbnail((_SIZE, _SIZE))
+    return shown
+
+
+def attention(
+    classifier: Classifier, image: predict.Image, best: Prediction
+) -> tuple[Image.Image, str]:
+    """Returns where a model looked, above the image, and the method.
+
+    That is Grad-CAM where the network is at hand and ours, else occlusion.
+    """
+    network = classifier.network
+    if network is not None and naming.is_ours(network):
+        heat = grad_cam(classifier, image, best.label)
+        return overlay(_seen(classifier, image), heat), "Grad-CAM"
+    heat = occlusion(classifier, image, best.label)
+    return overlay(np.asarray(_small(image)), heat), "occlusion"
+
+
+def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
+    """Returns an image with its heat above it: blue for 0, red for 1.
+
+    Args:
+        pixels: [height, width, 3] in [0, 255].
+        heat: [height, width] in [0, 1].
+    """
+    heat = heat[..., np.newaxis]
+    colours = np.concatenate(
+        [heat, 1 - np.abs(2 * heat - 1), 1 - heat], axis=-1
+    )
+    mixed = 0.55 * np.asarray(pixels, np.float32) + 0.45 * 255 * colours
+    return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
+
+
+def _seen(classifier: Classifier, image: predict.Image) -> np.ndarray:
+    """Returns the image that the network saw: [size, size, 3] in [0, 255]."""
+    pixels = _prepare(classifier, [predict.encode(image)])[0]
+    if not _takes_pixels(classifier):
+        pixels = preprocessing.denormalize(pixels, classifier.spec.mode)
+    return np.asarray(pixels, np.float32)
+
+
 def draw_grad_cam(
     classifier: Classifier, image: predict.Image, best: Prediction
 ) -> Image.Image:
     """Returns the image that the network saw, with its heat above it."""
     _network(classifier)
-    pixels = _prepare(classifier, [predict.encode(image)])[0]
-    if not _takes_pixels(classifier):
-        pixels = preprocessing.denormalize(pixels, classifier.spec.mode)
-    pixels = np.asarray(pixels, np.float32)
-    heat = grad_cam(classifier, image, best.label)[..., np.newaxis]
-    # Blue where nothing speaks for the class, red where most does.
-    colours = np.concatenate(
-        [heat, 1 - np.abs(2 * heat - 1), 1 - heat], axis=-1
-    )
-    mixed = 0.55 * pixels + 0.45 * 255 * colours
-    picture = Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
-    return _caption(picture, best)
+    heat = grad_cam(classifier, image, best.label)
+    return _caption(overlay(_seen(classifier, image), heat), best)
 
 
 def annotate(image: predict.Image, best: Prediction) -> Image.Image:
     """Returns an image with its likeliest class written below it."""
+    return _caption(picture(image), best)
+
+
+def picture(image: predict.Image) -> Image.Image:
+    """Returns an image as it is decoded for a model, in its own size."""
     data = tf.constant(predict.encode(image))
-    pixels = decoding.decode(data, portable=True).numpy()
-    return _caption(Image.fromarray(pixels), best)
+    return Image.fromarray(decoding.decode(data, portable=True).numpy())
 
 
-def _caption(picture: Image.Image, best: Prediction) -> Image.Image:
-    scale = _SIZE / max(picture.size)
-    size = [max(1, round(side * scale)) for side in picture.size]
-    picture = picture.resize(size)
+def _caption(shown: Image.Image, best: Prediction) -> Image.Image:
+    scale = _SIZE / max(shown.size)
+    size = [max(1, round(side * scale)) for side in shown.size]
     sheet = Image.new("RGB", (size[0], size[1] + _TEXT + 12), "white")
-    sheet.paste(picture)
+    sheet.paste(shown.resize(size))
     font = ImageFont.load_default(_TEXT)
     text = f"{best.probability:.1%} {best.name}"
     while font.getlength(text) > size[0] and len(text) > 4:

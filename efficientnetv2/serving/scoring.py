@@ -2,8 +2,8 @@
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 
+from efficientnetv2 import progress
 from efficientnetv2.data import class_list, faults, pipeline
 from efficientnetv2.data.sources import ArraySource, Source
 from efficientnetv2.errors import DataError
@@ -41,8 +41,8 @@ def evaluate(
     batches = _encoded(source).batch(batch_size)
     total = -(-len(source) // batch_size)
     with faults.named(source):
-        for encoded, labels in tqdm.tqdm(
-            batches.as_numpy_iterator(), "evaluating", total, disable=None
+        for encoded, labels in progress.track(
+            batches.as_numpy_iterator(), "Evaluating", total, "batches"
         ):
             if labels.ndim > 1:
                 raise DataError(

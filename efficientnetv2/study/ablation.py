@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import ml_collections
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import files, progressive
+from efficientnetv2 import files, progress, progressive
 from efficientnetv2.declarative import ConfigError, suggest
 from efficientnetv2.errors import UserError
 from efficientnetv2.formatting import format_seconds
@@ -212,7 +212,7 @@ class Driver:
     folder: Folder
     data_dir: str | None
     run: Callable[[Sequence[str], pathlib.Path, int], None]
-    log: Callable[[str], None] = print
+    log: Callable[[str], None] = progress.say
     code: dict[str, str] = dataclasses.field(init=False)
 
     def execute(self, tasks: Sequence[Task], seeds: int) -> bool:
@@ -240,7 +240,8 @@ class Driver:
             f"Study {self.study.name}: {len(self.study.arms)} arms, {seeds} "
             f"seeds, {total} runs; {len(missing)} of {len(tasks)} to do here."
         )
-        for index, task in enumerate(missing):
+        shown = progress.track(missing, f"Study {self.study.name}", unit="runs")
+        for index, task in enumerate(shown):
             self._train(task, total, missing[index + 1 :])
         done = {(t.arm, t.seed) for t in plan_tasks(self.study, seeds)}
         left = len(done - self._check().keys())

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import ml_collections
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import formatting, tables
+from efficientnetv2 import formatting
 from efficientnetv2.errors import UserError
 
 
@@ -196,14 +196,14 @@ def report(result: Mapping) -> str:
             f"cores, devices {', '.join(result['machine']['devices'])}; "
             f"matrix products of float32 at {peak:.0f} GFLOP/s",
             "",
-            tables.align(rows),
+            formatting.table(rows),
             "",
             f"A whole run waits for data {result['waiting_share']:.1%} of its "
             "time. The first step ends "
             f"{result['first_step_seconds']:.1f} s after the start of the "
             "program.",
             "",
-            tables.align(calls, left=[0]),
+            formatting.table(calls, left=[0]),
         )
     )
 

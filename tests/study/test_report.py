@@ -2,11 +2,13 @@
 
 import json
 import math
+import re
 
 import pytest
 
 from efficientnetv2 import cli, commands
-from efficientnetv2.study import definition, intervals, records, report
+from efficientnetv2.reports import study as report
+from efficientnetv2.study import definition, intervals, records
 from efficientnetv2.study.analysis import Analysis, curve, stage_ends
 from efficientnetv2.study.records import StudyError
 from tests.study import made_up
@@ -254,8 +256,11 @@ def test_the_command_of_a_study_can_be_typed(small, tmp_path, reported):
 
 def test_the_page_needs_no_other_file(reported):
     page = (reported / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 3
-    assert "http" not in page and 'name="viewport"' in page
+    assert page.count("<svg") == page.count("</svg>") == 3
+    addresses = set(re.findall(r"https?://[^\"]*", page))
+    # Names of SVG's formats, which nothing fetches.
+    assert all(each.startswith("http://www.w3.org/") for each in addresses)
+    assert "prefers-color-scheme: dark" in page and "@media print" in page
     # Pictures that the Markdown links are there.
     links = [
         line.split("](")[1].rstrip(")")

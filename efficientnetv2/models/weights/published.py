@@ -3,11 +3,13 @@
 import os
 import pathlib
 import shutil
+import sys
 import tarfile
 import tempfile
 
 import pooch
 
+from efficientnetv2 import progress
 from efficientnetv2.models.naming import WeightsError
 
 _BASE = "https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet"
@@ -115,7 +117,7 @@ def _download(archive: pathlib.Path, address: str, known: str | None) -> None:
             known_hash=known,
             fname=archive.name,
             path=archive.parent,
-            progressbar=True,
+            progressbar=progress.redraws(sys.stderr),
         )
     except Exception as error:
         archive.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from efficientnetv2.study import run_report
+from efficientnetv2.reports import run as run_report
 
 
 def _observed(probabilities, labels, batch=4):
@@ -63,11 +63,17 @@ def test_calibration_against_numbers_by_hand():
 
 def test_tables_of_classes():
     matrix = np.array([[8, 2, 0], [0, 10, 0], [5, 0, 5]])
+    labels, predicted = (
+        np.repeat(places.ravel(), matrix.ravel())
+        for places in np.indices(matrix.shape)
+    )
     names = ["a", "b", "c"]
-    assert run_report.confused_pairs(matrix, names)[1:] == [
+    found = run_report.confusion_matrix(labels, predicted, 3)
+    np.testing.assert_array_equal(found, matrix)
+    assert run_report.confused_pairs(matrix, names) == [
         ("c", "a", "5"),
         ("a", "b", "2"),
     ]
-    rows = run_report.class_rows(matrix, names)[1:]
+    rows = run_report.class_rows(labels, predicted, names)
     assert [row[0] for row in rows] == ["c", "a", "b"]
     assert rows[1][1:] == ("10", "80.0%", "61.5%", "69.6%")

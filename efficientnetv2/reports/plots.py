@@ -1,6 +1,8 @@
-"""Plots of a study, as PNG files."""
+"""Plots by matplotlib: their look, and those of a study."""
 
+import io
 import pathlib
+import re
 from collections.abc import Sequence
 
 import matplotlib
@@ -17,23 +19,34 @@ from efficientnetv2.study.analysis import Analysis, curve, stage_ends
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the light
 # yellow is left out, and lines and markers differ too.
 COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#1b1b1f",
+    "#e69f00",
+    "#56b4e9",
 )
+# Of text and axes; on a page it becomes that of the page's text.
+INK = COLOURS[4]
+_PAPER = "#fffffe"
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _WIDTH, _DPI = 5.6, 180
 STYLE = {
     "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": _PAPER,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#dddddd",
+    "grid.color": INK,
+    "grid.alpha": 0.15,
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "legend.fontsize": 10,
@@ -51,11 +64,36 @@ def _look(index: int) -> dict:
 
 
 def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
-    """Writes a figure as PNG, equal for equal figures."""
+    """Writes a figure as the suffix says, equal for equal figures."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".svg":
+        path.write_text(to_svg(figure), encoding="utf-8")
+        return path
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=_DPI, metadata={"Software": None})
     return path
+
+
+def to_svg(figure: Figure) -> str:
+    """Returns a figure as an SVG file, equal for equal figures."""
+    file = io.StringIO()
+    FigureCanvasAgg(figure)
+    options = {"svg.fonttype": "none", "svg.hashsalt": "efficientnetv2"}
+    with matplotlib.rc_context(options):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    # The editor's namespaces and version have no use.
+    return re.sub(
+        r" *<metadata>.*?</metadata>\n", "", file.getvalue(), flags=re.S
+    )
+
+
+def inline(svg: str) -> str:
+    """Returns an SVG file as a part of a page, in the page's own colours."""
+    svg = svg[svg.index("<svg") :].replace(_PAPER, "none")
+    for number, colour in enumerate(COLOURS):
+        name = "ink" if colour == INK else f"c{number}"
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg
 
 
 def _legend_below(figure: Figure, axes, **options) -> None:
@@ -107,7 +145,7 @@ def accuracy_over_time(analysis: Analysis, path: pathlib.Path) -> pathlib.Path:
             np.interp(ends, steps, accuracies),
             marker=look["marker"],
             color=look["color"],
-            markerfacecolor="white",
+            markerfacecolor=_PAPER,
             markersize=7,
             linestyle="none",
         )
@@ -157,7 +195,8 @@ def accuracy_by_arm(analysis: Analysis, path: pathlib.Path) -> pathlib.Path:
     if base in arms:
         axes.axvline(
             np.mean(list(analysis.top1(base).values())),
-            color="#777777",
+            color=INK,
+            alpha=0.6,
             linestyle="--",
             linewidth=1,
             label="mean of the base",
@@ -195,7 +234,7 @@ def accuracy_by_arm(analysis: Analysis, path: pathlib.Path) -> pathlib.Path:
             transform=axes.get_yaxis_transform(),
             fontsize=10,
             va="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+            bbox={"facecolor": _PAPER, "edgecolor": "none", "pad": 0.8},
         )
     axes.set_yticks([])
     axes.set_ylim(len(arms) - 0.5, -0.7)
@@ -285,14 +324,14 @@ def draw_all(
     if all(result["curve"] for result in analysis.results.values()):
         drawn.append(
             (
-                accuracy_over_time(analysis, folder / "accuracy_over_time.png"),
+                accuracy_over_time(analysis, folder / "accuracy_over_time.svg"),
                 "Validation top-1 against time of training: the mean over "
                 "seeds, and thin lines for single seeds.",
             )
         )
     drawn.append(
         (
-            accuracy_by_arm(analysis, folder / "accuracy_by_arm.png"),
+            accuracy_by_arm(analysis, folder / "accuracy_by_arm.svg"),
             "Test top-1 by arm. The intervals are those of each mean by "
             "itself; the table's differences are paired by seed.",
         )
@@ -300,7 +339,7 @@ def draw_all(
     if analysis.models_differ():
         drawn.append(
             (
-                accuracy_and_cost(analysis, folder / "accuracy_and_cost.png"),
+                accuracy_and_cost(analysis, folder / "accuracy_and_cost.svg"),
                 "Test top-1 against speed; bars are 95% intervals of the "
                 "mean, small markers single seeds.",
             )

@@ -1,24 +1,20 @@
 """The report of all studies in a folder, from their JSON files alone.
 
-    python -m efficientnetv2.study.report --output_dir=results/ablation
-
-It writes REPORT.md, report.html, which needs no other file, and the plots. The
-same JSON files give the same tables, byte for byte.
+`efficientnetv2 study --report_only` writes REPORT.md, report.html, which needs
+no other file, and the plots. The same JSON files give the same tables, byte for
+byte.
 """
 
 import collections
 import os
 import pathlib
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from absl import flags
-
-from efficientnetv2 import cli, declarative, files
-from efficientnetv2.study import intervals, plots, records
-from efficientnetv2.study.analysis import Analysis, Verdict, points
-from efficientnetv2.study.document import (
+from efficientnetv2 import declarative, files, progress
+from efficientnetv2.reports import plots
+from efficientnetv2.reports.document import (
+    Block,
     Code,
     Figures,
     Heading,
@@ -27,6 +23,8 @@ from efficientnetv2.study.document import (
     to_html,
     to_markdown,
 )
+from efficientnetv2.study import intervals, records
+from efficientnetv2.study.analysis import Analysis, Verdict, points
 from efficientnetv2.study.intervals import Interval
 from efficientnetv2.study.records import Folder, StudyError
 
@@ -63,15 +61,15 @@ def load(output: str | os.PathLike) -> list[Analysis]:
             studies.append(Analysis(study, seeds, results))
     if not studies:
         raise StudyError(
-            f"There are no results of a study in {output}. Run python -m "
-            "efficientnetv2.study.ablation --study=regularization "
+            f"There are no results of a study in {output}. Run "
+            "efficientnetv2 study --study=regularization "
             f"--output_dir={output} first."
         )
     return studies
 
 
 def build(
-    output: str | os.PathLike, log: Callable[[str], None] = print
+    output: str | os.PathLike, log: Callable[[str], None] = progress.say
 ) -> None:
     """Writes the report of all studies of a folder.
 
@@ -84,25 +82,20 @@ def build(
         Heading(1, _TITLE),
         Paragraph(
             "Every number here is computed from the JSON files in the folders "
-            "results/ of the studies, one a run, by `python -m "
-            "efficientnetv2.study.report`. Top-1 is that of all test images; "
-            "a seed decides the initial weights, the order of the images and "
-            "their augmentation, and is shared by all arms. Differences and "
-            "ratios are paired by seed, with 95% intervals of Student's t."
+            "results/ of the studies, one per run, by `efficientnetv2 study "
+            "--report_only`. Top-1 is measured on all test images. A seed "
+            "fixes the initial weights, the order of the images and their "
+            "augmentation, and all arms share it. Differences and ratios are "
+            "paired by seed, with 95% intervals of Student's t."
         ),
         Heading(2, "What was tested"),
         _summary(studies),
     ]
     for study in studies:
         pictures = plots.draw_all(study, output / study.study.name / "plots")
-        blocks += _study(study, pictures, output)
-    text = to_markdown(blocks, output)
-    page = to_html(blocks, _TITLE)
-    for name, content in ((MARKDOWN, text), (PAGE, page)):
-        data = content.encode()
-        files.write_atomically(
-            output / name, lambda file, data=data: file.write(data)
-        )
+        blocks += study_blocks(study, pictures, output)
+    files.write_text(output / MARKDOWN, to_markdown(blocks, output))
+    files.write_text(output / PAGE, to_html(blocks, _TITLE))
     log(f"Report: {output / MARKDOWN} and {output / PAGE}")
 
 
@@ -119,8 +112,18 @@ def _summary(studies: Sequence[Analysis]) -> Table:
     return Table(("claim", "the data", "study"), rows, text_columns=3)
 
 
-def _study(analysis: Analysis, pictures, output: pathlib.Path) -> list:
-    """Returns the blocks of a study."""
+def study_blocks(
+    analysis: Analysis,
+    pictures: Sequence[tuple[pathlib.Path, str]],
+    output: pathlib.Path,
+) -> list[Block]:
+    """Returns what the report says of a study: a new table goes in here.
+
+    Args:
+        analysis: the results of the study.
+        pictures: of `plots.draw_all`.
+        output: the folder of all studies.
+    """
     study = analysis.study
     blocks = [Heading(2, study.title)]
     if study.description:
@@ -387,23 +390,3 @@ def _provenance(analysis: Analysis, output: pathlib.Path) -> list:
     rows = [(arm.title, arm.overrides or "nothing") for arm in study.arms]
     blocks.append(Table(("arm", "overrides"), rows, text_columns=2))
     return blocks
-
-
-def define_flags(values: flags.FlagValues) -> None:
-    """Defines the flags of `python -m efficientnetv2.study.report`."""
-    flags.DEFINE_string(
-        "output_dir",
-        "results/ablation",
-        "Folder of the studies; the report is written there.",
-        flag_values=values,
-    )
-
-
-def run(given: flags.FlagValues, words: Sequence[str]) -> None:
-    """Does what `efficientnetv2 study --report_only` does."""
-    cli.no_words(words)
-    build(given.output_dir)
-
-
-if __name__ == "__main__":
-    cli.start(sys.modules[__name__], "python -m efficientnetv2.study.report")

@@ -1,0 +1,141 @@
+"""A page in the browser that shows what a model says of images, and why.
+
+`python -m efficientnetv2.demo` is `efficientnetv2 demo`.
+"""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from PIL import Image
+
+from efficientnetv2 import progress
+from efficientnetv2.errors import UserError
+from efficientnetv2.reports import document
+from efficientnetv2.serving import inspection, predict
+from efficientnetv2.serving.loading import Classifier
+
+TOP = 5
+# Of the longer side of a picture on the page.
+_SIDE = 320
+
+
+def explain(classifier: Classifier, paths: Sequence[str | os.PathLike]) -> str:
+    """Returns HTML with classes, probabilities and attention for each file.
+
+    A file that is no image gets a message in its place.
+
+    Args:
+        classifier: from `serving.predict.load`.
+        paths: of the files.
+    """
+    faults: dict[str, str] = {}
+    paths = [str(path) for path in paths]
+    found = dict(
+        predict.stream(
+            classifier,
+            paths,
+            TOP,
+            8,
+            lambda _, path, reason: faults.update({path: reason}),
+        )
+    )
+    items = []
+    for path in dict.fromkeys(paths):
+        item = {"name": pathlib.Path(path).name, "fault": faults.get(path)}
+        if path in found:
+            picture, method = inspection.attention(
+                classifier, path, found[path][0]
+            )
+            item |= {
+                "predictions": found[path],
+                "method": method,
+                "attention": _uri(picture),
+                "image": _uri(inspection.picture(path)),
+            }
+        items.append(item)
+    return document.render("demo.html.j2", items=items)
+
+
+def _uri(picture: Image.Image) -> str:
+    scale = _SIDE / max(picture.size)
+    size = [max(1, round(side * scale)) for side in picture.size]
+    sharp = Image.Resampling.NEAREST if scale > 2 else None
+    return document.data_uri(picture.resize(size, sharp))
+
+
+def build(classifier: Classifier, name: str):
+    """Returns the page as `gradio.Blocks`.
+
+    Args:
+        classifier: from `serving.predict.load`.
+        name: of the model, for the heading.
+    """
+    import gradio
+
+    with gradio.Blocks(title=f"{name} - efficientnetv2") as page:
+        gradio.Markdown(
+            f"# {name}\nDrop images to see the {TOP} most likely of "
+            f"{len(classifier.class_names):,} classes, and where the model "
+            "looked: red areas speak most for the first class."
+        )
+        files = gradio.File(file_count="multiple", label="Images")
+        results = gradio.HTML()
+        files.change(
+            lambda paths: explain(classifier, paths or []), files, results
+        )
+    return page
+
+
+def serve(
+    classifier: Classifier,
+    name: str,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    block: bool = True,
+) -> str:
+    """Serves the page until Ctrl-C; returns its address.
+
+    Args:
+        classifier, name: see `build`.
+        host, port: to listen on; None: the first free port from 7860.
+        share: whether Gradio gives the page a public address, too.
+        block: whether to wait for Ctrl-C.
+
+    Raises:
+        UserError: if the port is taken, or the host is not of this machine.
+    """
+    import gradio
+
+    page = build(classifier, name)
+    try:
+        _, address, public = page.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            # No font is fetched from elsewhere.
+            theme=gradio.themes.Default(
+                font="sans-serif", font_mono="monospace"
+            ),
+        )
+    except OSError as error:
+        raise UserError(
+            f"Cannot listen on {host}, port {port or 'from 7860'}: {error}. "
+            "Name another --host or --port."
+        ) from None
+    progress.say(f"{name}: {address}  (Ctrl-C to stop)")
+    if public:
+        progress.say(f"Public for a week: {public}")
+    if block:
+        page.block_thread()
+    return address
+
+
+if __name__ == "__main__":
+    from efficientnetv2 import cli
+    from efficientnetv2.commands import demo as command
+
+    cli.start(command, "python -m efficientnetv2.demo")
