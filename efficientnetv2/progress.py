@@ -311,10 +311,11 @@ class Progress:
         is_first, is_new = self.stage_index is None, index != self.stage_index
         self.stage_index = index
         if self.is_random and is_first:
-            sizes = sorted({stage.image_size for stage in stages})
+            *sizes, largest = sorted({stage.image_size for stage in stages})
+            smaller = f"{', '.join(map(str, sizes))} or " if sizes else ""
             self.log(
                 f"Each step draws one of {len(stages)} stages: images of "
-                f"{' or '.join(map(str, sizes))} pixels"
+                f"{smaller}{largest} pixels"
             )
         elif is_new and not self.is_random:
             self.restart_clock()
