@@ -63,7 +63,7 @@ del SMALL["eval.isize"], SMALL["train.isize"], SMALL["data.ibase"]
 # Appended, where a command would take long; the last of two flags counts.
 _SHORT = {
     "benchmark": ["--steps=1", "--calls=1"],
-    "find_lr": ["--steps=3"],
+    "find_lr": ["--steps=20"],
     "export": ["--allow_disagreement"],
 }
 # What most pages take for granted.
@@ -75,7 +75,7 @@ efficientnetv2 train --dataset=photos --model_dir=runs/photos --image_size=40
 """
 _ELSEWHERE = re.compile(
     r"\$|=/|ft_init_ckpt=imagenet|--backend=jax|--study=|--dataset=imagenet"
-    r"|path/to/|weights=imagenet"
+    r"|path/to/|weights=imagenet|^efficientnetv2 demo"
 )
 _OF_OTHERS = ("pip", "uv", "docker", "tensorboard", ".", "export", "git")
 _FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -185,6 +185,7 @@ def small(place, monkeypatch):
 @functools.cache
 def run_shell(line: str) -> None:
     """Runs a line of a block, or parses it where it cannot run here."""
+    line = line.removeprefix("!")  # in a notebook
     words = shlex.split(line, comments=True)
     if not words or words[0] in _OF_OTHERS or line.startswith("python3 "):
         return
@@ -206,6 +207,10 @@ def run_shell(line: str) -> None:
     if arguments[:1] == ["export"]:
         arguments = [*arguments, "--images_per_class=4"]
         shutil.rmtree(_value(arguments, "output_dir"), ignore_errors=True)
+    if name == "train" and "train.extend" not in line:
+        # Pages train with other options in the same folder.
+        for value in re.findall(r"--model_dir=(runs/\w+)", line):
+            shutil.rmtree(value, ignore_errors=True)
     arguments = [*arguments, *_SHORT.get(name, [])]
     with pytest.raises(SystemExit) as ended:
         cli.start(module_of(name), name, arguments)

@@ -259,7 +259,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(
         np.testing.assert_array_equal(value, parts[name], err_msg=name)
 
 
-def test_stages_drawn_at_random(tiny_config, tmp_path, monkeypatch):
+def test_stages_drawn_at_random(tiny_config, tmp_path, monkeypatch, capsys):
     """Pipeline and dropout take the same stage, also in a resumed run."""
     config = tiny_config(
         RESUMED + ",train.stages=3,train.stage_order=random,"
@@ -278,7 +278,7 @@ def test_stages_drawn_at_random(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(tensorflow.Engine, "step", record)
     interrupts = False
     text = _execute(config, tmp_path / "whole", mode="train")
-    assert "Each step draws one of 3 stages: images of 18, 21 or 24" in text
+    assert "Each step draws one of 3" in capsys.readouterr().out
     plan = config_lib.run_plan(config)
     stages = progressive.build_stages(config, plan)
     order = progressive.stage_of_steps(config, stages)
