@@ -145,7 +145,7 @@ def test_a_run_goes_on_with_its_own_images_only(tmp_path, source):
 
 
 def test_a_run_trains_on_them(tmp_path, small_data, tiny_config):
-    from efficientnetv2 import train
+    from efficientnetv2.train import train
 
     config = tiny_config(
         "data.images_per_class=4,train.epochs=1,train.batch_size=8,"
@@ -153,6 +153,6 @@ def test_a_run_trains_on_them(tmp_path, small_data, tiny_config):
     )
     run = runs.make_run(config, tmp_path / "run", lambda _: None)
     with runs.claimed(run):
-        train.train(run)
+        train(run)
     assert run.read_metrics()["steps"] == 5
     assert len(run.split("train")) == 40
