@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import ml_collections
 
+from efficientnetv2.data import registry
 from efficientnetv2.data.registry import DatasetInfo
 from efficientnetv2.declarative import ConfigError, suggest
 from efficientnetv2.models.block_strings import expand_blocks, round_filters
@@ -61,6 +62,25 @@ def check_image_sizes(config: ml_collections.ConfigDict, last: int) -> None:
             )
 
 
+def _check_images_per_class(
+    config: ml_collections.ConfigDict, info: DatasetInfo, images: int
+) -> None:
+    option = f"data.images_per_class={config.data.images_per_class}"
+    if info.multi_label:
+        raise ConfigError(
+            f"{option}: images of {config.data.ds_name} have several classes, "
+            "so that no number of images per class is exact. Leave it out."
+        )
+    there = info.splits[config.train.split].num_images
+    if images > there:
+        raise ConfigError(
+            f"{option} needs {images:,} images for {info.num_classes:,} "
+            f"classes, but the split {config.train.split!r} of "
+            f"{config.data.ds_name} has {there:,}; at most "
+            f"{there // info.num_classes:,}."
+        )
+
+
 def check_data(config: ml_collections.ConfigDict, info: DatasetInfo) -> None:
     """Checks classes, splits and batches against the dataset."""
     for key in ("num_classes", "multi_label"):
@@ -84,7 +104,9 @@ def check_data(config: ml_collections.ConfigDict, info: DatasetInfo) -> None:
                 f"{key}: {config.data.ds_name} has no split {split!r}."
                 + suggest(split, sorted(splits))
             )
-    images = splits[config.train.split].num_images
+    images = registry.num_images(info, config.train.split, config)
+    if config.data.images_per_class:
+        _check_images_per_class(config, info, images)
     if config.train.batch_size > images:
         raise ConfigError(
             f"train.batch_size={config.train.batch_size} is more than the "

@@ -396,8 +396,8 @@ class RunPlan:
 
 def run_plan(config: ml_collections.ConfigDict) -> RunPlan:
     """Returns the run's number of steps; `train.epochs` may be fractional."""
-    splits = registry.load_info(config.data.ds_name).splits
-    images = splits[config.train.split].num_images
+    info = registry.load_info(config.data.ds_name)
+    images = registry.num_images(info, config.train.split, config)
     steps_per_epoch = images // config.train.batch_size
     total = max(
         config.train.min_steps,

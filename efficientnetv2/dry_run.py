@@ -91,7 +91,8 @@ def _describe_data(run: runs.Run) -> str:
     config = run.config
     info = registry.load_info(config.data.ds_name)
     parts = [
-        f"{info.splits[split].num_images:,} images to {use} ({split})"
+        f"{registry.num_images(info, split, config):,} images to {use} "
+        f"({split})"
         for use, split in (
             ("train", config.train.split),
             ("validate", config.eval.val_split),
@@ -186,11 +187,11 @@ def estimate(run: runs.Run, timing: Timing) -> float:
             counts, run.stages, timing.images_per_second, strict=True
         )
     )
-    splits = registry.load_info(config.data.ds_name).splits
-    images = splits[config.eval.split].num_images
+    info = registry.load_info(config.data.ds_name)
+    images = registry.num_images(info, config.eval.split, config)
     if config.eval.val_split:
         times = sum(run.evaluates(step) for step in range(1, plan.total_steps))
-        validation = splits[config.eval.val_split].num_images
+        validation = registry.num_images(info, config.eval.val_split, config)
         images += (times + 1) * validation
     return timing.start_seconds + training + images / timing.evaluation
 

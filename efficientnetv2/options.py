@@ -290,6 +290,12 @@ class Data:
     multi_label: bool = option(
         False, "whether an image can have several labels"
     )
+    images_per_class: int | None = option(
+        None,
+        "train on so many images of each class, a fixed random choice that "
+        "all seeds share and in which a smaller one is contained; null: all",
+        1,
+    )
     allow_changes: bool = option(
         False, "true: resume a run although its images changed", free=True
     )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import ml_collections
 import tensorflow as tf
 
-from efficientnetv2.data import decoding, sources
+from efficientnetv2.data import decoding, sources, subset
 from efficientnetv2.data.sources import (
     ArraySource,
     EncodedSource,
@@ -132,6 +132,8 @@ def load_split(
 ) -> Source:
     """Loads a split, without bad images where `data.on_corrupt` is skip.
 
+    Of the training split these are `data.images_per_class` of each class.
+
     Args:
         config: of the run.
         split: a name of the dataset.
@@ -143,7 +145,13 @@ def load_split(
     """
     source = sources.load_split(config, split, log)
     if config.data.on_corrupt == "skip":
-        return left_out.without_bad(source, split)
+        source = left_out.without_bad(source, split)
+    per_class = config.data.images_per_class
+    if per_class and split == config.train.split:
+        source = subset.with_images_per_class(source, per_class)
+        log(
+            f"{split}: {len(source):,} of these images, {per_class:,} per class"
+        )
     return source
 
 

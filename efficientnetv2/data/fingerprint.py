@@ -42,12 +42,17 @@ class ChangedDataError(UserError):
 # --- Taking one -------------------------------------------------------------
 
 
-def take(info: DatasetInfo, folder: pathlib.Path) -> tuple[dict, Files]:
+def take(
+    info: DatasetInfo,
+    folder: pathlib.Path,
+    images_per_class: int | None = None,
+) -> tuple[dict, Files]:
     """Returns the fingerprint of a dataset, and its files.
 
     Args:
         info: of the dataset.
         folder: of the data.
+        images_per_class: `data.images_per_class` of the run.
 
     Returns:
         (fingerprint, files): the content of `FILE`; of single images and of
@@ -62,6 +67,9 @@ def take(info: DatasetInfo, folder: pathlib.Path) -> tuple[dict, Files]:
         "class_names": list(info.class_names),
         "multi_label": info.multi_label,
     }
+    # Runs of all images keep the fingerprint that they had without the option.
+    if images_per_class:
+        content["images_per_class"] = images_per_class
     splits = [split for split in _SPLITS if split in info.splits]
     images = {split: info.splits[split].num_images for split in splits}
     if info.source in ("tfds", "idx"):
@@ -82,6 +90,16 @@ def take(info: DatasetInfo, folder: pathlib.Path) -> tuple[dict, Files]:
     )
     content["splits"] = _summary(files, splits, images)
     return content, files
+
+
+def _take_for(
+    config: ml_collections.ConfigDict, info: DatasetInfo
+) -> tuple[dict, Files]:
+    return take(
+        info,
+        registry.data_dir(config.data.data_dir),
+        config.data.images_per_class,
+    )
 
 
 def _of(split: Split) -> str:
@@ -317,7 +335,7 @@ def claim(
     """
     info = registry.load_info(config.data.ds_name)
     _check_names(info, model_dir)
-    new, files = take(info, registry.data_dir(config.data.data_dir))
+    new, files = _take_for(config, info)
     old = read(model_dir) if begun else None
     if old is None and begun and info.source in registry.LISTED:
         log(
@@ -383,7 +401,7 @@ def say_changes(
     info = registry.load_info(config.data.ds_name)
     if info.source == registry.ABSENT:
         return
-    new, files = take(info, registry.data_dir(config.data.data_dir))
+    new, files = _take_for(config, info)
     changes = _changes(old, new, model_dir, files)
     if changes:
         text = "\n".join(f"  {line}" for line in changes)
@@ -409,7 +427,11 @@ def check_is_of_run(
         return
     old = read(model_dir)
     if old is not None:
-        new, _ = take(registry.load_info(name), registry.data_dir())
+        new, _ = take(
+            registry.load_info(name),
+            registry.data_dir(),
+            old.get("images_per_class"),
+        )
         if _essence(old) == _essence(new):
             return
     raise ChangedDataError(
@@ -435,6 +457,11 @@ def _changes(
         # A dataset that is yet to be prepared has no version.
         if before != now and None not in (before, now):
             lines.append(f"{key}: {before!r} then, {now!r} now")
+    before, now = (each.get("images_per_class") for each in (old, new))
+    if before != now:
+        lines.append(
+            f"images per class: {before or 'all'} then, {now or 'all'} now"
+        )
     if lines:
         return lines
     before = _read_files(model_dir)

@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import ml_collections
+
 from efficientnetv2 import schema
 from efficientnetv2.data import class_list, csv_list, fashion_mnist, folders
 from efficientnetv2.data.listing import Listing
@@ -172,6 +174,23 @@ def title(name: str) -> str:
 
 def _is_path(name: str) -> bool:
     return "/" in name or name.endswith((*_YAML, *csv_list.SUFFIXES))
+
+
+def num_images(
+    info: DatasetInfo, split: str, config: ml_collections.ConfigDict
+) -> int:
+    """Returns the images of a split as a run sees it.
+
+    Args:
+        info: of the dataset.
+        split: a name of `info.splits`; of the training split there may be
+            fewer, see `data.images_per_class`.
+        config: of the run.
+    """
+    per_class = config.data.images_per_class
+    if per_class and split == config.train.split:
+        return per_class * info.num_classes
+    return info.splits[split].num_images
 
 
 def state(info: DatasetInfo, folder: pathlib.Path) -> str:

@@ -34,7 +34,7 @@ from efficientnetv2.errors import DataError
 
 # A TFDS split of images of several sizes is kept in memory, encoded, up to
 # this number of images, and read from its shards above.
-_MOST_IN_MEMORY = 10_000
+MOST_IN_MEMORY = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -399,7 +399,7 @@ def _load_tfds(
                 info.class_names,
             )
         stream = _tfds_stream(builder, info, split)
-        if split.num_images > _MOST_IN_MEMORY:
+        if split.num_images > MOST_IN_MEMORY:
             return stream
         items, labels = [], []
         for shard in stream.shards:

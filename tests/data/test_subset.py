@@ -1,0 +1,158 @@
+"""So many training images of each class, from every kind of source."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+
+from efficientnetv2 import config as config_lib
+from efficientnetv2 import runs
+from efficientnetv2.config import run_plan
+from efficientnetv2.data import faults, fingerprint, registry, subset
+from efficientnetv2.data.sources import ArraySource, EncodedSource, Shard
+from efficientnetv2.declarative import ConfigError
+from efficientnetv2.errors import DataError
+from tests.data import test_formats as made
+
+
+def _load(config, split):
+    return faults.load_split(config, split, faults.LeftOut(lambda _: None))
+
+
+def _folder(root, source):
+    return made._write_folder(root / "photos", source)
+
+
+def _csv(root, source):
+    photos = _folder(root, source)
+    path = root / "photos.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "label"))
+        for image in sorted(photos.rglob("*.png")):
+            writer.writerow((image.relative_to(root), image.parent.name))
+    return path
+
+
+def _shards(root, source):
+    made._write_shards(root / "mine", source)
+    return made._records_yaml(root / "mine.yaml")
+
+
+def test_the_choice_is_fixed_balanced_and_nested(source):
+    few = subset.with_images_per_class(source, 3)
+    more = subset.with_images_per_class(source, 7)
+    assert np.bincount(few.labels).tolist() == [3] * 10
+    images = {image.tobytes() for image in more.images}
+    assert all(image.tobytes() in images for image in few.images)
+    # Runs that are compared, or resumed elsewhere, see the same images.
+    places = np.flatnonzero(
+        (source.images[:, None] == few.images[None]).all((2, 3, 4)).any(1)
+    )
+    assert places[:6].tolist() == [5, 7, 12, 16, 18, 33]
+    np.testing.assert_array_equal(few.labels, source.labels[places])
+
+
+@pytest.mark.parametrize("make", [_folder, _csv, _shards])
+def test_every_source_gives_so_many(tmp_path, source, make):
+    config = made._config(
+        make(tmp_path, source),
+        tmp_path,
+        "data.images_per_class=4,train.batch_size=8,train.epochs=3",
+    )
+    loaded = _load(config, "train")
+    assert np.bincount(loaded.labels).tolist() == [4] * 10
+    assert isinstance(loaded, EncodedSource)
+    plan = run_plan(config)
+    assert (plan.num_images, plan.steps_per_epoch) == (len(loaded), 5)
+    assert plan.total_steps == 15
+    # The other splits stay whole.
+    info = registry.load_info(config.data.ds_name)
+    assert len(_load(config, "eval")) == info.splits["eval"].num_images
+
+
+def test_images_of_shards_keep_their_labels(tmp_path, source):
+    config = made._config(
+        _shards(tmp_path, source),
+        tmp_path,
+        "data.images_per_class=4,train.batch_size=8",
+    )
+    expected = subset.with_images_per_class(source, 4)
+    loaded = _load(config, "train")
+    np.testing.assert_array_equal(loaded.labels, expected.labels)
+    assert loaded.items == [made._png(image) for image in expected.images]
+
+
+def test_bad_images_are_replaced_where_they_are_skipped(tmp_path, source):
+    photos = _folder(tmp_path, source)
+    text = "data.images_per_class=4,train.batch_size=8"
+    bad = _load(made._config(photos, tmp_path, text), "train").items[0]
+    with open(bad, "wb") as file:
+        file.write(b"no image")
+    config = made._config(photos, tmp_path, f"{text},data.on_corrupt=skip")
+    loaded = _load(config, "train")
+    assert bad not in loaded.items
+    assert np.bincount(loaded.labels).tolist() == [4] * 10
+
+
+def test_what_cannot_be_balanced_is_refused(tmp_path, source):
+    with pytest.raises(DataError, match="'class 0' has only 20"):
+        subset.with_images_per_class(source, 21)
+    several = ArraySource(
+        source.images, np.eye(10)[source.labels], source.class_names
+    )
+    with pytest.raises(DataError, match="several classes"):
+        subset.with_images_per_class(several, 1)
+    config = made._config(_shards(tmp_path, source), tmp_path)
+    stream = _load(config, "train")
+    with pytest.raises(DataError, match="at most 1000 per class"):
+        subset.with_images_per_class(stream, 1001)
+    path = tmp_path / "cut"
+    path.write_bytes(b"no records" * 10)
+    broken = dataclasses.replace(stream, shards=[Shard(str(path))])
+    with pytest.raises(DataError, match=f"{path} cannot be read"):
+        subset.with_images_per_class(broken, 1)
+
+
+def test_too_many_are_refused_before_data_are_read():
+    with pytest.raises(ConfigError, match=r"has 55,000; at most 5,500\."):
+        config_lib.load(
+            "fashion_mnist", hparam_str="data.images_per_class=5501"
+        )
+
+
+def test_a_run_goes_on_with_its_own_images_only(tmp_path, source):
+    photos = _folder(tmp_path, source)
+    text = "train.batch_size=8,data.images_per_class="
+    run = tmp_path / "run"
+    run.mkdir()
+
+    def claim(images, begun):
+        config = made._config(photos, tmp_path, f"{text}{images}")
+        return fingerprint.claim(config, run, lambda _: None, begun)
+
+    for name, content in claim(4, begun=False).items():
+        (run / name).write_text(content)
+    claim(4, begun=True)
+    with pytest.raises(fingerprint.ChangedDataError, match="4 then, 5 now"):
+        claim(5, begun=True)
+    with pytest.raises(fingerprint.ChangedDataError, match="4 then, all now"):
+        claim("null", begun=True)
+    # Its data are known elsewhere too.
+    moved = photos.rename(tmp_path / "moved")
+    fingerprint.check_is_of_run(str(moved), str(photos), run)
+
+
+def test_a_run_trains_on_them(tmp_path, small_data, tiny_config):
+    from efficientnetv2.train import train
+
+    config = tiny_config(
+        "data.images_per_class=4,train.epochs=1,train.batch_size=8,"
+        "train.stages=1,eval.val_split=null"
+    )
+    run = runs.make_run(config, tmp_path / "run", lambda _: None)
+    with runs.claimed(run):
+        train(run)
+    assert run.read_metrics()["steps"] == 5
+    assert len(run.split("train")) == 40
