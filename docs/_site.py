@@ -21,6 +21,9 @@ _PUBLIC = re.compile(rf"(?<!\[)`efficientnetv2\.({_NAMES})(?:\([^`\n]*\))?`")
 _SIBLING = re.compile(rf"`(?:efficientnetv2\.)?({_NAMES})`")
 # Two arguments with one description.
 _PAIR = re.compile(r"^( +)(\w+), (\w+): (.+)$", re.MULTILINE)
+# Not the beginning of bold text.
+_POWER = re.compile(r"(?<=\w)\*\*(?=\w)")
+_RETURNS = re.compile(r"^Returns:\n {4}", re.MULTILINE)
 _EXAMPLE = re.compile(r"^Example:\n\n((?: {4}.*(?:\n|\Z)|\n)+)", re.MULTILINE)
 
 
@@ -80,7 +83,11 @@ class Docstrings(griffe.Extension):
         if obj.docstring:
             text = _EXAMPLE.sub(_as_block, obj.docstring.value)
             text = _PAIR.sub(r"\1\2: \4\n\1\3: \4", text)
+            text = _POWER.sub(r"\*\*", text)
             text = _SIBLING.sub(r"[\g<0>][efficientnetv2.\1]", text)
+            if obj.is_function and obj.returns is not None:
+                # Else the words before a colon are taken for the type.
+                text = _RETURNS.sub(rf"\g<0>{obj.returns}: ", text)
             obj.docstring.value = text
 
 
