@@ -8,6 +8,7 @@
 #               results/benchmarks.md and .json; BENCHMARK passes options on,
 #               such as BENCHMARK='--only=step --seconds=5'
 # make figures draws the pictures of README and docs from results/
+# make docs    builds the pages of docs/ as a site in build/docs
 # make fuzz    feeds 100,000 damaged images and shards to the readers, and other
 #              examples than `make test` to the property tests; FUZZ_SEED
 #              repeats what it printed
@@ -28,8 +29,8 @@ ifndef FUZZ_SEED
 FUZZ_SEED := $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
 endif
 
-.PHONY: setup train best ablation ablation-report figures test test-fast \
-	benchmark fuzz soak notebooks colab-check wheel lint
+.PHONY: setup train best ablation ablation-report figures docs test \
+	test-fast benchmark fuzz soak notebooks colab-check wheel lint
 
 setup: $(VENV)/.installed
 
@@ -64,6 +65,10 @@ ablation-report: setup
 
 figures: setup
 	$(BIN)/python docs/figures.py
+
+docs: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: setup
 	$(BIN)/python -m pytest -q -n auto --dist loadfile

@@ -18,14 +18,12 @@ if TYPE_CHECKING:
         list_weights,
     )
     from efficientnetv2.config import load as load_config
-    from efficientnetv2.serving.predict import predict
-    from efficientnetv2.zoo import (
-        build_model,
-        feature_pyramid,
-        load_weights,
+    from efficientnetv2.models.weights import (
         to_keras_applications,
         to_reference_checkpoint,
     )
+    from efficientnetv2.serving.predict import predict
+    from efficientnetv2.zoo import build_model, feature_pyramid, load_weights
 
 __version__ = "0.1.0"
 __all__ = [

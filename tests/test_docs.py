@@ -327,6 +327,8 @@ def test_every_flag_option_and_page_is_documented():
         assert re.search(rf"^  {name.partition('.')[2]}:", base, re.M)
     index = (ROOT / "docs/README.md").read_text()
     assert all(f"({path.name})" in index for path in DOCS if path != DOCS[0])
+    site = (ROOT / "mkdocs.yml").read_text()
+    assert all(f" {path.name}\n" in site for path in DOCS)
     for name in efficientnetv2.__all__:
         assert f"`efficientnetv2.{name}`" in (ROOT / "docs/api.md").read_text()
 
