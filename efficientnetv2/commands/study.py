@@ -147,8 +147,8 @@ def format_speed(result: Mapping) -> str:
     rows = [
         (
             *("stage", "image size", "batch size", "pipeline images/s"),
-            *("step images/s", "both images/s", "waiting", "GFLOP/s"),
-            *("of peak", "memory"),
+            *("step images/s", "both images/s", "waits", "GFLOP/s"),
+            *("of peak", "memory MiB"),
         )
     ]
     for number, stage in enumerate(result["stages"], 1):
@@ -161,7 +161,7 @@ def format_speed(result: Mapping) -> str:
                 f"{stage['waiting_share']:.1%}",
                 f"{stage['gflops']:.1f}",
                 f"{stage['gflops'] / peak:.0%}",
-                f"{stage['peak_memory'] / 2**20:,.0f} MiB",
+                f"{stage['peak_memory'] / 2**20:,.0f}",
             )
         )
     calls = [("inference", "batch size", "p50 ms", "p90 ms", "p99 ms")]
@@ -171,13 +171,13 @@ def format_speed(result: Mapping) -> str:
     return "\n".join(
         (
             f"{result['model_name']}, {result['machine']['cpu_count']} CPU "
-            f"cores, devices {', '.join(result['machine']['devices'])}; "
-            f"matrix products of float32 at {peak:.0f} GFLOP/s",
+            f"cores, devices {', '.join(result['machine']['devices'])}",
+            f"Matrix products of float32: {peak:.0f} GFLOP/s",
             "",
             formatting.table(rows),
             "",
             f"A whole run waits for data {result['waiting_share']:.1%} of its "
-            "time. The first step ends "
+            "time.\nThe first step ends "
             f"{result['first_step_seconds']:.1f} s after the start of the "
             "program.",
             "",
