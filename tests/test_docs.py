@@ -210,7 +210,8 @@ def run_shell(line: str) -> None:
     if name == "train" and "train.extend" not in line:
         # Pages train with other options in the same folder.
         for value in re.findall(r"--model_dir=(runs/\w+)", line):
-            shutil.rmtree(value, ignore_errors=True)
+            if f"{value}/config.yaml" not in line:
+                shutil.rmtree(value, ignore_errors=True)
     arguments = [*arguments, *_SHORT.get(name, [])]
     with pytest.raises(SystemExit) as ended:
         cli.start(module_of(name), name, arguments)
@@ -241,6 +242,8 @@ def _run_python(words: list[str]) -> None:
 def run_code(code: str) -> None:
     if "efficientnet-lite0.pth" in code:
         code = code.replace('weights="path/to/efficientnet-lite0.pth"', "")
+    for value in re.findall(r'train\(config, "(runs/\w+)"', code):
+        shutil.rmtree(value, ignore_errors=True)
     exec(code, {"images": np.zeros([1, 64, 64, 3], np.float32)})
 
 
