@@ -243,7 +243,8 @@ def run_code(code: str) -> None:
     if "efficientnet-lite0.pth" in code:
         code = code.replace('weights="path/to/efficientnet-lite0.pth"', "")
     for value in re.findall(r'train\(config, "(runs/\w+)"', code):
-        shutil.rmtree(value, ignore_errors=True)
+        if f"{value}/config.yaml" not in code:
+            shutil.rmtree(value, ignore_errors=True)
     exec(code, {"images": np.zeros([1, 64, 64, 3], np.float32)})
 
 

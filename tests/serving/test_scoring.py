@@ -38,7 +38,8 @@ def test_a_class_that_the_model_does_not_know(folder_run, source):
 
 def test_weights_without_a_run(folder_run, capfd):
     """The command, with a run's checkpoint as a user's own weights."""
-    from efficientnetv2 import cli, main
+    from efficientnetv2 import cli
+    from efficientnetv2.commands.run import by_mode
 
     photos = folder_run.parent / "photos"
     architecture = folder_run.parent / "tiny.yaml"
@@ -60,14 +61,14 @@ def test_weights_without_a_run(folder_run, capfd):
         f"--dataset={photos}",
     ]
     with pytest.raises(SystemExit) as ended:
-        cli.start(main, "main", arguments)
+        cli.start(by_mode, "main", arguments)
     output = capfd.readouterr()
     assert ended.value.code == 0, output.err
     accuracy = float(output.out.partition("top-1 ")[2].partition("%")[0])
     assert accuracy > 90 and "(200 images, " in output.out
     with pytest.raises(SystemExit) as ended:
-        cli.start(main, "main", [*arguments, "--model_dir=there"])
+        cli.start(by_mode, "main", [*arguments, "--model_dir=there"])
     assert "leave out --model_dir" in capfd.readouterr().err
     with pytest.raises(SystemExit) as ended:
-        cli.start(main, "main", arguments[:1] + arguments[2:3])
+        cli.start(by_mode, "main", arguments[:1] + arguments[2:3])
     assert "needs --model_name and --dataset" in capfd.readouterr().err
