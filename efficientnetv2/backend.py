@@ -107,6 +107,20 @@ def has_tpu() -> bool:
     return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
+def gpu_precision(capability: tuple[int, int]) -> str:
+    """Returns the dtype policy of a GPU for which none is chosen.
+
+    With tensor cores half precision: bfloat16 from compute capability 8.0 on,
+    float16 with dynamic loss scaling from 7.0 on.
+
+    Args:
+        capability: (major, minor); (0, 0) if unknown.
+    """
+    if capability >= (8, 0):
+        return "mixed_bfloat16"
+    return "mixed_float16" if capability >= (7, 0) else "float32"
+
+
 def hide_devices_from_tensorflow() -> None:
     """Keeps TensorFlow on the CPU; imports it.
 

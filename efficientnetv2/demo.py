@@ -64,9 +64,8 @@ def explain(classifier: Classifier, paths: Sequence[str | os.PathLike]) -> str:
 
 
 def _uri(picture: Image.Image) -> str:
-    scale = _SIDE / max(picture.size)
-    size = [max(1, round(side * scale)) for side in picture.size]
-    sharp = Image.Resampling.NEAREST if scale > 2 else None
+    size = inspection.scaled_size(picture, _SIDE)
+    sharp = Image.Resampling.NEAREST if _SIDE > 2 * max(picture.size) else None
     return document.data_uri(picture.resize(size, sharp))
 
 

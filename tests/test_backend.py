@@ -114,3 +114,17 @@ def test_a_child_on_tensorflow(monkeypatch):
         )
     assert error.value.exit_code == 1
     assert "There is no run in /nowhere" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [
+        ((0, 0), "float32"),
+        ((6, 1), "float32"),
+        ((7, 5), "mixed_float16"),
+        ((8, 0), "mixed_bfloat16"),
+        ((12, 1), "mixed_bfloat16"),
+    ],
+)
+def test_gpus_with_tensor_cores_take_half_precision(capability, precision):
+    assert backend.gpu_precision(capability) == precision

@@ -4,12 +4,11 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from efficientnetv2 import demo
-from efficientnetv2.serving import inspection, predict
+from efficientnetv2.serving import predict
 
 pytestmark = pytest.mark.slow
 
@@ -38,18 +37,6 @@ def test_images_are_explained_and_other_files_get_a_message(
     assert page.count("data:image/png") == 2 and method in page
     assert page.count("Cannot read this file: ") == 2
     assert demo.explain(classifier, []).count("<article>") == 0
-
-
-def test_occlusion_finds_what_decides(folder_run, source):
-    """The class of an image is where its bright columns are."""
-    classifier = predict.load(folder_run / "saved_model")
-    columns = []
-    for label in (1, 8):
-        image = np.repeat(source.images[label], 3, axis=-1)
-        heat = inspection.occlusion(classifier, image, label)
-        assert heat.shape == (28, 28) and heat.max() == pytest.approx(1.0)
-        columns.append(heat.mean(axis=0) @ np.arange(28) / heat.mean(0).sum())
-    assert columns[0] < columns[1]
 
 
 @pytest.mark.parametrize(

@@ -208,14 +208,18 @@ def run_shell(line: str) -> None:
         arguments = [*arguments, "--images_per_class=4"]
         shutil.rmtree(_value(arguments, "output_dir"), ignore_errors=True)
     if name == "train" and "train.extend" not in line:
-        # Pages train with other options in the same folder.
-        for value in re.findall(r"--model_dir=(runs/\w+)", line):
-            if f"{value}/config.yaml" not in line:
-                shutil.rmtree(value, ignore_errors=True)
+        _empty_folders(r"--model_dir=(runs/\w+)", line)
     arguments = [*arguments, *_SHORT.get(name, [])]
     with pytest.raises(SystemExit) as ended:
         cli.start(module_of(name), name, arguments)
     assert not ended.value.code, line
+
+
+def _empty_folders(pattern: str, text: str) -> None:
+    """Removes runs: pages train with other options in the same folder."""
+    for folder in re.findall(pattern, text):
+        if f"{folder}/config.yaml" not in text:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _value(arguments: list[str], flag: str) -> str:
@@ -242,9 +246,7 @@ def _run_python(words: list[str]) -> None:
 def run_code(code: str) -> None:
     if "efficientnet-lite0.pth" in code:
         code = code.replace('weights="path/to/efficientnet-lite0.pth"', "")
-    for value in re.findall(r'train\(config, "(runs/\w+)"', code):
-        if f"{value}/config.yaml" not in code:
-            shutil.rmtree(value, ignore_errors=True)
+    _empty_folders(r'train\(config, "(runs/\w+)"', code)
     exec(code, {"images": np.zeros([1, 64, 64, 3], np.float32)})
 
 

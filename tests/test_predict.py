@@ -260,15 +260,22 @@ def test_the_views_of_an_image():
     np.testing.assert_allclose(classify(images), [[expected, 1.0]] * 2)
 
 
-def test_grad_cam_looks_at_what_decides(folder_run, source):
+@pytest.mark.parametrize(
+    ("method", "part", "size"),
+    [("grad_cam", "", 24), ("occlusion", "saved_model", 28)],
+)
+def test_attention_is_where_what_decides_is(
+    folder_run, source, method, part, size
+):
     """The class of an image is where its bright columns are."""
     from efficientnetv2.serving import inspection, predict
 
-    classifier = predict.load(folder_run)
+    classifier = predict.load(folder_run / part)
     columns = []
     for label in (1, 8):
         image = np.repeat(source.images[label], 3, axis=-1)
-        heat = inspection.grad_cam(classifier, image, label)
-        assert heat.shape == (24, 24) and heat.max() == pytest.approx(1.0)
-        columns.append(heat.mean(axis=0) @ np.arange(24) / heat.mean(0).sum())
+        heat = getattr(inspection, method)(classifier, image, label)
+        assert heat.shape == (size, size)
+        assert heat.max() == pytest.approx(1.0)
+        columns.append(heat.mean(axis=0) @ np.arange(size) / heat.mean(0).sum())
     assert columns[0] < columns[1]

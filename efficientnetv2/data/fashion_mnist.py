@@ -221,7 +221,7 @@ def _download(mirror: str, folder: pathlib.Path) -> None:
 
 
 def _unpack_package(data_dir: pathlib.Path, folder: pathlib.Path) -> None:
-    """Raises OSError or SubprocessError if the package cannot be had."""
+    """Raises OSError or SubprocessError if the package cannot be obtained."""
     with tempfile.TemporaryDirectory() as work:
 
         def run(*command) -> None:

@@ -59,7 +59,7 @@ def take(
         shards, split, label and relative name of each file to its bytes.
 
     Raises:
-        DataError: if the data cannot be had.
+        DataError: if the data cannot be obtained.
     """
     content = {
         "dataset": info.name,
@@ -420,7 +420,7 @@ def check_is_of_run(
 
     Raises:
         ChangedDataError: if they are others.
-        UserError: if the dataset cannot be had.
+        UserError: if the dataset cannot be obtained.
     """
     name = registry.normalized(name)
     if name == registry.normalized(str(of_run)):

@@ -45,7 +45,7 @@ def write(
         The files, in the order of the stages.
 
     Raises:
-        DataError: for data that cannot be had or read, or a folder that
+        DataError: for data that cannot be obtained or read, or a folder that
             cannot be written.
     """
     config = with_batch_size(config, images)

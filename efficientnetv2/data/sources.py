@@ -243,7 +243,7 @@ def load_from(
         log: called with one line that says where the data came from.
 
     Raises:
-        DataError: if the data cannot be had or are not what the registry
+        DataError: if the data cannot be obtained or are not what the registry
             says.
     """
     expected = info.splits[split]

@@ -53,11 +53,10 @@ def _resolve_precision(
         return config.runtime.mixed_precision
     if device.platform == "tpu":
         return "mixed_bfloat16"
-    # Of GPUs; see `strategies.resolve_precision`.
-    capability = float(getattr(device, "compute_capability", 0))
-    if capability >= 8.0:
-        return "mixed_bfloat16"
-    return "mixed_float16" if capability >= 7.0 else "float32"
+    # Text such as '8.0'; a CPU has none.
+    text = str(getattr(device, "compute_capability", "0.0"))
+    major, _, minor = text.partition(".")
+    return backend.gpu_precision((int(major), int(minor or 0)))
 
 
 def describe(devices: Sequence[jax.Device]) -> str:

@@ -16,6 +16,7 @@ import keras
 import ml_collections
 import tensorflow as tf
 
+from efficientnetv2 import backend
 from efficientnetv2.errors import StrategyError
 from efficientnetv2.models import convolutions
 
@@ -30,25 +31,17 @@ def on_cpu() -> bool:
 
 
 def resolve_precision(config: ml_collections.ConfigDict) -> str:
-    """Returns the dtype policy: `runtime.mixed_precision`, or the device's.
-
-    GPUs with tensor cores take half precision: bfloat16 from compute
-    capability 8.0 on, float16 with dynamic loss scaling from 7.0 on.
-    """
+    """Returns the dtype policy: `runtime.mixed_precision`, or the device's."""
     if config.runtime.mixed_precision:
         return config.runtime.mixed_precision
     gpus = tf.config.get_visible_devices("GPU")
-    capability = [
+    capabilities = (
         tf.config.experimental.get_device_details(gpu).get(
             "compute_capability", (0, 0)
         )
         for gpu in gpus
-    ]
-    if capability and min(capability) >= (8, 0):
-        return "mixed_bfloat16"
-    if capability and min(capability) >= (7, 0):
-        return "mixed_float16"
-    return "float32"
+    )
+    return backend.gpu_precision(min(capabilities, default=(0, 0)))
 
 
 def set_up(

@@ -73,7 +73,7 @@ def sample(
         log: prints one line.
 
     Raises:
-        DataError: if the data cannot be had.
+        DataError: if the data cannot be obtained.
     """
     source = faults.load_split(config, split, faults.LeftOut(log))
     chosen = np.linspace(0, len(source) - 1, min(len(source), most))

@@ -135,9 +135,7 @@ def grad_cam(
     weights = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
     heat = tf.nn.relu(tf.reduce_sum(weights * maps, axis=-1, keepdims=True))
     size = classifier.spec.image_size
-    heat = tf.image.resize(heat, [size, size])[0, :, :, 0].numpy()
-    largest = heat.max()
-    return heat / largest if largest > 0 else heat
+    return _scaled(tf.image.resize(heat, [size, size])[0, :, :, 0].numpy())
 
 
 def occlusion(
@@ -173,8 +171,13 @@ def occlusion(
     whole, *parts = np.concatenate(rows)
     lost = np.maximum(whole - np.array(parts, np.float32), 0.0)
     lost = lost.reshape(_PATCHES, _PATCHES, 1)
-    heat = tf.image.resize(lost, [height, width])[..., 0].numpy()
-    return heat / heat.max() if heat.max() > 0 else heat
+    return _scaled(tf.image.resize(lost, [height, width])[..., 0].numpy())
+
+
+def _scaled(heat: np.ndarray) -> np.ndarray:
+    """Returns a map of at least 0 with 1 as its largest value, or all 0."""
+    largest = heat.max()
+    return heat / largest if largest > 0 else heat
 
 
 def _patch(number: int, side: int) -> slice:
@@ -198,8 +201,7 @@ def attention(
     """
     network = classifier.network
     if network is not None and naming.is_ours(network):
-        heat = grad_cam(classifier, image, best.label)
-        return overlay(_seen(classifier, image), heat), "Grad-CAM"
+        return _grad_cam_picture(classifier, image, best), "Grad-CAM"
     heat = occlusion(classifier, image, best.label)
     return overlay(np.asarray(_small(image)), heat), "occlusion"
 
@@ -231,9 +233,14 @@ def draw_grad_cam(
     classifier: Classifier, image: predict.Image, best: Prediction
 ) -> Image.Image:
     """Returns the image that the network saw, with its heat above it."""
-    _network(classifier)
+    return _caption(_grad_cam_picture(classifier, image, best), best)
+
+
+def _grad_cam_picture(
+    classifier: Classifier, image: predict.Image, best: Prediction
+) -> Image.Image:
     heat = grad_cam(classifier, image, best.label)
-    return _caption(overlay(_seen(classifier, image), heat), best)
+    return overlay(_seen(classifier, image), heat)
 
 
 def annotate(image: predict.Image, best: Prediction) -> Image.Image:
@@ -247,9 +254,15 @@ def picture(image: predict.Image) -> Image.Image:
     return Image.fromarray(decoding.decode(data, portable=True).numpy())
 
 
+def scaled_size(picture: Image.Image, longer: int) -> tuple[int, int]:
+    """Returns width and height in proportion, the longer side being given."""
+    scale = longer / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return width, height
+
+
 def _caption(shown: Image.Image, best: Prediction) -> Image.Image:
-    scale = _SIZE / max(shown.size)
-    size = [max(1, round(side * scale)) for side in shown.size]
+    size = scaled_size(shown, _SIZE)
     sheet = Image.new("RGB", (size[0], size[1] + _TEXT + 12), "white")
     sheet.paste(shown.resize(size))
     font = ImageFont.load_default(_TEXT)
