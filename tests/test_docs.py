@@ -216,10 +216,12 @@ def run_shell(line: str) -> None:
 
 
 def _empty_folders(pattern: str, text: str) -> None:
-    """Removes runs: pages train with other options in the same folder."""
-    for folder in re.findall(pattern, text):
-        if f"{folder}/config.yaml" not in text:
-            shutil.rmtree(folder, ignore_errors=True)
+    """Removes runs: pages train with other options in the same folder.
+
+    The run of `make train` stays, as do its exports.
+    """
+    for folder in set(re.findall(pattern, text)) - {"runs/fashion_mnist"}:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _value(arguments: list[str], flag: str) -> str:
