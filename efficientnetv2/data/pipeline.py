@@ -19,8 +19,13 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2.config import RunPlan
-from efficientnetv2.data import decoding, mixing, preprocessing, sources
-from efficientnetv2.data.augment import policies
+from efficientnetv2.data import (
+    decoding,
+    mixing,
+    policies,
+    preprocessing,
+    sources,
+)
 from efficientnetv2.data.sources import (
     ArraySource,
     EncodedSource,

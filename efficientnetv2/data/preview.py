@@ -11,7 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import progressive
 from efficientnetv2.config import RunPlan
-from efficientnetv2.data import faults, pipeline, preprocessing, registry
+from efficientnetv2.data import (
+    faults,
+    loading,
+    pipeline,
+    preprocessing,
+    registry,
+)
 from efficientnetv2.data.sources import Source
 from efficientnetv2.errors import DataError
 from efficientnetv2.progressive import Stage
@@ -50,7 +56,7 @@ def write(
     """
     config = with_batch_size(config, images)
     split = config.train.split
-    source = faults.load_split(config, split, faults.LeftOut(log), log)
+    source = loading.load_split(config, split, log)
     with faults.named(source):
         return write_sheets(
             source,

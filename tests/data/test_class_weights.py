@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from efficientnetv2.data import class_weights
-from efficientnetv2.data.sources import ArraySource, StreamSource
+from efficientnetv2.data.sources import ArraySource, StreamSource, class_weights
 from efficientnetv2.errors import DataError
 
 NAMES = ["cat", "dog: large"]
@@ -14,15 +13,15 @@ SOURCE = ArraySource(
 
 
 def test_balanced_weights_have_a_mean_of_one():
-    weights = class_weights.resolve(["balanced"], SOURCE)
+    weights = class_weights(["balanced"], SOURCE)
     np.testing.assert_allclose(weights, [2.0, 2 / 3])
     assert np.mean(weights[SOURCE.labels]) == pytest.approx(1.0)
 
 
 def test_weights_by_name():
-    weights = class_weights.resolve(["dog: large:3"], SOURCE)
+    weights = class_weights(["dog: large:3"], SOURCE)
     np.testing.assert_array_equal(weights, [1.0, 3.0])
-    assert class_weights.resolve(None, SOURCE) is None
+    assert class_weights(None, SOURCE) is None
 
 
 @pytest.mark.parametrize(
@@ -36,10 +35,10 @@ def test_weights_by_name():
 )
 def test_wrong_weights(entry, words):
     with pytest.raises(DataError, match=words):
-        class_weights.resolve([entry], SOURCE)
+        class_weights([entry], SOURCE)
 
 
 def test_shards_are_not_counted():
     source = StreamSource([], lambda record: record, 4, NAMES)
     with pytest.raises(DataError, match="shards"):
-        class_weights.resolve(["balanced"], source)
+        class_weights(["balanced"], source)

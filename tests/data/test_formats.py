@@ -21,6 +21,7 @@ from efficientnetv2.data import (
     decoding,
     faults,
     folders,
+    loading,
     pipeline,
     registry,
     sources,
@@ -141,7 +142,7 @@ def test_a_folder_gives_what_the_array_gives(tmp_path, source):
         tmp_path,
         "train.epochs=2,train.stages=2,train.batch_size=16,data.cutmix_alpha=1",
     )
-    loaded = sources.load_split(config, "trainval", log=lambda _: None)
+    loaded = loading.load_split(config, "trainval", log=lambda _: None)
     assert loaded.class_names == CLASSES
     # The array with the same images in the same order.
     numbers = [int(path[-7:-4]) for path in loaded.items]
@@ -179,7 +180,7 @@ def test_shards(tmp_path, source):
     config = _config(
         name, tmp_path, "train.epochs=2,train.batch_size=32,data.aug_prob=0"
     )
-    loaded = sources.load_split(config, "train")
+    loaded = loading.load_split(config, "train")
     for one, other in zip(
         _evaluated(loaded, config), _evaluated(source, config), strict=True
     ):
@@ -210,7 +211,7 @@ def test_batches_of_shards_can_be_left_out(tmp_path, source):
         tmp_path,
         "train.epochs=2,train.stages=1,data.mixup_alpha=0,data.cutmix_alpha=0",
     )
-    loaded = sources.load_split(config, "train")
+    loaded = loading.load_split(config, "train")
     whole = _batches(loaded, config)
     skipping = _batches(loaded, config, first_step=2, skipped=5)
     assert len(skipping) == 10
@@ -223,7 +224,7 @@ def test_several_labels(tmp_path, source):
     labels = [[k % 10 + 1, (k + 3) % 10 + 1] for k in range(200)]
     _write_shards(tmp_path / "mine", source, labels=labels)
     name = _records_yaml(tmp_path / "mine.yaml", multi_label=True)
-    loaded = sources.load_split(_config(name, tmp_path), "eval")
+    loaded = loading.load_split(_config(name, tmp_path), "eval")
     vectors = [y.numpy() for _, y in pipeline.encoded_examples(loaded)]
     expected = np.zeros((200, 10), np.float32)
     for row, (one, other) in zip(expected, labels, strict=True):
@@ -326,7 +327,7 @@ def _flip(path):
 def test_a_bad_image_in_a_folder_is_named(tmp_path, source, kind, mode):
     _write_folder(tmp_path / "photos", source)
     config = _config(tmp_path / "photos", tmp_path, "train.epochs=1")
-    split = sources.load_split(config, "eval", log=lambda _: None)
+    split = loading.load_split(config, "eval", log=lambda _: None)
     bad = pathlib.Path(split.items[7])
     if kind == "cut":
         _truncate(bad)
@@ -385,7 +386,7 @@ def test_bad_shards_are_named(tmp_path, source, kind, words):
                 writer.write(_example(key, image, "image/class/label", [1]))
     name = _records_yaml(tmp_path / "mine.yaml")
     config = _config(name, tmp_path, "train.epochs=1,train.batch_size=20")
-    split = sources.load_split(config, "train")
+    split = loading.load_split(config, "train")
     with pytest.raises(DataError) as error, faults.named(split):
         _batches(split, config)
     for word in words:
@@ -395,7 +396,7 @@ def test_bad_shards_are_named(tmp_path, source, kind, words):
 def test_hosts_read_files_of_their_own(tmp_path, source):
     _write_shards(tmp_path, source)
     info = registry.load_info(_records_yaml(tmp_path / "mine.yaml"))
-    whole = sources.open_shards(info, info.splits["train"], tmp_path)
+    whole = loading.open_shards(info, info.splits["train"], tmp_path)
     parts = [whole.part(host, 3) for host in range(3)]
     paths = [shard.path for part in parts for shard in part.shards]
     assert len(paths) == len(set(paths)) == 4
@@ -449,7 +450,7 @@ def test_tensorflow_datasets(tmp_path, source):
             },
         )
         config = _config(name, folder, "train.epochs=1")
-        loaded = sources.load_split(config, "eval", log=lambda _: None)
+        loaded = loading.load_split(config, "eval", log=lambda _: None)
         images, labels = _evaluated(loaded, config)
         if expected is None:
             assert isinstance(loaded, sources.ArraySource)
@@ -459,9 +460,9 @@ def test_tensorflow_datasets(tmp_path, source):
             np.testing.assert_array_equal(images, expected[0])
             np.testing.assert_array_equal(labels, expected[1])
         assert sorted(labels) == sorted(source.labels)
-        part = sources.load_split(config, "minival", log=lambda _: None)
+        part = loading.load_split(config, "minival", log=lambda _: None)
         assert len(part) == 50
-        train = sources.load_split(config, "train", log=lambda _: None)
+        train = loading.load_split(config, "train", log=lambda _: None)
         assert len(_batches(train, config)) == 150 // 32
 
 
@@ -600,7 +601,7 @@ def test_missing_folder_and_shards(tmp_path):
         config_lib.load(str(tmp_path / "absent"))
     name = _records_yaml(tmp_path / "mine.yaml", how_to_get="Ask Ann.")
     with pytest.raises(DataError, match=r"no file matches train\*.*Ask Ann"):
-        sources.load_split(_config(name, tmp_path), "train")
+        loading.load_split(_config(name, tmp_path), "train")
 
 
 @pytest.mark.parametrize(

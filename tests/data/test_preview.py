@@ -17,6 +17,7 @@ from efficientnetv2.data import (
     export,
     fingerprint,
     folders,
+    loading,
     pipeline,
     preprocessing,
     preview,
@@ -98,7 +99,7 @@ def test_a_folder_written_from_a_dataset(tmp_path, source):
     assert info.class_names == source.class_names
     assert info.recipe == "own_images"
     for split in SPLITS:
-        read = sources.load_from(info, split, tmp_path)
+        read = loading.load_from(info, split, tmp_path)
         assert len(read) == 30
         for label in range(10):
             chosen = np.flatnonzero(source.labels == label)[:3]
@@ -118,7 +119,7 @@ def test_a_list_of_classes_orders_a_folder(tmp_path, source):
         info, lambda split: source, tmp_path / "out", "folder", 1
     )
     assert registry.load_info(str(path)).class_names == names
-    read = sources.load_from(registry.load_info(str(path)), "train", tmp_path)
+    read = loading.load_from(registry.load_info(str(path)), "train", tmp_path)
     for file, label in zip(read.items, read.labels, strict=True):
         assert class_list.folder_name(names[label]) in file
     other = tmp_path / "other"
@@ -127,7 +128,7 @@ def test_a_list_of_classes_orders_a_folder(tmp_path, source):
     sorted_info = registry.load_info(str(other))
     assert sorted_info.class_names[-1] == "T-shirt-top"
     # A model of the first order is evaluated all the same.
-    read = sources.load_from(sorted_info, "train", tmp_path)
+    read = loading.load_from(sorted_info, "train", tmp_path)
     again = sources.in_order_of(read, names)
     assert again.class_names == names and again.describe(0)
     for file, label in zip(again.items, again.labels, strict=True):
@@ -178,7 +179,7 @@ def test_shards_written_from_a_dataset(tmp_path, source, monkeypatch):
     assert len(list(tmp_path.glob("out/train-*"))) == 4
     info = registry.load_info(str(path))
     # The shards are found beside their YAML file.
-    read = sources.load_from(info, "train", tmp_path / "elsewhere")
+    read = loading.load_from(info, "train", tmp_path / "elsewhere")
     examples = list(pipeline.encoded_examples(read))
     np.testing.assert_array_equal([k for _, k in examples], source.labels)
     for (image, _), expected in zip(examples, source.images, strict=True):
@@ -199,7 +200,7 @@ def test_several_labels_go_into_shards_only(tmp_path, source):
     )
     info = registry.load_info(str(path))
     assert info.multi_label
-    read = sources.load_from(info, "eval", tmp_path)
+    read = loading.load_from(info, "eval", tmp_path)
     labels = [label for _, label in pipeline.encoded_examples(read)]
     np.testing.assert_array_equal(labels, vectors)
 

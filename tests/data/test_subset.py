@@ -9,7 +9,7 @@ import pytest
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import runs
 from efficientnetv2.config import run_plan
-from efficientnetv2.data import faults, fingerprint, registry, subset
+from efficientnetv2.data import fingerprint, loading, registry, sources
 from efficientnetv2.data.sources import ArraySource, EncodedSource, Shard
 from efficientnetv2.declarative import ConfigError
 from efficientnetv2.errors import DataError
@@ -17,7 +17,7 @@ from tests.data import test_formats as made
 
 
 def _load(config, split):
-    return faults.load_split(config, split, faults.LeftOut(lambda _: None))
+    return loading.load_split(config, split)
 
 
 def _folder(root, source):
@@ -41,8 +41,8 @@ def _shards(root, source):
 
 
 def test_the_choice_is_fixed_balanced_and_nested(source):
-    few = subset.with_images_per_class(source, 3)
-    more = subset.with_images_per_class(source, 7)
+    few = sources.with_images_per_class(source, 3)
+    more = sources.with_images_per_class(source, 7)
     assert np.bincount(few.labels).tolist() == [3] * 10
     images = {image.tobytes() for image in more.images}
     assert all(image.tobytes() in images for image in few.images)
@@ -78,7 +78,7 @@ def test_images_of_shards_keep_their_labels(tmp_path, source):
         tmp_path,
         "data.images_per_class=4,train.batch_size=8",
     )
-    expected = subset.with_images_per_class(source, 4)
+    expected = sources.with_images_per_class(source, 4)
     loaded = _load(config, "train")
     np.testing.assert_array_equal(loaded.labels, expected.labels)
     assert loaded.items == [made._png(image) for image in expected.images]
@@ -98,21 +98,21 @@ def test_bad_images_are_replaced_where_they_are_skipped(tmp_path, source):
 
 def test_what_cannot_be_balanced_is_refused(tmp_path, source):
     with pytest.raises(DataError, match="'class 0' has only 20"):
-        subset.with_images_per_class(source, 21)
+        sources.with_images_per_class(source, 21)
     several = ArraySource(
         source.images, np.eye(10)[source.labels], source.class_names
     )
     with pytest.raises(DataError, match="several classes"):
-        subset.with_images_per_class(several, 1)
+        sources.with_images_per_class(several, 1)
     config = made._config(_shards(tmp_path, source), tmp_path)
     stream = _load(config, "train")
     with pytest.raises(DataError, match="at most 1000 per class"):
-        subset.with_images_per_class(stream, 1001)
+        sources.with_images_per_class(stream, 1001)
     path = tmp_path / "cut"
     path.write_bytes(b"no records" * 10)
     broken = dataclasses.replace(stream, shards=[Shard(str(path))])
     with pytest.raises(DataError, match=f"{path} cannot be read"):
-        subset.with_images_per_class(broken, 1)
+        sources.with_images_per_class(broken, 1)
 
 
 def test_too_many_are_refused_before_data_are_read():

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import fashion_mnist, registry, sources
+from efficientnetv2.data import fashion_mnist, loading, registry
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_slices():
-    assert sources.parse_slice("train") == ("train", slice(None, None))
-    assert sources.parse_slice("train[:55]") == ("train", slice(None, 55))
-    assert sources.parse_slice("a[5:9]") == ("a", slice(5, 9))
+    assert loading.parse_slice("train") == ("train", slice(None, None))
+    assert loading.parse_slice("train[:55]") == ("train", slice(None, 55))
+    assert loading.parse_slice("a[5:9]") == ("a", slice(5, 9))
     with pytest.raises(ValueError, match="10%"):
-        sources.parse_slice("train[:10%]")
+        loading.parse_slice("train[:10%]")
 
 
 @pytest.mark.parametrize("dataset", ["fashion_mnist", "cifar10"])
@@ -27,7 +27,7 @@ def test_train_and_minival_are_disjoint_and_make_trainval(dataset):
     splits = registry.load_info(dataset).splits
     rows = {
         name: range(split.num_images + 100_000)[
-            sources.parse_slice(split.part or split.tfds_split)[1]
+            loading.parse_slice(split.part or split.tfds_split)[1]
         ]
         for name, split in splits.items()
     }
@@ -37,7 +37,7 @@ def test_train_and_minival_are_disjoint_and_make_trainval(dataset):
         == splits["trainval"].num_images
     )
     test = splits["eval"].part or splits["eval"].tfds_split
-    assert sources.parse_slice(test)[0] == "test"
+    assert loading.parse_slice(test)[0] == "test"
 
 
 def _fake_fashion_mnist(monkeypatch, count):
@@ -49,7 +49,7 @@ def _fake_fashion_mnist(monkeypatch, count):
 def test_a_split_is_a_slice(monkeypatch):
     _fake_fashion_mnist(monkeypatch, 60_000)
     config = config_lib.load("fashion_mnist")
-    source = sources.load_split(config, "minival")
+    source = loading.load_split(config, "minival")
     assert len(source) == 5_000
     assert source.labels[0] == 55_000 % 10
     assert source.class_names[9] == "Ankle boot"
@@ -58,8 +58,8 @@ def test_a_split_is_a_slice(monkeypatch):
 def test_a_wrong_number_of_images_is_an_error(monkeypatch):
     _fake_fashion_mnist(monkeypatch, 59_999)
     config = config_lib.load("fashion_mnist")
-    with pytest.raises(sources.DataError, match="4,999 images"):
-        sources.load_split(config, "minival", log=lambda _: None)
+    with pytest.raises(loading.DataError, match="4,999 images"):
+        loading.load_split(config, "minival", log=lambda _: None)
 
 
 @pytest.mark.slow
@@ -71,10 +71,10 @@ def test_a_failed_import_of_tensorflow_datasets_says_why(tmp_path):
         "raise ImportError('incompatible Protobuf gencode')"
     )
     program = """
-from efficientnetv2.data import sources
+from efficientnetv2.data import loading
 from efficientnetv2.errors import DataError
 try:
-    sources.import_tfds()
+    loading.import_tfds()
 except DataError as error:
     print(error)
 """
@@ -95,7 +95,7 @@ def test_missing_data_without_a_network(tmp_path):
         flags={"data.data_dir": str(tmp_path)},
         hparam_str="train.batch_size=64",
     )
-    with pytest.raises(sources.DataError) as error:
-        sources.load_split(config, "train", log=lambda _: None)
+    with pytest.raises(loading.DataError) as error:
+        loading.load_split(config, "train", log=lambda _: None)
     for word in ("cifar10", str(tmp_path), "--data_dir"):
         assert word in str(error.value)
