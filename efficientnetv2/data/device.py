@@ -58,10 +58,7 @@ def _product(first, second):
 def _multiply_add(values, weight: float, total):
     """values * weight + total, rounded once, as the host's convolution does.
 
-    Args:
-      values: whole numbers up to 255, as float32.
-      weight: float32 in (0, 1).
-      total: float32, the sum of such products.
+    values: whole numbers up to 255; weight in (0, 1); total: of such products.
     """
     # 8 bits times 12 are exact, and so is the sum of what is left over.
     mantissa, exponent = math.frexp(weight)
@@ -290,14 +287,10 @@ def blend(
 
 
 def is_chosen(config: ml_collections.ConfigDict, accelerated: bool) -> bool:
-    """Resolves `data.augment_on`.
+    """Resolves `data.augment_on`; accelerated: on a GPU or TPU.
 
     A CPU's cores are not relieved by themselves, and below 96 pixels two of
     them augment more images a second than an accelerator trains on.
-
-    Args:
-        config: of the run.
-        accelerated: whether the run trains on a GPU or TPU.
     """
     if config.data.augment_on is not None:
         return config.data.augment_on == "device"

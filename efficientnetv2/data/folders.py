@@ -29,6 +29,7 @@ from efficientnetv2.data import class_list
 from efficientnetv2.data.listing import (
     Listing,
     divide,
+    folded,
     normal_form,
     some,
     split_of,
@@ -181,10 +182,9 @@ def scan(root: pathlib.Path) -> Listing:
     }
     found = list(listed["train"])
     _check_classes(parts, listed, found)
-    class_names = found
     if declared is not None:
         _check_declared(names_file, declared, found)
-        class_names = declared
+    class_names = found if declared is None else declared
     labels = {
         class_list.folder_name(name): k for k, name in enumerate(class_names)
     }
@@ -291,7 +291,8 @@ def _classes(
             f"{tree.path} holds one folder only, {inner.name}/, with folders "
             f"of images in it. Give --dataset={inner.path}."
         )
-    folded: dict[str, str] = {}
+    names: dict[str, str] = {}
+    places: dict[str, str] = {}
     classes = {}
     for folder in sorted(tree.folders, key=lambda folder: folder.name):
         name = folder.name
@@ -300,12 +301,18 @@ def _classes(
                 f"{folder.path!r}: the name of a class has a control "
                 "character, such as a line break. Rename the folder."
             )
-        other = folded.setdefault(name.casefold(), name)
+        other = names.setdefault(folded(name), name)
         if other != name or name in classes:
             raise DataError(
                 f"{tree.path} has two folders of one class, {other!r} and "
-                f"{name!r}, that differ only in upper and lower case or in "
-                "how accents are encoded. Merge them."
+                f"{name!r}, that differ only in upper and lower case, in "
+                "spaces or in how accents are encoded. Merge them."
+            )
+        other = places.setdefault(os.path.realpath(folder.path), name)
+        if other != name:
+            raise DataError(
+                f"{tree.path}: {other!r} and {name!r} are the same folder, by "
+                "a link. An image has one class; remove the link."
             )
         if folder.has_images:
             classes[name] = folder
@@ -329,8 +336,8 @@ def _classes(
 
 def _kind(name: str) -> str:
     if name.endswith("/"):
-        return "hidden folders with images"
-    return os.path.splitext(name)[1].lower() or "files without a suffix"
+        return "hidden folder(s) with images"
+    return os.path.splitext(name)[1].lower() or "file(s) without a suffix"
 
 
 def _check_classes(parts, listed, found: list[str]) -> None:

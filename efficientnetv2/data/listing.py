@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from efficientnetv2.errors import DataError
 
-CSV = (".csv", ".tsv")
+_CSV = (".csv", ".tsv")
 _ALIASES = {
     "train": "train training trn",
     "minival": "minival validation valid val validate validating dev devel "
@@ -101,6 +101,16 @@ class Listing:
 def normal_form(name: str) -> str:
     """Returns a name as NFC, in which systems agree on accents."""
     return unicodedata.normalize("NFC", name)
+
+
+def folded(name: str) -> str:
+    """Returns a name without upper case and spaces that nobody sees."""
+    return " ".join(normal_form(name).casefold().split())
+
+
+def is_csv(path: str | os.PathLike) -> bool:
+    """Whether a path is that of a CSV file."""
+    return os.fspath(path).lower().endswith(_CSV)
 
 
 def split_of(name: str) -> str | None:
@@ -223,7 +233,11 @@ def scan_csv(path: pathlib.Path) -> Listing:
             delimiter = max(",;\t", key=first.count)
             file.seek(0)
             rows = list(csv.reader(file, delimiter=delimiter, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise DataError(
+            f"Cannot read {path}: it is no UTF-8. Save it as CSV in UTF-8."
+        ) from None
+    except (OSError, csv.Error) as error:
         raise DataError(f"Cannot read {path}: {error}.") from None
     columns = _find_columns(path, rows[0] if rows else [])
     several = "labels" in columns
@@ -320,16 +334,16 @@ def _index(path: pathlib.Path, entries, several: bool) -> Listing:
             f"{path} has one class only: {', '.join(map(repr, names))}."
         )
     notes = []
-    folded: dict[str, str] = {}
+    alike: dict[str, str] = {}
     for name in names:
-        other = folded.setdefault(name.casefold(), name)
+        other = alike.setdefault(folded(name), name)
         if other != name:
             notes.append(
                 f"{path}: {other!r} and {name!r}, which differ only in upper "
-                "and lower case, are two classes."
+                "and lower case or in spaces, are two classes."
             )
     if several and all(len(labels) < 2 for labels in every):
-        joined = next((n for n in names if re.search("[,;/]", n)), None)
+        joined = next((name for name in names if _is_joined(name, names)), None)
         if joined:
             raise DataError(
                 f"{path}: {joined!r} looks like several labels, which are to "
@@ -351,3 +365,11 @@ def _index(path: pathlib.Path, entries, several: bool) -> Listing:
         for split, part in entries.items()
     }
     return divide(numbered, str(path), names, notes, several)
+
+
+def _is_joined(name: str, names: list[str]) -> bool:
+    """Whether a label looks like several, joined by something else than |."""
+    words = name.split()
+    return bool(re.search("[,;/]", name)) or (
+        len(words) > 1 and set(words) < set(names)
+    )

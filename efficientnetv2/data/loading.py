@@ -153,13 +153,9 @@ def load_from(
     folder: pathlib.Path,
     log: Callable[[str], None] = print,
 ) -> Source:
-    """Loads a split, preparing the dataset if needed.
+    """Loads a split, preparing the dataset in a folder if needed.
 
-    Args:
-        info: of the dataset.
-        split: a name of `info.splits`.
-        folder: of the data.
-        log: called with one line that says where the data came from.
+    `log` is called with one line that says where the data came from.
 
     Raises:
         DataError: if the data cannot be obtained or are not what the registry
@@ -228,26 +224,20 @@ def open_shards(
 
 
 def _parse_example(record: tf.Tensor, info: DatasetInfo):
-    label_shape = tf.io.VarLenFeature(tf.int64)
-    if not info.multi_label:
-        label_shape = tf.io.FixedLenFeature([], tf.int64)
-    parsed = tf.io.parse_single_example(
-        record,
-        {
-            info.image_key: tf.io.FixedLenFeature([], tf.string),
-            info.label_key: label_shape,
-        },
-    )
+    one = tf.io.FixedLenFeature([], tf.int64)
+    several = tf.io.VarLenFeature(tf.int64)
+    features = {
+        info.image_key: tf.io.FixedLenFeature([], tf.string),
+        info.label_key: several if info.multi_label else one,
+    }
+    parsed = tf.io.parse_single_example(record, features)
     labels = parsed[info.label_key]
     if info.multi_label:
         labels = labels.values
     labels += info.label_offset
-    known = (labels >= 0) & (labels < info.num_classes)
-    check = tf.debugging.Assert(
-        tf.reduce_all(known),
-        ["label out of range", labels, info.num_classes],
-    )
-    with tf.control_dependencies([check]):
+    known = tf.reduce_all((labels >= 0) & (labels < info.num_classes))
+    said = ["label out of range", labels, info.num_classes]
+    with tf.control_dependencies([tf.debugging.Assert(known, said)]):
         labels = tf.identity(labels)
     if info.multi_label:
         labels = tf.reduce_max(tf.one_hot(labels, info.num_classes), axis=0)
@@ -311,33 +301,30 @@ def _load_tfds(
         stream = _tfds_stream(builder, info, split)
         if split.num_images > MOST_IN_MEMORY:
             return stream
-        items, labels = [], []
-        for shard in stream.shards:
-            for item, label in records(shard).map(stream.parse):
-                items.append(item.numpy())
-                labels.append(label.numpy())
+        examples = [
+            (item.numpy(), label.numpy())
+            for shard in stream.shards
+            for item, label in records(shard).map(stream.parse)
+        ]
+    items, labels = map(list, zip(*examples, strict=True))
     return EncodedSource(
         items, False, np.array(labels, np.int64), info.class_names
     )
 
 
 def _tfds_stream(builder, info: DatasetInfo, split: Split) -> StreamSource:
-    tfds = import_tfds()
     features = builder.info.features
-    decoders = {"image": tfds.decode.SkipDecoding()}
+    decoders = {"image": import_tfds().decode.SkipDecoding()}
 
     def parse(record):
         example = features.deserialize_example(record, decoders=decoders)
         return example["image"], example["label"]
 
-    instructions = builder.info.splits[split.tfds_split].file_instructions
-    shards = [
-        Shard(str(each.filename), each.skip, each.take) for each in instructions
-    ]
+    parts = builder.info.splits[split.tfds_split].file_instructions
     return StreamSource(
-        shards,
+        [Shard(str(part.filename), part.skip, part.take) for part in parts],
         parse,
-        sum(each.examples_in_shard for each in instructions),
+        sum(part.examples_in_shard for part in parts),
         info.class_names,
     )
 

@@ -14,7 +14,7 @@ import ml_collections
 
 from efficientnetv2 import schema
 from efficientnetv2.data import class_list, fashion_mnist, folders
-from efficientnetv2.data.listing import CSV, Listing, scan_csv
+from efficientnetv2.data.listing import Listing, is_csv, scan_csv
 from efficientnetv2.declarative import (
     ConfigError,
     declarative_dir,
@@ -163,7 +163,7 @@ def title(name: str) -> str:
 
 
 def _is_path(name: str) -> bool:
-    return "/" in name or name.endswith((*_YAML, *CSV))
+    return "/" in name or name.endswith(_YAML) or is_csv(name)
 
 
 def num_images(
@@ -250,7 +250,7 @@ def listing(path: str | os.PathLike) -> Listing:
     Raises:
         DataError: see `folders.scan` and `scan_csv`.
     """
-    scan = scan_csv if str(path).endswith(CSV) else folders.scan
+    scan = scan_csv if is_csv(path) else folders.scan
     return scan(folders.expand(path).absolute())
 
 
@@ -360,7 +360,7 @@ def _parse_listed(name: str, values: dict, where: str) -> DatasetInfo:
     values = schema.read(DatasetInfo, values, where, ("name", *of_folder))
     base = pathlib.Path(name).parent if name.endswith(_YAML) else "."
     path = folders.expand(pathlib.Path(base, values["folder"]))
-    if path.name.endswith(CSV) != (source == "csv"):
+    if is_csv(path) != (source == "csv"):
         raise ConfigError(f"{where}: source {source} does not go with {path}.")
     found = _listed_info(name, path)
     return dataclasses.replace(found, **values | {"folder": str(path)})
@@ -370,7 +370,7 @@ def _listed_info(name: str, path: pathlib.Path) -> DatasetInfo:
     index = listing(path)
     return DatasetInfo(
         name=name,
-        source="csv" if path.name.endswith(CSV) else "folder",
+        source="csv" if is_csv(path) else "folder",
         num_classes=len(index.class_names),
         class_names=index.class_names,
         splits={key: Split(len(part)) for key, part in index.splits.items()},

@@ -18,9 +18,7 @@ from efficientnetv2 import api, declarative, progressive
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import run_plan
 from efficientnetv2.data import (
-    decoding,
     faults,
-    folders,
     loading,
     pipeline,
     registry,
@@ -295,7 +293,7 @@ def test_bad_images_can_be_left_out(tmp_path, source):
         config.unlock()
         config.train.split = config.eval.split = config.eval.val_split = split
         if dataset != name:
-            files = folders.scan(dataset).splits[split].files
+            files = registry.listing(dataset).splits[split].files
             pathlib.Path(files[3]).write_bytes(b"")
             pathlib.Path(files[90]).write_bytes(b"no image")
         lines = []
@@ -464,136 +462,6 @@ def test_tensorflow_datasets(tmp_path, source):
         assert len(part) == 50
         train = loading.load_split(config, "train", log=lambda _: None)
         assert len(_batches(train, config)) == 150 // 32
-
-
-COLOUR = np.kron(
-    np.random.default_rng(0).integers(0, 256, (4, 5, 3)), np.ones((8, 8, 1))
-).astype(np.uint8)
-
-
-def _encode(image, form, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def _encoded():
-    """Yields name, encoded image, the right RGB, and the tolerance."""
-    image = Image.fromarray(COLOUR)
-    palette = image.quantize(16)
-    alpha = image.copy()
-    alpha.putalpha(Image.fromarray(COLOUR[..., 0]))
-    deep = COLOUR[..., 0].astype(np.uint16) * 256 + 77
-    best = {"quality": 95, "subsampling": 0}
-    yield "jpeg", _encode(image, "JPEG", **best), image, 5
-    yield "progressive", _encode(image, "JPEG", progressive=True), image, None
-    yield "cmyk", _encode(image.convert("CMYK"), "JPEG", **best), image, 3
-    yield "gray jpeg", _encode(image.convert("L"), "JPEG"), None, 2
-    for form in ("PNG", "BMP", "GIF", "WEBP"):
-        lossless = {"lossless": True} if form == "WEBP" else {}
-        yield form, _encode(image, form, **lossless), image, 0
-        if form != "WEBP":
-            yield f"{form} palette", _encode(palette, form), palette, 0
-    yield "alpha", _encode(alpha, "PNG"), image, 0
-    yield "gray", _encode(image.convert("L"), "PNG"), image.convert("L"), 0
-    yield "gray alpha", _encode(image.convert("LA"), "PNG"), None, 0
-    yield "one bit", _encode(image.convert("1"), "PNG"), image.convert("1"), 0
-    frames = [image.convert("L")]
-    yield (
-        "animation",
-        _encode(palette, "GIF", save_all=True, append_images=frames),
-        palette,
-        0,
-    )
-    yield (
-        "sixteen bits",
-        _encode(Image.fromarray(deep), "PNG"),
-        Image.fromarray(COLOUR[..., 0]),
-        0,
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "right", "tolerance"),
-    [pytest.param(*case, id=case[0]) for case in _encoded()],
-)
-def test_every_kind_of_image_becomes_right_rgb(name, data, right, tolerance):
-    decoded = decoding.decode(tf.constant(data)).numpy()
-    assert decoded.shape == (32, 40, 3) and decoded.dtype == np.uint8
-    with Image.open(io.BytesIO(data)) as image:
-        right = image.convert("RGB") if right is None else right.convert("RGB")
-        if tolerance is None:
-            right, tolerance = image.convert("RGB"), 6
-    difference = np.abs(decoded.astype(int) - np.asarray(right))
-    assert np.quantile(difference, 0.9) <= tolerance, name
-
-
-# --- Folders -----------------------------------------------------------------
-
-
-def _touch(root, *paths):
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(b"")
-    registry.forget()
-    return root
-
-
-def test_class_folders_are_split_by_name(tmp_path):
-    names = [f"{c}/{k}.JPG" for c in ("b", "a") for k in range(25)]
-    root = _touch(tmp_path, *names, "a/.hidden.jpg", "a/notes.txt")
-    index = folders.scan(root)
-    assert index.class_names == ["a", "b"]
-    counts = {name: len(part) for name, part in index.splits.items()}
-    assert counts == {"train": 44, "minival": 2, "eval": 4, "trainval": 46}
-    everything = index.splits["trainval"].files + index.splits["eval"].files
-    assert len(set(everything)) == 50
-    assert not set(index.splits["train"].files) & set(
-        index.splits["minival"].files
-    )
-    for part in index.splits.values():
-        for file, label in zip(part.files, part.labels, strict=True):
-            assert f"/{index.class_names[label]}/" in file
-    registry.forget()
-    assert folders.scan(root) == index
-
-
-@pytest.mark.parametrize("test", [True, False])
-def test_train_and_validation_folders(tmp_path, test):
-    names = [f"Train/{c}/{k}.png" for c in "ab" for k in range(10)]
-    names += [f"val/{c}/{k}.png" for c in "ab" for k in range(3)]
-    if test:
-        names += [f"test/{c}/{k}.png" for c in "ab" for k in range(2)]
-    index = folders.scan(_touch(tmp_path, *names))
-    counts = {name: len(part) for name, part in index.splits.items()}
-    if test:
-        assert counts == {"train": 20, "minival": 6, "eval": 4, "trainval": 26}
-        assert all("/val/" in file for file in index.splits["minival"].files)
-    else:
-        assert counts == {"train": 18, "minival": 2, "eval": 6, "trainval": 20}
-        assert all("/val/" in file for file in index.splits["eval"].files)
-
-
-@pytest.mark.parametrize(
-    ("paths", "words"),
-    [
-        ([], ["no sub-folders"]),
-        (["1.png"], ["no sub-folders"]),
-        (["a/1.png", "b/readme.txt"], ["b", "has no images"]),
-        (["Cat/1.png", "cat/1.png", "dog/1.png"], ["'Cat'", "'cat'"]),
-        (["a/1.png"], ["one class only", "'a'"]),
-        (
-            ["train/a/1.png", "train/b/1.png", "val/c/1.png"],
-            ["'c'", "val", "train"],
-        ),
-        (["a/1.png", "b/1.png"], ["'eval'", "no images"]),
-    ],
-)
-def test_bad_folders(tmp_path, paths, words):
-    with pytest.raises(DataError) as error:
-        folders.scan(_touch(tmp_path, *paths))
-    for word in (*words, str(tmp_path)):
-        assert word in str(error.value)
 
 
 def test_missing_folder_and_shards(tmp_path):

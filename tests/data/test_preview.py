@@ -16,7 +16,6 @@ from efficientnetv2.data import (
     decoding,
     export,
     fingerprint,
-    folders,
     loading,
     pipeline,
     preprocessing,
@@ -158,17 +157,6 @@ def test_evaluation_on_classes_in_another_order(folder_run, source, tmp_path):
         assert result["cross_entropy"] == pytest.approx(
             expected["cross_entropy"]
         )
-
-
-@pytest.mark.parametrize("wrong", ["cat\n", "cat\ncat\n", "cat\ndogs\n"])
-def test_a_wrong_list_of_classes_is_named(tmp_path, wrong):
-    for name in ("cat", "dog"):
-        (tmp_path / name).mkdir()
-        for number in range(5):
-            (tmp_path / name / f"{number}.png").write_bytes(b"")
-    (tmp_path / class_list.FILE).write_text(wrong)
-    with pytest.raises(DataError, match=r"class_names.txt must .*'dog"):
-        folders.scan(tmp_path)
 
 
 def test_shards_written_from_a_dataset(tmp_path, source, monkeypatch):
