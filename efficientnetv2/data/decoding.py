@@ -201,9 +201,7 @@ def orientation(
             ],
         )
     return tf.cond(
-        place >= 0,
-        lambda: _orientation_at(data, place),
-        lambda: tf.constant(1),
+        place >= 0, lambda: _orientation_at(data, place), lambda: tf.constant(1)
     )
 
 
@@ -248,9 +246,7 @@ def turn(image: tf.Tensor, turned: tf.Tensor) -> tf.Tensor:
 
     def upright():
         swapped = tf.cond(
-            turned >= 5,
-            lambda: tf.transpose(image, [1, 0, 2]),
-            lambda: image,
+            turned >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image
         )
         reverse = tf.constant(REVERSED)[turned]
         return tf.raw_ops.Reverse(tensor=swapped, dims=reverse)

@@ -242,7 +242,7 @@ def apply(images, operation, argument, centre, sources):
         number leaves the image.
       argument: float32 [batch, layers], with its sign.
       centre: int32 [batch, layers, 2], the centre (y, x) of a cutout.
-      sources: float32 [batch, layers, 6], see `policies.sources`.
+      sources: float32 [batch, layers, 6], see `policies._sources`.
 
     Returns:
       float32 [batch, height, width, 3], whole numbers from 0 to 255.

@@ -43,7 +43,6 @@ def write(
     """Writes the splits train, minival and eval of a dataset.
 
     Args:
-        info: of the dataset.
         load: returns a split by its name.
         folder: empty, or not there yet.
         form: one of `FORMATS`.

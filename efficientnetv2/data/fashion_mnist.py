@@ -67,9 +67,7 @@ _APT = (
 
 
 def load(
-    data_dir: pathlib.Path,
-    part: str,
-    log: Callable[[str], object] = print,
+    data_dir: pathlib.Path, part: str, log: Callable[[str], object] = print
 ) -> tuple["np.ndarray", "np.ndarray"]:
     """Returns all images and labels of a part, read once per process.
 

@@ -135,7 +135,6 @@ def before_training(
     """Looks at the data of a run before its first step.
 
     Args:
-        config: of the run.
         splits: name to split, the training split first.
         log: prints one line for what is worth knowing.
 
@@ -286,7 +285,6 @@ def check(
     """Decodes every image of a dataset, and says which cannot be read.
 
     Args:
-        info: of the dataset.
         load: returns a split by its name.
         log: prints one line for each fault.
 
@@ -334,7 +332,6 @@ def every(
     Reads and decodes every example, several at once.
 
     Args:
-        source: a split.
         advance: called with a number of examples when they are done.
     """
     if isinstance(source, ArraySource):

@@ -42,7 +42,6 @@ def take(
     """Returns the fingerprint of a dataset, and its files.
 
     Args:
-        info: of the dataset.
         folder: `data.data_dir` of the run, see `registry.data_dir`.
         images_per_class: `data.images_per_class` of the run.
 
@@ -258,8 +257,6 @@ def claim(
     """Checks that data are those of a run before it trains.
 
     Args:
-        config, model_dir: of the run.
-        log: prints one line.
         begun: whether the run has trained before.
 
     Returns:
@@ -346,7 +343,6 @@ def check_is_of_run(
     Args:
         name: of the dataset, see `registry.load_info`.
         of_run: name of the run's dataset in its configuration.
-        model_dir: of the run.
 
     Raises:
         ChangedDataError: if they are others.

@@ -125,8 +125,6 @@ def load_split(
     Of the training split these are `data.images_per_class` of each class.
 
     Args:
-        config: of the run.
-        split: a name of the dataset.
         log: called with a line that says where the data came from.
         left_out: counts what is left out of several splits.
 

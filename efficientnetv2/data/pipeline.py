@@ -298,8 +298,6 @@ def training_dataset(
     """Returns the batches of all steps from `first_step` on.
 
     Args:
-        source: the training split.
-        config, plan, stages: of the run.
         first_step: where to begin, above 0 in a resumed run.
         skipped: batches of data that were left out before: a step takes the
             batch that otherwise belongs to so many steps later, but keeps its
@@ -477,9 +475,7 @@ def evaluation_dataset(
     return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def encoded_examples(
-    source: EncodedSource | StreamSource,
-) -> tf.data.Dataset:
+def encoded_examples(source: EncodedSource | StreamSource) -> tf.data.Dataset:
     """Returns (encoded image, label) of every example, in order."""
     if isinstance(source, EncodedSource):
         return in_parallel(tf.data.Dataset.range(len(source)), _reader(source))

@@ -342,7 +342,6 @@ def parameters(layers: Sequence[Layer], height, width) -> dict[str, tf.Tensor]:
 
     Args:
         layers: at least one.
-        height, width: of the images.
     """
     columns = {
         "operation": [layer.operation for layer in layers],

@@ -276,10 +276,7 @@ def to_rgb(images: tf.Tensor) -> tf.Tensor:
 
 
 def random_crop_boxes(
-    uniforms: tf.Tensor,
-    height,
-    width,
-    area_min: float,
+    uniforms: tf.Tensor, height, width, area_min: float
 ) -> tf.Tensor:
     """Draws the boxes of a random resized crop.
 

@@ -42,10 +42,8 @@ def write(
     """Loads the training split and writes sheets, see `write_sheets`.
 
     Args:
-        config: of the run.
         folder: where the sheets go.
         images: on a sheet.
-        log: prints one line.
 
     Raises:
         DataError: for data that cannot be obtained or read, or a folder that
@@ -89,7 +87,6 @@ def write_sheets(
     """Writes one sheet a stage: the first batch of the stage.
 
     Args:
-        source: the training split.
         config: from `with_batch_size`.
         folder: where the sheets go, as stage_1.png, ...; made if needed.
         title: what is shown: dataset and split.

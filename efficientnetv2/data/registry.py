@@ -121,7 +121,6 @@ def shards(
     """Returns the files of a split of TFRecord shards, in order.
 
     Args:
-        info, split: of the dataset.
         folder: of the data, see `shard_folders`.
 
     Raises:

@@ -265,7 +265,6 @@ def class_weights(
         option: `train.class_weights`: ['balanced'] for images / (classes *
             images of the class), whose mean over the images is 1; or 'NAME:2'
             for some classes, all others having 1. None or empty: no weights.
-        source: the training split.
 
     Returns:
         float32 [classes], or None.

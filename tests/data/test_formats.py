@@ -17,13 +17,7 @@ from PIL import Image
 from efficientnetv2 import api, declarative, progressive
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import run_plan
-from efficientnetv2.data import (
-    faults,
-    loading,
-    pipeline,
-    registry,
-    sources,
-)
+from efficientnetv2.data import faults, loading, pipeline, registry, sources
 from efficientnetv2.errors import DataError
 from tests.conftest import TINY
 

@@ -139,9 +139,7 @@ def test_a_list_of_classes_orders_a_folder(tmp_path, source):
 def test_evaluation_on_classes_in_another_order(folder_run, source, tmp_path):
     names = fingerprint.class_names(folder_run)
     backwards = dataclasses.replace(
-        source,
-        labels=9 - source.labels,
-        class_names=source.class_names[::-1],
+        source, labels=9 - source.labels, class_names=source.class_names[::-1]
     )
     expected = api.evaluate(folder_run, log=print)
     assert names == source.class_names and expected["top1"] > 0.5
