@@ -42,18 +42,17 @@ def _write_folder(root, source):
     return root
 
 
-def _example(image_key, image, label_key, labels) -> bytes:
-    features = {
-        image_key: tf.train.Feature(
+def _example(image, labels):
+    feature = {
+        "image/encoded": tf.train.Feature(
             bytes_list=tf.train.BytesList(value=[image])
         ),
-        label_key: tf.train.Feature(
+        "image/class/label": tf.train.Feature(
             int64_list=tf.train.Int64List(value=labels)
         ),
     }
-    return tf.train.Example(
-        features=tf.train.Features(feature=features)
-    ).SerializeToString()
+    features = tf.train.Features(feature=feature)
+    return tf.train.Example(features=features).SerializeToString()
 
 
 def _write_shards(root, source, count=4, labels=None):
@@ -67,14 +66,7 @@ def _write_shards(root, source, count=4, labels=None):
         path = str(root / f"train-{shard:05d}-of-{count:05d}")
         with tf.io.TFRecordWriter(path) as writer:
             for k in range(first, last):
-                writer.write(
-                    _example(
-                        "image/encoded",
-                        _png(source.images[k]),
-                        "image/class/label",
-                        labels[k],
-                    )
-                )
+                writer.write(_example(_png(source.images[k]), labels[k]))
     return root
 
 
@@ -118,6 +110,10 @@ def _evaluated(source, config):
     )
 
 
+def _same(one, other):
+    tf.nest.map_structure(np.testing.assert_array_equal, one, other)
+
+
 def _batches(source, config, first_step=0, skipped=0):
     plan = run_plan(config)
     stages = progressive.build_stages(config, plan)
@@ -142,10 +138,7 @@ def test_a_folder_gives_what_the_array_gives(tmp_path, source):
         source.images[numbers], source.labels[numbers], CLASSES
     )
     np.testing.assert_array_equal(loaded.labels, same.labels)
-    for one, other in zip(
-        _evaluated(loaded, config), _evaluated(same, config), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    _same(_evaluated(loaded, config), _evaluated(same, config))
     config.unlock()
     config.train.split = "trainval"
     ours, theirs = _batches(loaded, config), _batches(same, config)
@@ -161,9 +154,7 @@ def test_a_folder_gives_what_the_array_gives(tmp_path, source):
         sizes.add(x.shape[1])
     assert sizes == {20, 24}
     resumed = _batches(loaded, config, first_step=len(ours) - 3)
-    for (x, y), (other_x, other_y) in zip(resumed, ours[-3:], strict=True):
-        np.testing.assert_array_equal(x, other_x)
-        np.testing.assert_array_equal(y, other_y)
+    _same(resumed, ours[-3:])
 
 
 def test_shards(tmp_path, source):
@@ -173,10 +164,7 @@ def test_shards(tmp_path, source):
         name, tmp_path, "train.epochs=2,train.batch_size=32,data.aug_prob=0"
     )
     loaded = loading.load_split(config, "train")
-    for one, other in zip(
-        _evaluated(loaded, config), _evaluated(source, config), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    _same(_evaluated(loaded, config), _evaluated(source, config))
     batches = _batches(loaded, config)
     assert len(batches) == 2 * (200 // 32)
     assert batches[0][0].shape == (32, 18, 18, 3)
@@ -187,12 +175,7 @@ def test_shards(tmp_path, source):
     first, second = batches[0][1], batches[6][1]
     assert (first != second).any()
     for step in (4, 7):
-        resumed = _batches(loaded, config, first_step=step)
-        for (x, y), (other_x, other_y) in zip(
-            resumed, batches[step:], strict=True
-        ):
-            np.testing.assert_array_equal(x, other_x)
-            np.testing.assert_array_equal(y, other_y)
+        _same(_batches(loaded, config, first_step=step), batches[step:])
 
 
 def test_batches_of_shards_can_be_left_out(tmp_path, source):
@@ -207,9 +190,7 @@ def test_batches_of_shards_can_be_left_out(tmp_path, source):
     whole = _batches(loaded, config)
     skipping = _batches(loaded, config, first_step=2, skipped=5)
     assert len(skipping) == 10
-    for (x, y), (other_x, other_y) in zip(skipping[:5], whole[7:], strict=True):
-        np.testing.assert_array_equal(x, other_x)
-        np.testing.assert_array_equal(y, other_y)
+    _same(skipping[:5], whole[7:])
 
 
 def test_several_labels(tmp_path, source):
@@ -274,9 +255,7 @@ def test_bad_images_can_be_left_out(tmp_path, source):
         for k in range(100, 150):
             image = _png(source.images[k])[: 50 if k in (107, 108) else None]
             label = [source.labels[k] + 1]
-            writer.write(
-                _example("image/encoded", image, "image/class/label", label)
-            )
+            writer.write(_example(image, label))
     name = _records_yaml(tmp_path / "mine.yaml")
     options = "train.epochs=2,data.on_corrupt=skip,data.augname=null"
     for dataset, split, total in (
@@ -369,13 +348,16 @@ def test_bad_shards_are_named(tmp_path, source, kind, words):
         with tf.io.TFRecordWriter(str(third)) as writer:
             writer.write({"text": b"no record", "noise": b"\n\xa4\xff"}[kind])
     elif kind in ("image", "foreign"):
-        key = {"image": "image/encoded", "foreign": "picture"}[kind]
+        old, new = (
+            b"encoded",
+            {"image": b"encoded", "foreign": b"pixels."}[kind],
+        )
         with tf.io.TFRecordWriter(str(third)) as writer:
             for k in range(50):
                 image = _png(source.images[k])
                 if kind == "image" and k == 3:
                     image = image[:50]
-                writer.write(_example(key, image, "image/class/label", [1]))
+                writer.write(_example(image, [1]).replace(old, new))
     name = _records_yaml(tmp_path / "mine.yaml")
     config = _config(name, tmp_path, "train.epochs=1,train.batch_size=20")
     split = loading.load_split(config, "train")

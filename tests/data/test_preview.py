@@ -126,6 +126,7 @@ def test_a_list_of_classes_orders_a_folder(tmp_path, source):
     (other / class_list.FILE).unlink()
     sorted_info = registry.load_info(str(other))
     assert sorted_info.class_names[-1] == "T-shirt-top"
+    assert class_list.folder_name("../up") == "-up"
     # A model of the first order is evaluated all the same.
     read = loading.load_from(sorted_info, "train", tmp_path)
     again = sources.in_order_of(read, names)
@@ -181,6 +182,9 @@ def test_several_labels_go_into_shards_only(tmp_path, source):
     info = _info(source, multi_label=True)
     with pytest.raises(DataError, match="tfrecord"):
         export.write(info, lambda split: several, tmp_path / "out", "folder")
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(DataError, match="not empty"):
+        export.write(_info(source), lambda split: source, tmp_path, "folder")
     path = export.write(
         info, lambda split: several, tmp_path / "out", "tfrecord"
     )
@@ -189,17 +193,6 @@ def test_several_labels_go_into_shards_only(tmp_path, source):
     read = loading.load_from(info, "eval", tmp_path)
     labels = [label for _, label in pipeline.encoded_examples(read)]
     np.testing.assert_array_equal(labels, vectors)
-
-
-def test_nothing_is_written_over(tmp_path, source):
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(DataError, match="not empty"):
-        export.write(_info(source), lambda split: source, tmp_path, "folder")
-
-
-def test_class_names_that_no_folder_can_have():
-    assert class_list.folder_name("T-shirt/top") == "T-shirt-top"
-    assert class_list.folder_name("../up") == "-up"
 
 
 def test_the_command(tmp_path, source):

@@ -1,4 +1,4 @@
-"""So many training images of each class, from every kind of source."""
+"""What is made of a split: so many images of each class, and weights."""
 
 import csv
 import dataclasses
@@ -10,7 +10,13 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2 import runs
 from efficientnetv2.config import run_plan
 from efficientnetv2.data import fingerprint, loading, registry, sources
-from efficientnetv2.data.sources import ArraySource, EncodedSource, Shard
+from efficientnetv2.data.sources import (
+    ArraySource,
+    EncodedSource,
+    Shard,
+    StreamSource,
+    class_weights,
+)
 from efficientnetv2.declarative import ConfigError
 from efficientnetv2.errors import DataError
 from tests.data import test_formats as made
@@ -156,3 +162,37 @@ def test_a_run_trains_on_them(tmp_path, small_data, tiny_config):
         train(run)
     assert run.read_metrics()["steps"] == 5
     assert len(run.split("train")) == 40
+
+
+# --- Weights of classes in the loss -------------------------------------------
+
+NAMES = ["cat", "dog: large"]
+SOURCE = ArraySource(
+    np.zeros([4, 2, 2, 3], np.uint8), np.array([0, 1, 1, 1]), NAMES
+)
+
+
+def test_weights_of_classes():
+    weights = class_weights(["balanced"], SOURCE)
+    np.testing.assert_allclose(weights, [2.0, 2 / 3])
+    assert np.mean(weights[SOURCE.labels]) == pytest.approx(1.0)
+    weights = class_weights(["dog: large:3"], SOURCE)
+    np.testing.assert_array_equal(weights, [1.0, 3.0])
+    assert class_weights(None, SOURCE) is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("cta:2", "Did you mean 'cat'"),
+        ("cat:many", "no positive number"),
+        ("cat:-1", "no positive number"),
+        ("balance", "neither"),
+    ],
+)
+def test_wrong_weights(entry, words):
+    with pytest.raises(DataError, match=words):
+        class_weights([entry], SOURCE)
+    source = StreamSource([], lambda record: record, 4, NAMES)
+    with pytest.raises(DataError, match="shards"):
+        class_weights(["balanced"], source)
