@@ -18,6 +18,7 @@ The splits are `train`, `minival` (chooses the best checkpoint), `trainval`
 images: about a tenth for `minival`, a tenth for `eval`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -110,8 +111,10 @@ def _read(path: str, above: frozenset = frozenset()) -> _Tree:
             if name.casefold() in _LITTER:
                 continue
             if name.startswith("."):
-                if entry.is_dir() and _read(entry.path, here).images:
-                    tree.others.append(f"{name}/")
+                with contextlib.suppress(OSError):
+                    inside = os.listdir(entry.path)
+                    if any(n.lower().endswith(SUFFIXES) for n in inside):
+                        tree.others.append(f"{name}/")
                 continue
             name.encode()
             if entry.is_dir():
