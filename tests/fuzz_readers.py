@@ -145,7 +145,7 @@ def check_shards(first: int, last: int, report) -> dict[str, int]:
     """
     import tensorflow as tf
 
-    from efficientnetv2.data import faults, loading, pipeline, registry
+    from efficientnetv2.data import faults, loading, registry, sources
 
     records = [_record(number) for number in range(RECORDS)]
     written = {(image, label) for image, label, _ in records}
@@ -175,7 +175,7 @@ def check_shards(first: int, last: int, report) -> dict[str, int]:
                         writer.write(damage(record, whole, chance))
             source = loading.open_shards(info, split, pathlib.Path(folder))
             try:
-                for image, label in pipeline.encoded_examples(source):
+                for image, label in sources.encoded_examples(source):
                     pair = (image.numpy(), int(label))
                     if seed % 2 and pair not in written:
                         raise AssertionError(f"a record never written: {pair}")

@@ -12,7 +12,7 @@ import tensorflow as tf
 import yaml
 
 from efficientnetv2 import progress
-from efficientnetv2.data import class_list, pipeline
+from efficientnetv2.data import class_list, sources
 from efficientnetv2.data.registry import DatasetInfo
 from efficientnetv2.data.sources import ArraySource, Source
 from efficientnetv2.errors import DataError
@@ -106,7 +106,7 @@ def encoded(source: Source, images_per_class: int | None = None) -> Examples:
             for image, label in zip(source.images, source.labels, strict=True)
         )
     else:
-        examples = iter(pipeline.encoded_examples(source))
+        examples = iter(sources.encoded_examples(source))
     counts: dict[int, int] = {}
     for image, label in examples:
         label = np.asarray(label)

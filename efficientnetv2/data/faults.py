@@ -36,6 +36,7 @@ _SHOWN = 5
 _AT_ONCE = 500
 # Reading is waiting, above all on a network.
 _THREADS = 16
+_DECODERS = os.cpu_count() or 1
 # Of a file, to see what it is.
 _HEAD = 64
 _SAMPLE = 32
@@ -194,7 +195,7 @@ def before_training(
 
 
 def _is_deep(head: bytes) -> bool:
-    """Whether an image is a PNG whose samples have 16 bits."""
+    # A PNG whose samples have 16 bits.
     return head[24:25] == b"\x10" and head[:4] == b"\x89PNG"
 
 
@@ -261,11 +262,10 @@ def _shapes(source: Source) -> Iterator[tuple[int, int]]:
         return
     in_files = isinstance(source, EncodedSource) and source.in_files
     if isinstance(source, StreamSource):
-        records = sources.records(source.shards[0]).take(_SAMPLE)
-        try:
-            items = [source.parse(each)[0].numpy() for each in records]
-        except READ_ERRORS:
-            return
+        items = []
+        with contextlib.suppress(*READ_ERRORS):
+            for record in sources.records(source.shards[0]).take(_SAMPLE):
+                items.append(source.parse(record)[0].numpy())
     else:
         items = source.items[:: max(1, len(source) // _SAMPLE)]
     for item in items:
@@ -337,10 +337,9 @@ def every(
     if isinstance(source, ArraySource):
         advance(len(source))
         return
-    threads = os.cpu_count() or 1
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    with concurrent.futures.ThreadPoolExecutor(_DECODERS) as pool:
         if isinstance(source, StreamSource):
-            yield from _in_shards(source, pool, threads, advance)
+            yield from _in_shards(source, pool, advance)
             return
         fault_of = functools.partial(fault_of_item, source)
         # Whoever wants one fault alone need not wait for the others.
@@ -355,10 +354,10 @@ def every(
                     )
 
 
-def _in_shards(source, pool, threads: int, advance) -> Iterator[str]:
+def _in_shards(source, pool, advance) -> Iterator[str]:
     total = 0
-    for first in range(0, len(source.shards), threads):
-        part = source.shards[first : first + threads]
+    for first in range(0, len(source.shards), _DECODERS):
+        part = source.shards[first : first + _DECODERS]
         for count, faults in pool.map(
             lambda shard: _in_shard(source, shard, advance), part
         ):

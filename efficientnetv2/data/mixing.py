@@ -1,4 +1,4 @@
-"""Mixup and CutMix on batches, with one-hot labels.
+"""Mixup and CutMix on batches, with one-hot labels; fine-tuning's cutout.
 
 As in the released code, an image's partner is the one at the mirrored place
 of the batch; with both alphas above zero, Mixup takes the first half of the
@@ -172,3 +172,29 @@ def apply(
         **parts,
         ops=tf,
     )
+
+
+def random_cutout(
+    images: tf.Tensor, uniforms: tf.Tensor, noise_seed: tf.Tensor
+) -> tf.Tensor:
+    """Fine-tuning's cutout: a random square becomes noise in [0, 1).
+
+    Args:
+        images: float32 [batch, size, size, 3], normalized.
+        uniforms: float32 [batch, 2] in [0, 1): centre of the square, whose
+            side is half of the image's, cut off at the border.
+        noise_seed: int32 [2].
+    """
+    size = tf.shape(images)[1]
+    pad = size // 4
+    centre = tf.cast(uniforms * tf.cast(size, tf.float32), tf.int32)
+    line = tf.range(size)[tf.newaxis]
+
+    def inside(middle):
+        middle = middle[:, tf.newaxis]
+        return (line >= middle - pad) & (line < middle + pad)
+
+    rows, columns = inside(centre[:, 0]), inside(centre[:, 1])
+    mask = rows[:, :, tf.newaxis, tf.newaxis] & columns[:, None, :, None]
+    noise = tf.random.stateless_uniform(tf.shape(images), noise_seed)
+    return tf.where(mask, noise, images)

@@ -29,7 +29,6 @@ from efficientnetv2.data import (
 from efficientnetv2.data.sources import (
     ArraySource,
     EncodedSource,
-    Shard,
     Source,
     StreamSource,
     in_parallel,
@@ -80,13 +79,10 @@ def _boxes(config, uniforms, height: int, width: int):
     boxes = tf.tile(tf.concat([[0.0, 0.0], size], 0)[tf.newaxis], [batch, 1])
     flip, uniforms = uniforms[:, 0], uniforms[:, 1:]
     if "crop" in names:
+        tries, uniforms = tf.split(uniforms, [4 * _CROP_TRIES, -1], axis=1)
         boxes = preprocessing.random_crop_boxes(
-            uniforms[:, : 4 * _CROP_TRIES],
-            height,
-            width,
-            config.data.crop_area_min,
+            tries, height, width, config.data.crop_area_min
         )
-        uniforms = uniforms[:, 4 * _CROP_TRIES :]
     if "shift" in names:
         shift = (2.0 * uniforms[:, :2] - 1.0) * config.data.shift
         boxes += tf.pad(shift * size, [[0, 0], [0, 2]])
@@ -247,7 +243,7 @@ class _Schedule:
                 preprocessing.to_rgb(images), self.mode
             )
         if self.policy == "cutout":
-            images = preprocessing.random_cutout(
+            images = mixing.random_cutout(
                 images, uniforms, self.seed(_NOISE, step)
             )
         if self.mixes:
@@ -325,38 +321,30 @@ def training_dataset(
 
 
 def _from_arrays(source: ArraySource, schedule: _Schedule, steps):
-    images_in_memory = tf.constant(source.images)
-    labels_in_memory = tf.constant(source.labels)
+    in_memory = tf.constant(source.images), tf.constant(source.labels)
 
     def make_batch(step):
         index = schedule.examples(step)
-        images, uniforms = schedule.crop(
-            tf.gather(images_in_memory, index), schedule.uniforms(step), step
-        )
-        labels = tf.gather(labels_in_memory, index)
-        return schedule.finish(
-            schedule.quantize(images), labels, uniforms, step
-        )
+        images, labels = (tf.gather(each, index) for each in in_memory)
+        images, uniforms = schedule.crop(images, schedule.uniforms(step), step)
+        images = schedule.quantize(images)
+        return schedule.finish(images, labels, uniforms, step)
 
     return in_parallel(steps, make_batch)
 
 
 def _from_encoded(
-    source: EncodedSource | StreamSource,
-    schedule: _Schedule,
-    steps,
-    first_step: int,
+    source: EncodedSource | StreamSource, schedule: _Schedule, steps, first: int
 ):
     batch = len(schedule.rows)
     draws = in_parallel(
         steps, lambda step: (tf.repeat(step, batch), schedule.uniforms(step))
     ).unbatch()
     if isinstance(source, EncodedSource):
-        read = _reader(source)
         order = in_parallel(steps, schedule.examples).unbatch()
-        examples = in_parallel(order, read)
+        examples = in_parallel(order, sources.reader(source))
     else:
-        examples = _shuffled_stream(source, schedule, first_step)
+        examples = _shuffled_stream(source, schedule, first)
 
     def load(example, draw):
         (encoded, label), (step, uniforms) = example, draw
@@ -371,20 +359,6 @@ def _from_encoded(
         tf.data.Dataset.zip(batches, steps),
         lambda parts, step: schedule.finish(*parts, step),
     )
-
-
-def _reader(source: EncodedSource):
-    """Returns a function from an index to (encoded image, label)."""
-    items = tf.constant(np.asarray(source.items, dtype=object))
-    labels = tf.constant(source.labels)
-
-    def read(index):
-        # Where bad images are left out there are fewer than the plan says.
-        index %= len(source)
-        item = items[index]
-        return tf.io.read_file(item) if source.in_files else item, labels[index]
-
-    return read
 
 
 def _shuffled_stream(
@@ -409,7 +383,7 @@ def _shuffled_stream(
         order = _shuffled(tf.range(files, dtype=tf.int64), files, seed)
         dataset = tf.data.Dataset.from_tensor_slices(order)
         dataset = dataset.interleave(
-            _shard_reader(source),
+            sources.shard_reader(source),
             cycle_length=min(16, files),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
@@ -417,14 +391,13 @@ def _shuffled_stream(
         windows = dataset.batch(config.data.shuffle_buffer).enumerate()
 
         def shuffle_window(number, window):
+            other = tf.stack([0, tf.cast(number * _EPOCHS, tf.int32)])
             return tf.random.experimental.stateless_shuffle(
-                window,
-                seed + tf.stack([0, tf.cast(number * _EPOCHS, tf.int32)]),
+                window, seed + other
             )
 
-        dataset = source.examples(
-            in_parallel(windows, shuffle_window).unbatch()
-        )
+        records = in_parallel(windows, shuffle_window).unbatch()
+        dataset = source.examples(records)
         if source.is_good is not None or batch < config.train.batch_size:
             # Others take the places of what is left out, or of what other
             # workers' shards have more.
@@ -471,25 +444,7 @@ def evaluation_dataset(
         dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(batch)
         dataset = in_parallel(dataset, preprocess)
     else:
-        dataset = in_parallel(encoded_examples(source), decode).batch(batch)
+        dataset = in_parallel(sources.encoded_examples(source), decode).batch(
+            batch
+        )
     return dataset.prefetch(tf.data.AUTOTUNE)
-
-
-def encoded_examples(source: EncodedSource | StreamSource) -> tf.data.Dataset:
-    """Returns (encoded image, label) of every example, in order."""
-    if isinstance(source, EncodedSource):
-        return in_parallel(tf.data.Dataset.range(len(source)), _reader(source))
-    shards = tf.data.Dataset.range(len(source.shards))
-    return source.examples(shards.flat_map(_shard_reader(source)))
-
-
-def _shard_reader(source: StreamSource):
-    """Returns a function from the number of a shard to its records."""
-    paths = tf.constant([shard.path for shard in source.shards])
-    skips = tf.constant([shard.skip for shard in source.shards], tf.int64)
-    takes = tf.constant([shard.take for shard in source.shards], tf.int64)
-
-    def read(index):
-        return sources.records(Shard(paths[index], skips[index], takes[index]))
-
-    return read

@@ -153,6 +153,40 @@ class StreamSource:
 Source = ArraySource | EncodedSource | StreamSource
 
 
+def reader(source: EncodedSource):
+    """Returns a function from an index to (encoded image, label)."""
+    items = tf.constant(np.asarray(source.items, dtype=object))
+    labels = tf.constant(source.labels)
+
+    def read(index):
+        # Where bad images are left out there are fewer than the plan says.
+        index %= len(source)
+        item = items[index]
+        return tf.io.read_file(item) if source.in_files else item, labels[index]
+
+    return read
+
+
+def encoded_examples(source: EncodedSource | StreamSource) -> tf.data.Dataset:
+    """Returns (encoded image, label) of every example, in order."""
+    if isinstance(source, EncodedSource):
+        return in_parallel(tf.data.Dataset.range(len(source)), reader(source))
+    shards = tf.data.Dataset.range(len(source.shards))
+    return source.examples(shards.flat_map(shard_reader(source)))
+
+
+def shard_reader(source: StreamSource):
+    """Returns a function from the number of a shard to its records."""
+    paths = tf.constant([shard.path for shard in source.shards])
+    skips = tf.constant([shard.skip for shard in source.shards], tf.int64)
+    takes = tf.constant([shard.take for shard in source.shards], tf.int64)
+
+    def read(index):
+        return records(Shard(paths[index], skips[index], takes[index]))
+
+    return read
+
+
 def in_order_of(source: Source, class_names: Sequence[str]) -> Source:
     """Returns a split whose labels are places in a list of names.
 

@@ -15,6 +15,7 @@ from efficientnetv2.data import (
     loading,
     pipeline,
     preprocessing,
+    sources,
 )
 from efficientnetv2.data.sources import ArraySource, EncodedSource, Source
 from efficientnetv2.serving.spec import ServingSpec
@@ -95,7 +96,7 @@ def sample(
             labels=source.labels[chosen],
         )
     with faults.named(source):
-        examples = list(pipeline.encoded_examples(source).take(most))
+        examples = list(sources.encoded_examples(source).take(most))
     return EncodedSource(
         [encoded.numpy() for encoded, _ in examples],
         False,

@@ -198,7 +198,7 @@ def test_several_labels(tmp_path, source):
     _write_shards(tmp_path / "mine", source, labels=labels)
     name = _records_yaml(tmp_path / "mine.yaml", multi_label=True)
     loaded = loading.load_split(_config(name, tmp_path), "eval")
-    vectors = [y.numpy() for _, y in pipeline.encoded_examples(loaded)]
+    vectors = [y.numpy() for _, y in sources.encoded_examples(loaded)]
     expected = np.zeros((200, 10), np.float32)
     for row, (one, other) in zip(expected, labels, strict=True):
         row[[one - 1, other - 1]] = 1

@@ -6,7 +6,7 @@ import scipy.stats
 import tensorflow as tf
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import preprocessing
+from efficientnetv2.data import mixing, preprocessing
 
 
 @pytest.mark.parametrize("name", ["big", "fashion"])
@@ -158,8 +158,8 @@ def test_crop_resize_flip_equals_slice_and_resize(flip, size):
 def test_cutout_erases_a_square_of_half_the_side():
     images = tf.fill([200, 32, 32, 3], -5.0)
     uniforms = tf.random.stateless_uniform([200, 2], [0, 1])
-    erased = preprocessing.random_cutout(images, uniforms, [3, 4]) > -5.0
+    erased = mixing.random_cutout(images, uniforms, [3, 4]) > -5.0
     areas = np.asarray(erased)[..., 0].sum(axis=(1, 2))
     assert areas.max() == 16 * 16 and areas.min() >= 8 * 8
-    again = preprocessing.random_cutout(images, uniforms, [3, 4]) > -5.0
+    again = mixing.random_cutout(images, uniforms, [3, 4]) > -5.0
     np.testing.assert_array_equal(erased, again)

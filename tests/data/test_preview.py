@@ -167,7 +167,7 @@ def test_shards_written_from_a_dataset(tmp_path, source, monkeypatch):
     info = registry.load_info(str(path))
     # The shards are found beside their YAML file.
     read = loading.load_from(info, "train", tmp_path / "elsewhere")
-    examples = list(pipeline.encoded_examples(read))
+    examples = list(sources.encoded_examples(read))
     np.testing.assert_array_equal([k for _, k in examples], source.labels)
     for (image, _), expected in zip(examples, source.images, strict=True):
         np.testing.assert_array_equal(tf.io.decode_png(image), expected)
@@ -191,7 +191,7 @@ def test_several_labels_go_into_shards_only(tmp_path, source):
     info = registry.load_info(str(path))
     assert info.multi_label
     read = loading.load_from(info, "eval", tmp_path)
-    labels = [label for _, label in pipeline.encoded_examples(read)]
+    labels = [label for _, label in sources.encoded_examples(read)]
     np.testing.assert_array_equal(labels, vectors)
 
 
