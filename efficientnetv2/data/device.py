@@ -234,8 +234,6 @@ def _layer(images, operation, argument, centre, sources):
 def apply(images, operation, argument, centre, sources):
     """Applies the layers of a policy, as `policies.apply` does on the host.
 
-    Tensors are those of the Keras backend.
-
     Args:
       images: uint8 [batch, height, width, 3], sides at least 3.
       operation: int32 [batch, layers], index into `RAND_AUGMENT_OPS`; their
