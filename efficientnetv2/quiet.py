@@ -1,6 +1,7 @@
-"""Keeps the remarks of TensorFlow off the screen."""
+"""Imports of TensorFlow: without its remarks, and no longer than needed."""
 
 import contextlib
+import gc
 import os
 import sys
 import tempfile
@@ -8,19 +9,37 @@ from collections.abc import Iterator
 
 from efficientnetv2 import backend
 
+# What TensorFlow and Keras import where it is installed: for a converter, for
+# plots and for scikit-learn's interface, which no program here calls.
+_UNNEEDED = ("jax", "matplotlib", "sklearn")
+
 
 @contextlib.contextmanager
 def importing_tensorflow(
     keras_backend: str | None = "tensorflow",
 ) -> Iterator[None]:
-    """Decides on the backend, and keeps TensorFlow's remarks off the screen.
+    """Decides on the backend, and imports both quickly and quietly.
+
+    For programs: in this process Keras' interface to scikit-learn and its
+    pictures are missing. The packages themselves can be imported afterwards.
 
     Args:
         keras_backend: what Keras then runs on, see `backend.choose`.
     """
-    backend.choose(keras_backend)
-    with importing():
-        yield
+    chosen = backend.choose(keras_backend)
+    unneeded = {*_UNNEEDED} - {chosen, *sys.modules}
+    # Python takes a module that is None for one that is not installed.
+    sys.modules.update(dict.fromkeys(unneeded))
+    gc.disable()
+    try:
+        with importing():
+            yield
+    finally:
+        for name in unneeded:
+            sys.modules.pop(name, None)
+        # What is imported stays: the collector need not look at it, ever.
+        gc.freeze()
+        gc.enable()
 
 
 @contextlib.contextmanager

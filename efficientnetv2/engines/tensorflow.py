@@ -25,20 +25,6 @@ from efficientnetv2.engines import (
 )
 from efficientnetv2.models import architecture
 
-# Passes of TensorFlow's graph optimizer that cost seconds at the first step
-# and bring a step on a CPU nothing.
-_SLOW_PASSES = (
-    "constant_folding",
-    "arithmetic_optimization",
-    "remapping",
-    "layout_optimizer",
-    "loop_optimization",
-    "function_optimization",
-    "shape_optimization",
-    "common_subgraph_elimination",
-)
-
-
 set_up = strategies.set_up
 is_chief = strategies.is_chief
 
@@ -252,7 +238,7 @@ class Engine:
             jit_compile=self.jit_compile or None,
         )
         if self.replicas == 1 and strategies.on_cpu() and not self.jit_compile:
-            return _with_few_graph_passes(step)
+            return _without_graph_optimizer(step)
         return step
 
     def train_step(self, images, labels, dropout_rate):
@@ -543,21 +529,22 @@ class Engine:
         ) and "Collective ops is aborted" in str(error)
 
 
-def _with_few_graph_passes(function: Callable) -> Callable:
-    """Returns a `tf.function` whose graph is optimized in a shorter time."""
+def _without_graph_optimizer(function: Callable) -> Callable:
+    """Returns a `tf.function` that TensorFlow takes as it is.
+
+    Its graph optimizer costs seconds at the first step, and brings a step on
+    a CPU nothing.
+    """
 
     @functools.wraps(function)
     def call(*args):
-        options = tf.config.optimizer
-        before = options.get_experimental_options()
+        options, name = tf.config.optimizer, "disable_meta_optimizer"
+        before = options.get_experimental_options().get(name, False)
         # At each call: a graph belongs to the options it is called with.
-        options.set_experimental_options(dict.fromkeys(_SLOW_PASSES, False))
+        options.set_experimental_options({name: True})
         try:
             return function(*args)
         finally:
-            # Passes that were not set are on.
-            options.set_experimental_options(
-                {name: before.get(name, True) for name in _SLOW_PASSES}
-            )
+            options.set_experimental_options({name: before})
 
     return call
