@@ -56,7 +56,7 @@ def make_examples() -> None:
     )
     plan = config_lib.run_plan(config)
     stages = progressive.build_stages(config, plan)
-    plan = config_lib.RunPlan(SHOWN, 1, plan.total_steps)
+    plan = progressive.RunPlan(SHOWN, 1, plan.total_steps)
     mode = config.data.normalization
     kept = {}
     for number, stage in enumerate(stages, 1):

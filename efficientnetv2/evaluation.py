@@ -3,13 +3,15 @@
 from collections.abc import Callable
 
 import keras
+import ml_collections
 import numpy as np
 
 from efficientnetv2 import checkpoints, engines, progress
+from efficientnetv2.config import run_plan
 from efficientnetv2.data import faults, fingerprint, pipeline, sources
 from efficientnetv2.engines import losses
 from efficientnetv2.models import weights
-from efficientnetv2.runs import Run
+from efficientnetv2.runs import Run, Splits
 
 
 def evaluate(
@@ -97,6 +99,8 @@ def to_vectors(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def evaluate_checkpoint(
+    config: ml_collections.ConfigDict,
+    data: Splits,
     run: Run,
     name: str | None,
     observe: Callable | None = None,
@@ -105,6 +109,7 @@ def evaluate_checkpoint(
     """Evaluates the averaged weights of a checkpoint on `eval.split`.
 
     Args:
+        config, data: of the run.
         run: of the checkpoint.
         name: see `checkpoints.find`.
         observe: see `evaluate`.
@@ -115,15 +120,16 @@ def evaluate_checkpoint(
         The metrics of `evaluate`, with 'checkpoint', 'step', 'dataset' and
         'split'.
     """
-    config = run.config
     checkpoint = checkpoints.load(checkpoints.find(run.model_dir, name))
-    source = run.split(config.eval.split)
+    source = data[config.eval.split]
     source = sources.in_order_of(
         source, fingerprint.names_of_run(config, run.model_dir)
     )
     fingerprint.say_changes(config, run.model_dir, run.log)
     if engine is None:
-        engine = engines.create(config, run.plan, run.log, training=False)
+        engine = engines.create(
+            config, run_plan(config), run.log, training=False
+        )
     weights.load_averaged(engine.network, checkpoint)
     with faults.named(source):
         result = evaluate(
@@ -132,7 +138,7 @@ def evaluate_checkpoint(
             config.train.loss_type,
             observe,
         )
-    run.left_out.report()
+    data.left_out.report()
     result |= {
         "checkpoint": checkpoint.path.name,
         "step": checkpoint.meta["step"],

@@ -33,6 +33,10 @@ INFERENCE = "inference.json"
 _ROUNDS, _BATCHES = 7, 20
 
 
+def _silent(_: str) -> None:
+    """Logs nothing."""
+
+
 # --- A run as a whole --------------------------------------------------------
 
 
@@ -63,7 +67,7 @@ def measure(
 
 
 def measure_stages(
-    config: ml_collections.ConfigDict, steps: int, log=lambda _: None
+    config: ml_collections.ConfigDict, steps: int, log=_silent
 ) -> list[dict]:
     """Returns `measure_stage` of each stage."""
     results = []
@@ -213,24 +217,21 @@ def measure_stage(
     from efficientnetv2 import engines, runs
     from efficientnetv2.data import pipeline
 
-    run = runs.make_run(config, "", lambda _: None)
+    plan, data = config_lib.run_plan(config), runs.Splits(config, _silent)
     engines.set_up(config)
-    engine = engines.create(config, run.plan, run.log)
+    engine = engines.create(config, plan, _silent)
     if engine.replicas > 1:
         raise UserError(
             "The speed is measured on one device; add "
             "--hparam_str=runtime.strategy=gpu or cpu."
         )
-    source = faults.load_split(
-        config, config.train.split, faults.LeftOut(run.log)
-    )
-    stage = run.stages[index]
+    source, stage = data[config.train.split], plan.stages[index]
     # Twice what is used: a pipeline that reads no further is faster.
     total = 2 * (_WARM_UP + steps)
     dataset = pipeline.training_dataset(
         source,
         config,
-        dataclasses.replace(run.plan, total_steps=total),
+        dataclasses.replace(plan, total_steps=total),
         [dataclasses.replace(stage, first_step=0, last_step=total)],
         on_device=engine.augments,
     )

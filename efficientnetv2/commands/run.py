@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 from absl import flags
 
-from efficientnetv2 import cli, quiet
+from efficientnetv2 import cli, progressive, quiet
 from efficientnetv2 import config as config_lib
 from efficientnetv2.cli import Flag
 from efficientnetv2.data import fingerprint
@@ -88,7 +88,7 @@ def _image_size(
     found: dict[str, Any] = {"eval.isize": size, "train.isize": size}
     by_hand = config_lib.parse_hparam_str(hparam_str).get("data", {})
     if "ibase" not in by_hand:
-        before = config_lib.resolve_image_size(config)
+        before = progressive.resolve_image_size(config)
         scaled = round(config.data.ibase * size / before)
         found["data.ibase"] = max(MIN_IMAGE_SIZE, scaled)
     return found

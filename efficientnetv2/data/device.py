@@ -20,7 +20,6 @@ import numpy as np
 from keras import ops
 
 from efficientnetv2 import normalizations
-from efficientnetv2.config import resolve_image_size
 from efficientnetv2.data.operations import (
     BELOW_HALF,
     FILL,
@@ -28,6 +27,7 @@ from efficientnetv2.data.operations import (
     POLICIES,
     RAND_AUGMENT_OPS,
 )
+from efficientnetv2.progressive import resolve_image_size
 
 # Pixels from which on an accelerator augments.
 _SMALLEST = 96

@@ -10,11 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import progressive
-from efficientnetv2.config import RunPlan
 from efficientnetv2.data import faults, pipeline, preprocessing, registry
 from efficientnetv2.data.sources import Source
 from efficientnetv2.errors import DataError
-from efficientnetv2.progressive import Stage
+from efficientnetv2.progressive import RunPlan, Stage
 
 FOLDER = "preview"
 _COLUMNS = 6

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import ml_collections
 
 from efficientnetv2 import backend
-from efficientnetv2.config import RunPlan
+from efficientnetv2.progressive import RunPlan
 
 
 def _backend():

@@ -21,7 +21,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from efficientnetv2 import progressive
-from efficientnetv2.config import RunPlan
 from efficientnetv2.data import device as augmentation
 from efficientnetv2.engines import (
     jax_devices,
@@ -31,6 +30,7 @@ from efficientnetv2.engines import (
 )
 from efficientnetv2.engines import state as names_of
 from efficientnetv2.models import architecture
+from efficientnetv2.progressive import RunPlan
 
 set_up = jax_devices.set_up
 is_chief = jax_devices.is_chief

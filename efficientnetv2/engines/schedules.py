@@ -5,7 +5,7 @@ import math
 import keras
 import ml_collections
 
-from efficientnetv2.config import RunPlan
+from efficientnetv2.progressive import RunPlan
 
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")

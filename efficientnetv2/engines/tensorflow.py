@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2 import progressive
-from efficientnetv2.config import RunPlan
 from efficientnetv2.data import device
 from efficientnetv2.engines import (
     losses,
@@ -24,6 +23,7 @@ from efficientnetv2.engines import (
     strategies,
 )
 from efficientnetv2.models import architecture
+from efficientnetv2.progressive import RunPlan
 
 set_up = strategies.set_up
 is_chief = strategies.is_chief

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from efficientnetv2 import progressive
-from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline
+from efficientnetv2.progressive import RunPlan
 
 
 def _plan(config, images=200, epochs=2):

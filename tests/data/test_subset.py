@@ -151,8 +151,9 @@ def test_a_run_trains_on_them(tmp_path, small_data, tiny_config):
         "data.images_per_class=4,train.epochs=1,train.batch_size=8,"
         "train.stages=1,eval.val_split=null"
     )
-    run = runs.make_run(config, tmp_path / "run", lambda _: None)
-    with runs.claimed(run):
-        train(run)
+    run = runs.Run(tmp_path / "run", lambda _: None)
+    data = runs.Splits(config, run.log)
+    with runs.claimed(run, config):
+        train(config, run_plan(config), data, run)
     assert run.read_metrics()["steps"] == 5
-    assert len(run.split("train")) == 40
+    assert len(data["train"]) == 40

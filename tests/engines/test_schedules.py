@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import progressive
-from efficientnetv2.config import RunPlan
 from efficientnetv2.engines import schedules
+from efficientnetv2.progressive import RunPlan
 from tests.conftest import examples
 
 
