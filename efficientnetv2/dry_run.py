@@ -61,7 +61,7 @@ def report(
     plan, data = run_plan(config), runs.Splits(config, log)
     engines.set_up(config)
     log(_describe_data(config, plan))
-    engine = engines.create(config, plan, log)
+    engine = engines.create(config, plan)
     notices.announce(config, plan, engine, log)
     timing = _measure(config, plan, data, engine, start)
     rates = "; ".join(f"{rate:,.0f}" for rate in timing.images_per_second)

@@ -7,7 +7,6 @@ import ml_collections
 import numpy as np
 
 from efficientnetv2 import checkpoints, engines, progress
-from efficientnetv2.config import run_plan
 from efficientnetv2.data import faults, fingerprint, pipeline, sources
 from efficientnetv2.engines import losses
 from efficientnetv2.models import weights
@@ -127,9 +126,7 @@ def evaluate_checkpoint(
     )
     fingerprint.say_changes(config, run.model_dir, run.log)
     if engine is None:
-        engine = engines.create(
-            config, run_plan(config), run.log, training=False
-        )
+        engine = engines.create(config, None)
     weights.load_averaged(engine.network, checkpoint)
     with faults.named(source):
         result = evaluate(

@@ -78,7 +78,7 @@ def find(
     stage = dataclasses.replace(plan.stages[0], last_step=steps)
     plan = dataclasses.replace(plan, total_steps=steps)
     source = runs.Splits(config, log)[config.train.split]
-    engine = engines.create(config, plan, log)
+    engine = engines.create(config, plan)
 
     def make_dataset(worker: int, workers: int):
         return pipeline.training_dataset(

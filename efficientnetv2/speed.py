@@ -219,7 +219,7 @@ def measure_stage(
 
     plan, data = config_lib.run_plan(config), runs.Splits(config, _silent)
     engines.set_up(config)
-    engine = engines.create(config, plan, _silent)
+    engine = engines.create(config, plan)
     if engine.replicas > 1:
         raise UserError(
             "The speed is measured on one device; add "
@@ -399,7 +399,7 @@ def measure_inference(
     from efficientnetv2 import engines
     from efficientnetv2.models import weights
 
-    engine = engines.create(config, config_lib.run_plan(config), training=False)
+    engine = engines.create(config, None)
     weights.load_averaged(
         engine.network, checkpoints.load(checkpoints.find(model_dir, None))
     )

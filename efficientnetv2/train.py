@@ -61,7 +61,7 @@ def train(
 
 def _attempt(config, plan, run, attempt, source, validation_source=None):
     """Trains from the latest checkpoint to the end, or to a failure."""
-    engine = attempt.engine = engines.create(config, plan, run.log)
+    engine = attempt.engine = engines.create(config, plan)
     state = attempt.state = _resume(config, plan, run, engine)
     attempt.amend(state)
     engine.micro_batch_size = state.history["micro_batch_size"]

@@ -281,7 +281,7 @@ def test_end_training_keeps_the_network(engine):
 
 def test_an_engine_for_evaluation_alone():
     config = make().config
-    engine = engines.create(config, None, training=False)
+    engine = engines.create(config, None)
     images = batch_of()[0]
     expected = engine.network(images, training=False)
     np.testing.assert_allclose(engine.logits(images), expected, atol=1e-5)
@@ -290,7 +290,7 @@ def test_an_engine_for_evaluation_alone():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ("train.batch_size=33", "33.*2 devices.*such as 32"),
+        ("train.batch_size=33", "33.*2 replicas.*such as 32"),
         ("train.micro_batch_size=32,train.batch_size=96", "does not divide"),
         ("runtime.strategy=gpu", "JAX sees no GPU, but cpu"),
         ("runtime.strategy=multi_worker", "one machine"),

@@ -22,7 +22,7 @@ OVERRIDES = (
 )
 
 
-def make_engine(overrides: str = "", log=print):
+def make_engine(overrides: str = ""):
     """Returns an engine of the active backend, and its configuration."""
     from efficientnetv2 import config as config_lib
     from efficientnetv2 import engines
@@ -31,7 +31,7 @@ def make_engine(overrides: str = "", log=print):
     text = ",".join(filter(None, (OVERRIDES, overrides)))
     config = config_lib.load("fashion_mnist", hparam_str=text)
     engines.set_up(config)
-    return engines.create(config, RunPlan(200, 6, 24), log)
+    return engines.create(config, RunPlan(200, 6, 24))
 
 
 def run(engine, start: dict | None, first: int, last: int) -> dict:
