@@ -61,7 +61,7 @@ def train(
             written or belongs to another run, or a loss that is not finite.
     """
     run = runs.Run(model_dir, log, callbacks)
-    _train(config_lib.as_begun(config, model_dir, log), run, "train_and_eval")
+    _train(config, run, "train_and_eval")
     return run.read_metrics()
 
 
@@ -192,10 +192,10 @@ def execute(
         UserError: see `train`, `evaluate` and `export`.
     """
     run = runs.Run(model_dir, log)
-    config = config_lib.as_begun(config, model_dir, log)
     if mode.startswith("train"):
         _train(config, run, mode)
         return
+    config = config_lib.as_begun(config, model_dir, log)
     engines.set_up(config, training=False)
     with files.writing(run.model_dir):
         if mode == "eval":
@@ -210,24 +210,23 @@ def execute(
 
 
 def _train(config: ml_collections.ConfigDict, run: runs.Run, mode: str) -> None:
-    if not engines.is_chief(config):
+    config = config_lib.as_begun(config, run.model_dir, run.log)
+    if engines.is_chief(config):
+        with runs.claimed(run, config):
+            _train_as_chief(config, run, mode)
+    else:
         run.log = _silent
-        data = runs.Splits(config, run.log)
-        train_to_the_end(config, config_lib.run_plan(config), data, run)
-        return
-    with runs.claimed(run, config):
-        named = recovery.load_callbacks(config.train.callbacks)
-        run.callbacks = [*run.callbacks, *named]
-        _train_as_chief(config, run, mode)
+        train_to_the_end(config, runs.Splits(config, run.log), run)
 
 
 def _train_as_chief(
     config: ml_collections.ConfigDict, run: runs.Run, mode: str
 ) -> None:
-    plan = config_lib.run_plan(config)
     metrics, split = run.read_metrics(), config.eval.split
-    if config.train.extend and metrics.get("steps", 0) < plan.total_steps:
-        metrics = run.update_metrics(finished=False)
+    if config.train.extend:
+        total = config_lib.run_plan(config).total_steps
+        if metrics.get("steps", 0) < total:
+            metrics = run.update_metrics(finished=False)
     if metrics.get("finished"):
         run.log(
             f"{run.model_dir} is finished: {split} top-1 "
@@ -243,19 +242,19 @@ def _train_as_chief(
     names += [split] if mode != "train" else []
     splits = {name: data[name] for name in names if name is not None}
     checks.before_training(config, splits, run.log)
-    engine = train_to_the_end(config, plan, data, run)
+    engine = train_to_the_end(config, data, run)
     if mode == "train":
         run.log(f"Trained: {run.model_dir}")
         return
     engine.end_training()
     model = ""
-    if mode == "train_and_test":
+    if mode == "train_and_eval":
+        result = _evaluate_and_report(config, data, run, None, engine)
+        model = f" Model: {export_saved_model(config, run, engine)}"
+    else:
         result = evaluation.evaluate_checkpoint(
             config, data, run, None, engine=engine
         )
-    else:
-        result = _evaluate_and_report(config, data, run, None, engine)
-        model = f" Model: {export_saved_model(config, run, engine)}"
     metrics = run.update_metrics(test=result, finished=True)
     run.log(
         f"Done: {split} top-1 {result['top1']:.2%} after "

@@ -120,13 +120,10 @@ def evaluate_checkpoint(
         'split'.
     """
     checkpoint = checkpoints.load(checkpoints.find(run.model_dir, name))
-    source = data[config.eval.split]
-    source = sources.in_order_of(
-        source, fingerprint.names_of_run(config, run.model_dir)
-    )
+    engine = engine or engines.create(config, None)
     fingerprint.say_changes(config, run.model_dir, run.log)
-    if engine is None:
-        engine = engines.create(config, None)
+    names = fingerprint.names_of_run(config, run.model_dir)
+    source = sources.in_order_of(data[config.eval.split], names)
     weights.load_averaged(engine.network, checkpoint)
     with faults.named(source):
         result = evaluate(

@@ -161,7 +161,7 @@ def claimed(run: Run, config: ml_collections.ConfigDict) -> Iterator[None]:
 
 def _write_config(run: Run, config: ml_collections.ConfigDict) -> None:
     """Writes config.yaml, which must agree with one that is there."""
-    folder = run.model_dir
+    folder, text = run.model_dir, config_lib.to_yaml(config)
     path = folder / config_lib.FILE
     # A start that failed before the first checkpoint binds nobody.
     if path.exists() and _has_begun(run):
@@ -188,9 +188,8 @@ def _write_config(run: Run, config: ml_collections.ConfigDict) -> None:
             )
     begun = bool(checkpoints.list_steps(folder))
     written = fingerprint.claim(config, folder, run.log, begun)
-    written[config_lib.FILE] = config_lib.to_yaml(config)
-    for name, text in written.items():
-        files.write_text(folder / name, text)
+    for name, content in {**written, config_lib.FILE: text}.items():
+        files.write_text(folder / name, content)
 
 
 def _has_begun(run: Run) -> bool:

@@ -17,26 +17,23 @@ from efficientnetv2 import (
     recovery,
     zoo,
 )
+from efficientnetv2.config import run_plan
 from efficientnetv2.data import class_weights, faults, pipeline
 from efficientnetv2.engines import schedules
 from efficientnetv2.progress import Clock, Events, Progress
-from efficientnetv2.progressive import RunPlan
 from efficientnetv2.recovery import Interrupted, Recovery, UserCallbacks
 from efficientnetv2.runs import Run, Splits, State
 
 _CURVES = ("top1", "top5", "cross_entropy")
 
 
-def train(
-    config: ml_collections.ConfigDict, plan: RunPlan, data: Splits, run: Run
-):
+def train(config: ml_collections.ConfigDict, data: Splits, run: Run):
     """Trains, or resumes an interrupted run, up to the last step.
 
     Leaves checkpoints, TensorBoard scalars and the curve in metrics.json.
 
     Args:
         config: locked.
-        plan: of the configuration.
         data: of the configuration.
         run: where the files go.
 
@@ -50,7 +47,9 @@ def train(
     splits = [data[config.train.split]]
     if config.eval.val_split:
         splits.append(data[config.eval.val_split])
-    train = config.train
+    plan, train = run_plan(config), config.train
+    named = recovery.load_callbacks(train.callbacks)
+    run.callbacks = [*run.callbacks, *named]
     with faults.named(*splits):
         engine = Recovery(train.on_nan, train.batch_size, run.log).until_done(
             lambda attempt: _attempt(config, plan, run, attempt, *splits)

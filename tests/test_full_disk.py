@@ -213,7 +213,7 @@ def test_a_full_disk_is_not_taken_for_too_little_memory(disk, tiny_config):
     words = re.escape(f"Cannot write {run.model_dir}/tensorboard: ")
     with pytest.raises(checkpoints.CheckpointError, match=words + disk.reason):
         with runs.claimed(run, config):
-            train(config, config_lib.run_plan(config), data, run)
+            train(config, data, run)
     assert "Out of memory" not in "\n".join(lines)
 
 

@@ -154,6 +154,6 @@ def test_a_run_trains_on_them(tmp_path, small_data, tiny_config):
     run = runs.Run(tmp_path / "run", lambda _: None)
     data = runs.Splits(config, run.log)
     with runs.claimed(run, config):
-        train(config, run_plan(config), data, run)
+        train(config, data, run)
     assert run.read_metrics()["steps"] == 5
     assert len(data["train"]) == 40
