@@ -96,23 +96,14 @@ def _describe_data(config: ml_collections.ConfigDict, plan: RunPlan) -> str:
     )
 
 
-def _measure(config, run_plan, data, engine, start: float) -> Timing:
+def _measure(config, plan, data, engine, start: float) -> Timing:
     source = data[config.train.split]
     rates, start_seconds = [], None
     with faults.named(source):
-        for stage in run_plan.stages:
-            # Twice what is used: a pipeline that reads no further is faster.
-            total = 2 * (_WARM_UP + _STEPS)
-            plan = dataclasses.replace(run_plan, total_steps=total)
-            of_stage = [
-                dataclasses.replace(stage, first_step=0, last_step=total)
-            ]
-
-            def make_dataset(number, count, plan=plan, of_stage=of_stage):
-                return pipeline.training_dataset(
-                    source, config, plan, of_stage, part=(number, count)
-                )
-
+        for stage in plan.stages:
+            make_dataset = speed.stage_maker(
+                config, plan, stage, source, engine.augments, _WARM_UP + _STEPS
+            )
             batches = iter(engine.dataset(make_dataset))
 
             def step(batches=batches, rate=stage.dropout_rate):

@@ -1,5 +1,7 @@
 """Exact evaluation: every example counts once, whatever the batch size."""
 
+import statistics
+import time
 from collections.abc import Callable
 
 import keras
@@ -11,6 +13,9 @@ from efficientnetv2.data import faults, fingerprint, pipeline, sources
 from efficientnetv2.engines import losses
 from efficientnetv2.models import weights
 from efficientnetv2.runs import Run, Splits
+
+# Batches of the rate of inference, and how often it is measured.
+_WARM_UP, _BATCHES, _ROUNDS = 3, 20, 7
 
 
 def evaluate(
@@ -145,3 +150,42 @@ def evaluate_checkpoint(
         f"{checkpoint.path.name}, step {result['step']:,})"
     )
     return result
+
+
+def measure_inference(
+    config: ml_collections.ConfigDict, model_dir: str, batch_size: int
+) -> dict:
+    """Measures the best checkpoint's averaged weights on random images.
+
+    Returns:
+        'images_per_second', the median of several rounds after a warm-up,
+        'lowest' and 'highest' of the rounds, 'batch_size', 'image_size' in
+        pixels, 'rounds' and 'batches_per_round'.
+
+    Raises:
+        UserError: if there is no checkpoint.
+    """
+    engine = engines.create(config, None)
+    weights.load_averaged(
+        engine.network, checkpoints.load(checkpoints.find(model_dir, None))
+    )
+    size = config.eval.isize
+    images = np.random.default_rng(0).uniform(
+        -1.0, 1.0, [batch_size, size, size, 3]
+    )
+    images = images.astype(np.float32)
+
+    def images_per_second(batches):
+        start = time.perf_counter()
+        for _ in range(batches):
+            engine.logits(images)
+        return batches * batch_size / (time.perf_counter() - start)
+
+    images_per_second(_WARM_UP)
+    rates = [images_per_second(_BATCHES) for _ in range(_ROUNDS)]
+    return {
+        "images_per_second": statistics.median(rates),
+        **{"lowest": min(rates), "highest": max(rates)},
+        **{"batch_size": batch_size, "image_size": size},
+        **{"rounds": _ROUNDS, "batches_per_round": _BATCHES},
+    }

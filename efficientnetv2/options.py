@@ -21,6 +21,7 @@ from efficientnetv2.schema import (
 # Beyond it no memory holds the activations.
 _LARGEST_IMAGE = 8192
 MIN_IMAGE_SIZE = 8
+_SHARE = (0, 1)
 
 
 def _block_strings(texts: list) -> None:
@@ -52,8 +53,7 @@ class Model:
         None,
         "0.9: round up where rounding loses more than a tenth, as in V1's "
         "original code and Keras",
-        0,
-        1,
+        *_SHARE,
     )
     fix_head_stem: bool = option(
         False,
@@ -78,8 +78,7 @@ class Model:
         0.8,
         "of the last block's residual branch; falls linearly from 1 at the "
         "first block; 1, 0, null: off",
-        0,
-        1,
+        *_SHARE,
     )
     conv_dropout: float | None = option(
         None, "dropout rate inside the blocks", 0, 0.999
@@ -205,8 +204,7 @@ class Train:
         0.0,
         "w -= learning rate * this * w, in addition to the L2 loss; intended "
         "for adamw and lion (0.05)",
-        0,
-        1,
+        *_SHARE,
     )
     loss_type: Literal["softmax", "sigmoid", "sigmoid_sum"] = option(
         "softmax",
