@@ -11,12 +11,7 @@ from typing import Literal
 
 from efficientnetv2 import normalizations, schema
 from efficientnetv2.models.block_strings import BlockArgs
-from efficientnetv2.schema import (
-    Option,
-    option,
-    references,
-    regular_expression,
-)
+from efficientnetv2.schema import option, regular_expression
 
 # Beyond it no memory holds the activations.
 _LARGEST_IMAGE = 8192
@@ -243,7 +238,7 @@ class Train:
     callbacks: list = option(
         [],
         "Keras callbacks, as module:Class, called without arguments",
-        check=references,
+        check=schema.references,
         free=True,
     )
     varsexp: str | None = option(
@@ -429,7 +424,7 @@ SECTIONS = {
     "checkpoint": Checkpoint,
     "runtime": Runtime,
 }
-OPTIONS: dict[str, Option] = {
+OPTIONS: dict[str, schema.Option] = {
     name: each
     for section, fields in SECTIONS.items()
     for name, each in schema.describe(fields, f"{section}.").items()
