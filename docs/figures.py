@@ -30,10 +30,10 @@ RECIPE, SHOWN, SEED = "fashion_mnist", 3, 0
 
 def make_examples() -> None:
     """Keeps what the network sees of the same images in each stage."""
+    from efficientnetv2 import backend, progressive
     from efficientnetv2 import config as config_lib
-    from efficientnetv2 import progressive, quiet
 
-    with quiet.importing_tensorflow("tensorflow"):
+    with backend.importing_tensorflow("tensorflow"):
         from efficientnetv2.data import (
             pipeline,
             preprocessing,

@@ -18,7 +18,7 @@ from typing import Any
 import keras
 import ml_collections
 
-from efficientnetv2.engines import schedules
+from efficientnetv2.engines import optimizers
 from efficientnetv2.errors import UserError
 from efficientnetv2.progressive import RunPlan
 from efficientnetv2.runs import State
@@ -100,7 +100,7 @@ def check_finite(
     step = engine.first_bad_step()
     if step is None:
         return
-    rate = float(schedules.learning_rate(config, plan)(step))
+    rate = float(optimizers.learning_rate(config, plan)(step))
     place = (
         f"step {step:,} (stage {plan.stage_of_steps[step] + 1} of "
         f"{len(plan.stages)}, learning rate {rate:.3g})"

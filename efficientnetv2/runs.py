@@ -18,7 +18,7 @@ from efficientnetv2 import checkpoints, declarative, files, formatting
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import run_plan
 from efficientnetv2.data import faults, fingerprint
-from efficientnetv2.engines import schedules
+from efficientnetv2.engines import optimizers
 from efficientnetv2.errors import UserError
 
 METRICS = "metrics.json"
@@ -210,8 +210,8 @@ def _describe_extension(config: ml_collections.ConfigDict, epochs: float):
     before.train.epochs = epochs
     plan, old_plan = run_plan(config), run_plan(before)
     step = old_plan.total_steps
-    old = float(schedules.learning_rate(before, old_plan)(step))
-    new = float(schedules.learning_rate(config, plan)(step))
+    old = float(optimizers.learning_rate(before, old_plan)(step))
+    new = float(optimizers.learning_rate(config, plan)(step))
     return (
         f"Extended from {epochs:g} to {config.train.epochs:g} epochs. All "
         f"schedules stretch over the {plan.total_steps:,} steps: after "

@@ -19,7 +19,7 @@ from efficientnetv2 import (
 )
 from efficientnetv2.config import run_plan
 from efficientnetv2.data import class_weights, faults, pipeline
-from efficientnetv2.engines import schedules
+from efficientnetv2.engines import optimizers
 from efficientnetv2.progress import Clock, Events, Progress
 from efficientnetv2.recovery import Interrupted, Recovery, UserCallbacks
 from efficientnetv2.runs import Run, Splits, State
@@ -217,7 +217,7 @@ def _scalars(config, plan, state, progress, clock) -> dict:
     stage = plan.stage(step)
     values = {
         **progress.take_means(),
-        "learning_rate": float(schedules.learning_rate(config, plan)(step)),
+        "learning_rate": float(optimizers.learning_rate(config, plan)(step)),
         "weight_decay": float(progressive.weight_decay(config, plan, step)),
         "image_size": stage.image_size,
         "dropout_rate": stage.dropout_rate,

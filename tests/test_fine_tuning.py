@@ -6,7 +6,7 @@ import pytest
 
 from efficientnetv2 import api, progressive, recovery, runs, zoo
 from efficientnetv2 import config as config_lib
-from efficientnetv2.engines import optimizers, schedules
+from efficientnetv2.engines import optimizers
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture
 
@@ -30,9 +30,7 @@ def _optimizer(overrides, epochs=4):
     config = config.copy_and_resolve_references().unlock()
     config.train.lr_sched, config.train.lr_warmup_epoch = "constant", 0.0
     config.train.lr_base, config.train.batch_size = 0.1, 256
-    return optimizers.build_optimizer(
-        config, schedules.learning_rate(config, plan)
-    )
+    return optimizers.build_optimizer(config, plan)
 
 
 def _values(variables):

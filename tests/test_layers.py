@@ -7,7 +7,7 @@ import pytest
 # no line of their own.
 LAYERS = (
     "errors",
-    "backend quiet declarative files formatting normalizations progress",
+    "backend declarative files formatting normalizations progress",
     "checkpoints models.block_strings schema",
     "options",
     # What data there are: names, classes, fingerprints; reads no image.

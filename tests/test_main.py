@@ -104,8 +104,8 @@ def test_a_program_imports_only_what_it_needs():
     """What TensorFlow and Keras could use elsewhere costs seconds."""
     code = """
 import gc, sys
-from efficientnetv2 import quiet
-with quiet.importing_tensorflow():
+from efficientnetv2 import backend
+with backend.importing_tensorflow():
     from efficientnetv2 import api
 assert not {"jax", "sklearn", "matplotlib"} & {*sys.modules}, "imported"
 import sklearn

@@ -27,7 +27,7 @@ from efficientnetv2 import (
 )
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import pipeline, registry
-from efficientnetv2.engines import schedules, strategies, tensorflow
+from efficientnetv2.engines import optimizers, strategies, tensorflow
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import weights
 from tests.conftest import engine_and_batch
@@ -393,7 +393,7 @@ def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
     logs = engine.step(batch, 0.0)
     new_state = engine.arrays()
     assert float(logs["loss"]) == pytest.approx(float(loss), rel=1e-5)
-    decay = schedules.ema_decay(config, 5)
+    decay = optimizers.ema_decay(config, 5)
     for old, gradient, name in zip(before, gradients, names, strict=True):
         square = 0.9 + 0.1 * gradient.numpy() ** 2
         expected = old - rate * gradient.numpy() / np.sqrt(square + 1e-3)

@@ -7,7 +7,7 @@ import keras
 import ml_collections
 import numpy as np
 
-from efficientnetv2.engines import optimizers, schedules
+from efficientnetv2.engines import optimizers
 from efficientnetv2.errors import StrategyError
 from efficientnetv2.files import CheckpointError
 from efficientnetv2.models import architecture
@@ -54,9 +54,7 @@ class BaseEngine:
         self.trained = select(self._network, config.train.varsexp)
         self._decayed = decayed(self.trained, config.train.weight_decay_exclude)
         if self.plan:
-            self.optimizer = optimizers.build_optimizer(
-                config, schedules.learning_rate(config, self.plan)
-            )
+            self.optimizer = optimizers.build_optimizer(config, self.plan)
             self.optimizer.build(self.trained)
 
     @property

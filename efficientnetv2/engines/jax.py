@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from efficientnetv2 import progressive
 from efficientnetv2.data import device as augmentation
-from efficientnetv2.engines import base, jax_devices, losses, schedules
+from efficientnetv2.engines import base, jax_devices, losses, optimizers
 
 set_up = jax_devices.set_up
 is_chief = jax_devices.is_chief
@@ -251,7 +251,7 @@ class Engine(base.BaseEngine):
         after = {**state, **after, "step": state["step"] + 1}
         after |= zip(self._trained, trained, strict=True)
         after |= zip(self._slots, slots, strict=True)
-        part = 1.0 - schedules.ema_decay(config, step)
+        part = 1.0 - optimizers.ema_decay(config, step)
         for ema, name in self._averaged.items():
             after[ema] = state[ema] - part * (state[ema] - after[name])
         loss = cross_entropy + l2

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from efficientnetv2 import progressive
 from efficientnetv2.data import device
-from efficientnetv2.engines import base, losses, schedules, strategies
+from efficientnetv2.engines import base, losses, optimizers, strategies
 
 set_up = strategies.set_up
 is_chief = strategies.is_chief
@@ -369,7 +369,7 @@ class Engine(base.BaseEngine):
     def _update_averages(self, step):
         if self.averages is None:
             return
-        part = 1.0 - schedules.ema_decay(self.config, step)
+        part = 1.0 - optimizers.ema_decay(self.config, step)
         for average, weight in zip(
             self.averages, self.network.weights, strict=True
         ):

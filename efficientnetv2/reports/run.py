@@ -11,7 +11,7 @@ from PIL import Image
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import files, progressive, runs
 from efficientnetv2.data import fingerprint, preprocessing, preview, registry
-from efficientnetv2.engines import schedules
+from efficientnetv2.engines import optimizers
 from efficientnetv2.formatting import format_seconds
 from efficientnetv2.models import counting
 from efficientnetv2.progressive import RunPlan
@@ -171,7 +171,7 @@ def _draw_curves(config, plan: RunPlan, metrics: dict) -> Figure:
         f"Validation ({config.eval.val_split})", loc="left", fontsize=11, pad=16
     )
     steps = np.linspace(0, plan.total_steps - 1, _POINTS)
-    rate = schedules.learning_rate(config, plan)
+    rate = optimizers.learning_rate(config, plan)
     panels[2].plot(
         steps / plan.steps_per_epoch,
         [float(rate(int(step))) for step in steps],

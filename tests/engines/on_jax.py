@@ -9,7 +9,7 @@ from jax import export
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import engines, progressive
 from efficientnetv2.data import pipeline
-from efficientnetv2.engines import schedules
+from efficientnetv2.engines import optimizers
 from efficientnetv2.errors import StrategyError
 from efficientnetv2.files import CheckpointError
 from tests.conftest import make_source
@@ -145,7 +145,7 @@ def test_one_step_is_the_formulas():
     assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-5)
     after = engine.arrays()
     rate = engine.config.train.lr_base * 32 / 256
-    part = 1 - schedules.ema_decay(engine.config, 0)
+    part = 1 - optimizers.ema_decay(engine.config, 0)
     for name, gradient in zip(names, gradients, strict=True):
         gradient = gradient * 0.1 / norm
         old = before[f"network/{name}"]
