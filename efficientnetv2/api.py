@@ -31,7 +31,7 @@ from efficientnetv2.models import architecture, weights
 from efficientnetv2.serving import export as export_lib
 from efficientnetv2.serving import loading, scoring
 from efficientnetv2.serving.spec import ServingSpec
-from efficientnetv2.train import train as train_to_the_end
+from efficientnetv2.train import train_run
 
 WorkerLost = recovery.WorkerLost
 
@@ -216,7 +216,7 @@ def _train(config: ml_collections.ConfigDict, run: runs.Run, mode: str) -> None:
             _train_as_chief(config, run, mode)
     else:
         run.log = _silent
-        train_to_the_end(config, runs.Splits(config, run.log), run)
+        train_run(config, runs.Splits(config, run.log), run)
 
 
 def _train_as_chief(
@@ -242,7 +242,7 @@ def _train_as_chief(
     names += [split] if mode != "train" else []
     splits = {name: data[name] for name in names if name is not None}
     checks.before_training(config, splits, run.log)
-    engine = train_to_the_end(config, data, run)
+    engine = train_run(config, data, run)
     if mode == "train":
         run.log(f"Trained: {run.model_dir}")
         return

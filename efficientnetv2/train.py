@@ -27,7 +27,7 @@ from efficientnetv2.runs import Run, Splits, State
 _CURVES = ("top1", "top5", "cross_entropy")
 
 
-def train(config: ml_collections.ConfigDict, data: Splits, run: Run):
+def train_run(config: ml_collections.ConfigDict, data: Splits, run: Run):
     """Trains, or resumes an interrupted run, up to the last step.
 
     Leaves checkpoints, TensorBoard scalars and the curve in metrics.json.

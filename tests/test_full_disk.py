@@ -18,7 +18,7 @@ from efficientnetv2 import api, checkpoints, progress, runs
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import export, registry
 from efficientnetv2.errors import UserError
-from efficientnetv2.train import train
+from efficientnetv2.train import train_run
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.slow
@@ -213,7 +213,7 @@ def test_a_full_disk_is_not_taken_for_too_little_memory(disk, tiny_config):
     words = re.escape(f"Cannot write {run.model_dir}/tensorboard: ")
     with pytest.raises(checkpoints.CheckpointError, match=words + disk.reason):
         with runs.claimed(run, config):
-            train(config, data, run)
+            train_run(config, data, run)
     assert "Out of memory" not in "\n".join(lines)
 
 
