@@ -8,6 +8,7 @@ memory of the devices.
 import contextlib
 import gc
 import glob
+import importlib
 import importlib.util
 import os
 import pathlib
@@ -113,28 +114,28 @@ def has_tpu() -> bool:
 
 
 @contextlib.contextmanager
-def importing_tensorflow(
-    keras_backend: str | None = "tensorflow",
-) -> Iterator[None]:
-    """Decides on the backend, and imports both quickly and quietly.
+def importing_tensorflow(name: str | None = "tensorflow") -> Iterator[None]:
+    """Decides on the backend, and imports it quickly and quietly.
 
     For programs: in this process Keras' interface to scikit-learn and its
     pictures are missing. The packages themselves can be imported afterwards.
 
     Args:
-        keras_backend: what Keras then runs on, see `backend.choose`.
+        name: what Keras then runs on, see `choose`.
     """
-    chosen = choose(keras_backend)
-    unneeded = {*_UNNEEDED} - {chosen, *sys.modules}
-    # Python takes a module that is None for one that is not installed.
-    sys.modules.update(dict.fromkeys(unneeded))
+    unneeded = {*_UNNEEDED} - {choose(name), *sys.modules}
     gc.disable()
     try:
         with importing():
+            # Python takes a module that is None for one that is not installed.
+            sys.modules.update(dict.fromkeys(unneeded))
+            try:
+                importlib.import_module("keras")
+            finally:
+                for each in unneeded:
+                    sys.modules.pop(each, None)
             yield
     finally:
-        for name in unneeded:
-            sys.modules.pop(name, None)
         # What is imported stays: the collector need not look at it, ever.
         gc.freeze()
         gc.enable()
