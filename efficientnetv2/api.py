@@ -25,7 +25,7 @@ from efficientnetv2 import (
     runs,
 )
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import checks, fingerprint, preview, registry
+from efficientnetv2.data import faults, fingerprint, preview, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture, weights
 from efficientnetv2.serving import export as export_lib
@@ -241,7 +241,7 @@ def _train_as_chief(
     names = [config.train.split, config.eval.val_split]
     names += [split] if mode != "train" else []
     splits = {name: data[name] for name in names if name is not None}
-    checks.before_training(config, splits, run.log)
+    faults.before_training(config, splits, run.log)
     engine = train_run(config, data, run)
     if mode == "train":
         run.log(f"Trained: {run.model_dir}")

@@ -17,7 +17,7 @@ import efficientnetv2
 from efficientnetv2 import checkpoints, declarative, files, formatting
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import run_plan
-from efficientnetv2.data import faults, fingerprint
+from efficientnetv2.data import fingerprint, loading
 from efficientnetv2.engines import optimizers
 from efficientnetv2.errors import UserError
 
@@ -74,15 +74,15 @@ class Splits:
         self, config: ml_collections.ConfigDict, log: Callable[[str], None]
     ):
         self.config, self.log = config, log
-        self.left_out = faults.LeftOut(log)
-        self.loaded: dict[str, faults.Source] = {}
+        self.left_out = loading.LeftOut(log)
+        self.loaded: dict[str, loading.Source] = {}
 
-    def __getitem__(self, name: str) -> faults.Source:
+    def __getitem__(self, name: str) -> loading.Source:
         if name not in self.loaded:
             # Where the data came from is said once.
             log = (lambda _: None) if self.loaded else self.log
-            self.loaded[name] = faults.load_split(
-                self.config, name, self.left_out, log
+            self.loaded[name] = loading.load_split(
+                self.config, name, log, self.left_out
             )
         return self.loaded[name]
 

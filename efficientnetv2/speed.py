@@ -20,7 +20,7 @@ import yaml
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import formatting, progressive
-from efficientnetv2.data import faults, registry
+from efficientnetv2.data import faults, loading, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import counting
 
@@ -196,7 +196,7 @@ def stage_maker(
     config: ml_collections.ConfigDict,
     plan: progressive.RunPlan,
     stage: progressive.Stage,
-    source: faults.Source,
+    source: loading.Source,
     on_device: bool,
     steps: int,
 ) -> Callable[[int, int], Iterable]:

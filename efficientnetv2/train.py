@@ -18,7 +18,7 @@ from efficientnetv2 import (
     zoo,
 )
 from efficientnetv2.config import run_plan
-from efficientnetv2.data import class_weights, faults, pipeline
+from efficientnetv2.data import faults, pipeline, sources
 from efficientnetv2.engines import optimizers
 from efficientnetv2.progress import Clock, Events, Progress
 from efficientnetv2.recovery import Interrupted, Recovery, UserCallbacks
@@ -64,7 +64,7 @@ def _attempt(config, plan, run, attempt, source, validation_source=None):
     state = attempt.state = _resume(config, plan, run, engine)
     attempt.amend(state)
     engine.micro_batch_size = state.history["micro_batch_size"]
-    engine.class_weights = class_weights.resolve(
+    engine.class_weights = sources.class_weights(
         config.train.class_weights, source
     )
     if state.step >= plan.total_steps or state.history["stopped"]:
