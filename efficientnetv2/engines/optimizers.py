@@ -326,10 +326,15 @@ def build_optimizer(
         or train.unfreeze_epochs
         or train.decoupled_weight_decay
     )
+    # In checkpoints. By themselves, Keras' would be numbered in a process.
+    name = kind.__name__.lower()
     if is_layerwise:
         kind = type(f"Layerwise{kind.__name__}", (LayerwiseRates, kind), {})
+        name = name if name == "rmsprop" else f"layerwise_{name}"
     optimizer = kind(
-        learning_rate(config, plan), **options.get(train.optimizer, {})
+        learning_rate(config, plan),
+        name=name,
+        **options.get(train.optimizer, {}),
     )
     if is_layerwise:
         optimizer.layer_decay = train.layer_decay
@@ -338,5 +343,7 @@ def build_optimizer(
         optimizer.weight_decay_rate = train.decoupled_weight_decay
         optimizer.weight_decay_exclude = train.weight_decay_exclude
     if config.runtime.mixed_precision == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            optimizer, name="loss_scale_optimizer"
+        )
     return optimizer

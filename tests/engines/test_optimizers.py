@@ -252,6 +252,26 @@ def test_every_optimizer_lowers_a_loss(name):
     assert float(tf.reduce_sum(variable**2)) < 1.0
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ("train.optimizer=rmsprop", "rmsprop"),
+        ("train.optimizer=nesterov", "sgd"),
+        ("train.optimizer=adamw", "adam"),
+        ("train.optimizer=lion,train.layer_decay=0.9", "layerwise_lion"),
+        ("runtime.mixed_precision=mixed_float16", "loss_scale_optimizer"),
+    ],
+)
+def test_names_are_the_same_for_each_run_of_a_process(overrides, name):
+    """By which checkpoints are read."""
+    names = []
+    for _ in range(2):
+        optimizer = _built(overrides)
+        optimizer.build([keras.Variable([1.0], name="logits")])
+        names.append([variable.path for variable in optimizer.variables])
+    assert names[0] == names[1] and optimizer.name == name
+
+
 def test_float16_scales_the_loss():
     optimizer = _built("runtime.mixed_precision=mixed_float16")
     assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
