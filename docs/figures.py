@@ -30,10 +30,10 @@ RECIPE, SHOWN, SEED = "fashion_mnist", 3, 0
 
 def make_examples() -> None:
     """Keeps what the network sees of the same images in each stage."""
+    from efficientnetv2 import backend, progressive
     from efficientnetv2 import config as config_lib
-    from efficientnetv2 import progressive, quiet
 
-    with quiet.importing_tensorflow("tensorflow"):
+    with backend.importing_tensorflow("tensorflow"):
         from efficientnetv2.data import (
             loading,
             pipeline,
@@ -57,7 +57,7 @@ def make_examples() -> None:
     )
     plan = config_lib.run_plan(config)
     stages = progressive.build_stages(config, plan)
-    plan = config_lib.RunPlan(SHOWN, 1, plan.total_steps)
+    plan = progressive.RunPlan(SHOWN, 1, plan.total_steps)
     mode = config.data.normalization
     kept = {}
     for number, stage in enumerate(stages, 1):

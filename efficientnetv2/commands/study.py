@@ -120,10 +120,10 @@ def benchmark(given: flags.FlagValues, words: Sequence[str]) -> None:
     """
     cli.no_words(words)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from efficientnetv2 import speed
+    from efficientnetv2 import evaluation, speed
 
     if given.model_dir:
-        result = speed.measure_inference(
+        result = evaluation.measure_inference(
             config_of_run(given), given.model_dir, given.inference_batch_size
         )
         files.write_json(

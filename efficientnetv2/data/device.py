@@ -20,7 +20,7 @@ import numpy as np
 from keras import ops
 
 from efficientnetv2 import normalizations
-from efficientnetv2.config import resolve_image_size
+from efficientnetv2.progressive import resolve_image_size
 
 RAND_AUGMENT_OPS = (
     *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize"),
