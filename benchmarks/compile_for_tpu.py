@@ -64,6 +64,7 @@ def compile_stage(engine: Engine, device, image_size: int) -> dict:
         "code_bytes": memory.generated_code_size_in_bytes,
         "floating_point_operations": costs["flops"],
         "bytes_accessed": costs["bytes accessed"],
+        "estimated_seconds": costs["optimal_seconds"],
     }
 
 
