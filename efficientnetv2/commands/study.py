@@ -70,12 +70,11 @@ def study(given: flags.FlagValues, words: Sequence[str]) -> None:
 
 def _rerun(at_work, arm: str, seed: int) -> None:
     """Trains one arm, and prints whether it lands where the study says."""
-    from efficientnetv2.study import analysis, records
+    from efficientnetv2.study import analysis
 
-    rows = records.read_rows(at_work.folder)
-    found = analysis.Analysis(at_work.study, rows)
-    budget = max(at_work.study.budgets)
-    known = found.top1(at_work.study.arm(arm).name, budget)
+    at_work.study.arm(arm)
+    found = analysis.load(at_work.folder)
+    known = found.top1(arm, max(at_work.study.budgets))
     top1 = 100 * at_work.rerun(arm, seed)["top1"]
     text = f"{arm}, seed {seed}: test top-1 {top1:.2f}%."
     if known.n < 2:

@@ -3,12 +3,14 @@
 import collections
 import dataclasses
 import math
+import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from scipy import stats
 
-from efficientnetv2.study.definition import Question, Study
+from efficientnetv2.study import definition, records
+from efficientnetv2.study.definition import Arm, Question, Study
 
 CONFIDENCE = 0.95
 SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "undecided"
@@ -37,7 +39,9 @@ class Interval:
 
     def seeds_for(self, half_width: float) -> int:
         """Returns how many values make the interval so narrow, by its sd."""
-        n = max(self.n, 2)
+        # By the normal distribution, whose quantile is below Student's.
+        least = stats.norm.ppf(0.5 + CONFIDENCE / 2) * self.sd / half_width
+        n = max(self.n, 2, math.ceil(least**2))
         while _quantile(n) * self.sd / math.sqrt(n) > half_width:
             n += 1
         return n
@@ -65,9 +69,12 @@ def interval(values: Sequence[float]) -> Interval:
     mean = statistics.fmean(values) if values else math.nan
     if n < 2:
         return Interval(mean, math.nan, n, math.nan, math.nan)
-    found = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
-    sd = statistics.stdev(values)
-    return Interval(mean, sd, n, float(found.low), float(found.high))
+    sd, low, high = statistics.stdev(values), mean, mean
+    if sd:
+        low, high = stats.t.interval(
+            CONFIDENCE, n - 1, loc=mean, scale=sd / math.sqrt(n)
+        )
+    return Interval(mean, sd, n, float(low), float(high))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +105,12 @@ class Analysis:
 
     study: Study
     rows: Sequence[Mapping]
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The arms that have results, in the order of the study."""
+        done = {row["arm"] for row in self.rows}
+        return [arm for arm in self.study.arms if arm.name in done]
 
     def values(self, arm: str, budget: float, key: str) -> dict[int, float]:
         """Returns a value of each result of an arm at a budget, by seed."""
@@ -201,6 +214,20 @@ class Analysis:
                 (question.against, question.against_budget, seeds),
             ]
         return wanted
+
+
+def load(folder: pathlib.Path) -> Analysis:
+    """Reads a study's folder.
+
+    Raises:
+        StudyError: for files that cannot be read.
+    """
+    content = records.read_json(folder / records.STUDY)["definition"]
+    rows = records.read_rows(folder)
+    return Analysis(
+        definition.parse(folder.name, content),
+        [row for row in rows if not row["tunes"]],
+    )
 
 
 def best_strengths(

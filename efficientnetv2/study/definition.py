@@ -94,15 +94,15 @@ class Study:
         {}, "options to their values at strength 1, which a strength scales"
     )
     budgets: list = option(
-        [1.0], "parts of the training, each a training of its own"
+        (1.0,), "parts of the training, each a training of its own"
     )
     seeds: int = option(5, "0, 1, ... for each arm", 1)
     most_seeds: int = option(
         5, "for the arms of questions, until their intervals are narrow", 1
     )
     half_width: float = option(0.4, "of an interval that is narrow", 1e-6)
-    curves: list = option([], "arms whose accuracy is drawn over time")
-    questions: list = option([], "what is asked")
+    curves: list = option((), "arms whose accuracy is drawn over time")
+    questions: list = option((), "what is asked")
     tune: dict | None = option(None, "null: every arm has its own strength")
 
     def arm(self, name: str) -> Arm:

@@ -20,7 +20,9 @@ from efficientnetv2 import declarative, files
 from efficientnetv2.errors import UserError
 
 STUDY, TIMES, TUNING = "study.json", "times.json", "tuning.json"
-RESULTS = "results.jsonl"
+RESULTS, WORK = "results.jsonl", "work"
+# What tells one run from another.
+KEYS = ("arm", "budget", "strength", "seed", "tunes")
 # Parts of the package that do not decide the numbers of a run.
 _NOT_OF_RUNS = ("commands", "demo.py", "reports", "study", "serving")
 
@@ -49,15 +51,17 @@ def read_json(path: str | os.PathLike):
 
 
 def read_rows(folder: pathlib.Path) -> list[dict]:
-    """Returns the lines of results.jsonl, none if there is no such file."""
+    """Returns the results of all finished runs, of results.jsonl and work/."""
+    rows = [read_json(path) for path in sorted(folder.glob(f"{WORK}/*.json"))]
     path = folder / RESULTS
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise StudyError(f"{path} is not valid JSON ({error}).") from None
+    if path.exists():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            rows += map(json.loads, lines)
+        except ValueError as error:
+            raise StudyError(f"{path} is not valid JSON ({error}).") from None
+    # Both have what was trained here.
+    return list({tuple(row[key] for key in KEYS): row for row in rows}.values())
 
 
 def write_rows(folder: pathlib.Path, rows: Sequence[dict]) -> None:

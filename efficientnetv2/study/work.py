@@ -38,7 +38,6 @@ from efficientnetv2.study.definition import Arm, Study
 from efficientnetv2.study.records import StudyError, read_json
 from efficientnetv2.train import train
 
-_WORK = "work"
 _WAIT = 5.0  # seconds, until what others do is looked at again
 _WARM_UP, _STEPS, _ROUNDS = 3, 20, 5
 
@@ -67,8 +66,7 @@ class Task:
 
 def row_task(row: dict) -> Task:
     """Returns the run that a result is of."""
-    names = (field.name for field in dataclasses.fields(Task))
-    return Task(**{name: row[name] for name in names})
+    return Task(**{key: row[key] for key in records.KEYS})
 
 
 class Work:
@@ -144,15 +142,11 @@ class Work:
         files.write_json(path, content)
 
     def _path(self, task: Task) -> pathlib.Path:
-        return self.folder / _WORK / f"{task.name}.json"
+        return self.folder / records.WORK / f"{task.name}.json"
 
     def rows(self, tasks: Iterable[Task]) -> list[dict]:
         """Returns the results of those runs that have one."""
         known = {row_task(row): row for row in records.read_rows(self.folder)}
-        for task in tasks:
-            path = self._path(task)
-            if task not in known and path.exists():
-                known[task] = read_json(path)
         return [known[task] for task in tasks if task in known]
 
     # --- Time ---------------------------------------------------------------
@@ -164,7 +158,9 @@ class Work:
         """
         path = self.folder / records.TIMES
         while not path.exists():
-            with files.locked(self.folder / _WORK / "measure.lock") as lock:
+            with files.locked(
+                self.folder / records.WORK / "measure.lock"
+            ) as lock:
                 if lock.holder is None and not path.exists():
                     self.log(f"Study {self.study.name}: measuring steps ...")
                     seconds = self._measure()
@@ -308,14 +304,16 @@ class Work:
                 bar.set_description_str(shown, refresh=False)
                 bar.n = len(tasks) - len(missing)
                 bar.refresh()
-                self.log(f"{said}{bar.n} of {len(tasks)} runs. {shown}.")
+                if said is not None:
+                    self.log(f"{said}{bar.n} of {len(tasks)} runs. {shown}.")
                 for task in missing:
                     if row := self._take(task):
                         said = f"{task.name}: top-1 {row['top1']:.2%}. "
                         break
                 else:
-                    said = ""
+                    said = None
                     time.sleep(_WAIT)
+        self.log(f"{said or ''}{what}: all {len(tasks)} runs are done.")
 
     def _take(self, task: Task) -> dict | None:
         """Trains a run, unless it is done or another process is at it."""
