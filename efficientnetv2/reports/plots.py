@@ -95,6 +95,13 @@ def accuracy_by_time(found: Analysis) -> Figure:
     """Draws test top-1 by time at each budget, one line per arm."""
     figure = Figure((_WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
+    draw_accuracy_by_time(axes, found)
+    _legend_below(figure, axes)
+    return figure
+
+
+def draw_accuracy_by_time(axes, found: Analysis) -> None:
+    """Draws `accuracy_by_time` into axes, without a legend."""
     for index, name in enumerate(found.study.curves):
         budgets = [b for b in found.study.budgets if found.top1(name, b).n]
         tops = [found.top1(name, budget) for budget in budgets]
@@ -113,8 +120,6 @@ def accuracy_by_time(found: Analysis) -> Figure:
     axes.set_xlim(left=0)
     axes.set_xlabel("minutes of training on one core")
     axes.set_ylabel("test top-1 (%)")
-    _legend_below(figure, axes)
-    return figure
 
 
 @matplotlib.rc_context(STYLE)

@@ -226,7 +226,7 @@ class _Report:
         }
 
     def step_costs(self) -> dict[str, Mapping[str, float]]:
-        """Returns what a step costs, by kind of cost and arm."""
+        """Returns the time of a step, by kind of time and arm."""
         costs = {}
         seconds = self.times["seconds"]
         largest = {
@@ -237,7 +237,7 @@ class _Report:
         }
         if self.costs:
             costs["TPU v5e, compiler's estimate"] = {
-                name: 1e3 * arm["tpu"]["estimated_seconds"]
+                name: arm["tpu"]["estimated_cycles"]
                 for name, arm in self.costs["arms"].items()
             }
         return costs
@@ -251,7 +251,7 @@ class _Report:
         note, rows, seen = "", [], set()
         if self.costs:
             header += [
-                *("TPU step (ms)", "TPU GFLOP", "TPU MB accessed"),
+                *("TPU step (1,000 cycles)", "TPU GFLOP", "TPU MB accessed"),
                 *("CUDA GFLOP", "CUDA MB, unfused", "depthwise convolutions"),
             ]
             note = (
@@ -259,7 +259,7 @@ class _Report:
                 f"{self.costs['batch_size']} images of "
                 f"{self.costs['image_size']} pixels, compiled for a TPU "
                 f"{self.costs['environment']['topology']} and not run; its "
-                "time, operations and bytes are the compiler's estimates. "
+                "cycles, operations and bytes are the compiler's estimates. "
                 "CUDA: the same step lowered for a GPU, before a GPU's "
                 "compiler fuses operations; bytes are an upper limit, and "
                 "nothing was compiled or run for a GPU."
@@ -321,7 +321,7 @@ def _compiled(arm: Mapping) -> list[str]:
     """Returns the cells of what compilers say of an arm."""
     tpu, cuda = arm["tpu"], arm["cuda"]
     return [
-        f"{1e3 * tpu['estimated_seconds']:.3f}",
+        f"{tpu['estimated_cycles'] / 1e3:,.0f}",
         f"{tpu['floating_point_operations'] / 1e9:.2f}",
         f"{tpu['bytes_accessed'] / 1e6:.0f}",
         f"{cuda['floating_point_operations'] / 1e9:.2f}",

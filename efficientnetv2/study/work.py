@@ -265,19 +265,36 @@ class Work:
         Writes results.jsonl.
         """
         tasks = self.tasks(self.study.seeds)
-        while True:
+        while tasks:
             self.work_off(tasks, f"Study {self.study.name}")
-            records.write_rows(self.folder, self.rows(tasks))
-            found = analysis.Analysis(self.study, self.rows(tasks))
-            more = [
+            rows = self.results()
+            records.write_rows(self.folder, rows)
+            done = {row_task(row) for row in rows}
+            tasks = [
                 task
-                for arm, budget, seeds in found.more_seeds()
+                for arm, budget, seeds in analysis.Analysis(
+                    self.study, rows
+                ).more_seeds()
                 for seed in range(seeds)
-                if (task := self.task(arm, budget, seed)) not in tasks
+                if (task := self.task(arm, budget, seed)) not in done
             ]
-            if not more:
-                return
-            tasks += more
+            # Of several questions about one arm.
+            tasks = list(dict.fromkeys(tasks))
+
+    def results(self) -> list[dict]:
+        """Returns all results of the study, also of seeds beyond its own."""
+        order = [arm.name for arm in self.study.arms]
+        found = [
+            row
+            for row in records.read_rows(self.folder)
+            if row["arm"] in order
+            and row_task(row)
+            == self.task(row["arm"], row["budget"], row["seed"])
+        ]
+        return sorted(
+            found,
+            key=lambda r: (order.index(r["arm"]), r["budget"], r["seed"]),
+        )
 
     def work_off(self, tasks: Sequence[Task], what: str) -> None:
         """Trains runs until each has a result, here or in other processes.
