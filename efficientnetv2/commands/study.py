@@ -73,6 +73,7 @@ def _rerun(at_work, arm: str, seed: int) -> None:
     from efficientnetv2.study import analysis
 
     at_work.study.arm(arm)
+    at_work.check_options()
     found = analysis.load(at_work.folder)
     known = found.top1(arm, max(at_work.study.budgets))
     top1 = 100 * at_work.rerun(arm, seed)["top1"]

@@ -99,47 +99,44 @@ class Work:
         Raises:
             StudyError: names the files or options that differ.
         """
-        path, code = (
-            self.folder / records.STUDY,
-            records.code_hashes(self.study.dataset),
-        )
-        configs = {name: c.to_dict() for name, c in self.configs.items()}
+        path = self.folder / records.STUDY
+        code = records.code_hashes(self.study.dataset)
         if path.exists():
-            old = read_json(path)
-            changed = sorted(
-                name
-                for name in old["code"].keys() | code.keys()
-                if old["code"].get(name) != code.get(name)
-            )
-            what = "\n".join(f"  {name}" for name in changed)
-            if not changed:
-                what = "\n".join(
-                    f"arm {name}:\n"
-                    + config_lib.format_differences(found, "here")
-                    for name in configs
-                    if (
-                        found := config_lib.differences(
-                            old["configs"].get(name, configs[name]),
-                            configs[name],
-                            config_lib.FREE_OPTIONS,
-                        )
-                    )
-                )
-            if what:
-                raise StudyError(
-                    f"{self.folder} was made with other code or options:\n"
-                    f"{what}\nResults of different code or options are not "
-                    "mixed: go back to those, or name another --output_dir."
-                )
+            changed = dict(read_json(path)["code"].items() ^ code.items())
+            if changed:
+                self._refuse("code", [f"  {name}" for name in sorted(changed)])
+            self.check_options()
         content = {
             "definition": definition.to_dict(self.study),
-            "models": {
-                name: _model(config) for name, config in self.configs.items()
-            },
-            "configs": configs,
+            "models": {n: _model(c) for n, c in self.configs.items()},
+            "configs": {n: c.to_dict() for n, c in self.configs.items()},
             "code": code,
         }
         files.write_json(path, content)
+
+    def check_options(self) -> None:
+        """Checks that each arm has the options of the study's folder.
+
+        Raises:
+            StudyError: names those that differ.
+        """
+        known = read_json(self.folder / records.STUDY)["configs"]
+        for name in known.keys() & self.configs.keys():
+            found = config_lib.differences(
+                known[name],
+                self.configs[name].to_dict(),
+                config_lib.FREE_OPTIONS,
+            )
+            if found:
+                lines = config_lib.format_differences(found, "here")
+                self._refuse("options", [f"arm {name}:", lines])
+
+    def _refuse(self, what: str, lines: Sequence[str]) -> None:
+        raise StudyError(
+            "\n".join([f"{self.folder} was made with other {what}:", *lines])
+            + f"\nResults of different {what} are not mixed: go back to the "
+            "former, or name another --output_dir."
+        )
 
     def _path(self, task: Task) -> pathlib.Path:
         return self.folder / records.WORK / f"{task.name}.json"
