@@ -155,15 +155,13 @@ class Work:
         """
         path = self.folder / records.TIMES
         while not path.exists():
-            with files.locked(
-                self.folder / records.WORK / "measure.lock"
-            ) as lock:
+            lock_path = self.folder / records.WORK / "measure.lock"
+            with files.locked(lock_path) as lock:
                 if lock.holder is None and not path.exists():
                     self.log(f"Study {self.study.name}: measuring steps ...")
-                    seconds = self._measure()
-                    files.write_json(
-                        path, {"machine": records.machine(), "seconds": seconds}
-                    )
+                    found = self._measure()
+                    content = {"machine": records.machine(), "seconds": found}
+                    files.write_json(path, content)
             if not path.exists():
                 time.sleep(_WAIT)
 
