@@ -22,8 +22,9 @@ from typing import Any, Literal
 import ml_collections
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative, schema
+from efficientnetv2 import declarative, progressive, schema
 from efficientnetv2.declarative import ConfigError, suggest
+from efficientnetv2.models import counting
 from efficientnetv2.schema import option
 
 _NAME = re.compile(r"[A-Za-z0-9]\w*")
@@ -276,3 +277,21 @@ def resolve(
             )
         seen[key] = arm.name
     return configs
+
+
+def image_sizes(config: ml_collections.ConfigDict) -> list[int]:
+    """Returns the image sizes of a run's stages, ascending."""
+    stages = progressive.build_stages(config, config_lib.run_plan(config))
+    return sorted({stage.image_size for stage in stages})
+
+
+def describe_model(config: ml_collections.ConfigDict) -> dict:
+    """Returns what the report says of an arm's model."""
+    counts = counting.total(
+        counting.count_stages(config.model.to_dict(), config.eval.isize)
+    )
+    return {
+        "parameters": counts.parameters,
+        "multiply_adds": counts.multiply_adds,
+        "image_sizes": image_sizes(config),
+    }

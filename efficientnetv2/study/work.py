@@ -31,7 +31,6 @@ from efficientnetv2 import (
 )
 from efficientnetv2.data import pipeline
 from efficientnetv2.formatting import format_seconds
-from efficientnetv2.models import counting
 from efficientnetv2.options import SHAPING_OPTIONS
 from efficientnetv2.study import analysis, definition, records
 from efficientnetv2.study.definition import Arm, Study
@@ -108,7 +107,9 @@ class Work:
             self.check_options()
         content = {
             "definition": definition.to_dict(self.study),
-            "models": {n: _model(c) for n, c in self.configs.items()},
+            "models": {
+                n: definition.describe_model(c) for n, c in self.configs.items()
+            },
             "configs": {n: c.to_dict() for n, c in self.configs.items()},
             "code": code,
         }
@@ -174,7 +175,11 @@ class Work:
             groups.setdefault(key, []).append(name)
         found = {}
         for names in groups.values():
-            sizes = {s for name in names for s in _sizes(self.configs[name])}
+            sizes = {
+                s
+                for name in names
+                for s in definition.image_sizes(self.configs[name])
+            }
             seconds = step_seconds(self.configs[names[0]], sorted(sizes))
             found |= dict.fromkeys(names, seconds)
         return {name: found[name] for name in self.configs}
@@ -444,20 +449,3 @@ def step_seconds(
         for _ in range(_ROUNDS)
     ]
     return {size: statistics.median(r[size] for r in rounds) for size in sizes}
-
-
-def _sizes(config: ml_collections.ConfigDict) -> list[int]:
-    stages = progressive.build_stages(config, config_lib.run_plan(config))
-    return sorted({stage.image_size for stage in stages})
-
-
-def _model(config: ml_collections.ConfigDict) -> dict:
-    """Returns what the report says of an arm's model."""
-    counts = counting.total(
-        counting.count_stages(config.model.to_dict(), config.eval.isize)
-    )
-    return {
-        "parameters": counts.parameters,
-        "multiply_adds": counts.multiply_adds,
-        "image_sizes": _sizes(config),
-    }
