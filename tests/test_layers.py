@@ -37,11 +37,8 @@ LAYERS = (
 LEVELS = {
     name: level for level, names in enumerate(LAYERS) for name in names.split()
 }
-# Only what runs as a program: `python -m efficientnetv2.study.ablation`.
-ENTRIES = {
-    ("demo", "commands.predict"),
-    ("study.ablation", "commands.study"),
-}
+# Only what runs as a program: `python -m efficientnetv2.demo`.
+ENTRIES = {("demo", "commands.predict")}
 
 
 def _level(module: str) -> int | None:

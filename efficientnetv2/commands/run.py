@@ -218,7 +218,7 @@ def report(given: flags.FlagValues, words: Sequence[str]) -> None:
 
         efficientnetv2 report runs/fashion_mnist
 
-    `efficientnetv2 study --report_only` writes the report of studies.
+    `efficientnetv2 study --only=report` writes the report of studies.
     """
     _take_model_dir(given, words)
     _execute(config_of_run(given), given, "report")
