@@ -28,6 +28,7 @@ from efficientnetv2 import (
     progress,
     progressive,
     runs,
+    speed,
 )
 from efficientnetv2.data import pipeline
 from efficientnetv2.formatting import format_seconds
@@ -35,7 +36,7 @@ from efficientnetv2.options import SHAPING_OPTIONS
 from efficientnetv2.study import analysis, definition, records
 from efficientnetv2.study.definition import Arm, Study
 from efficientnetv2.study.records import StudyError, read_json
-from efficientnetv2.train import train
+from efficientnetv2.train import train_run
 
 _WAIT = 5.0  # seconds, until what others do is looked at again
 _WARM_UP, _STEPS, _ROUNDS = 3, 20, 5
@@ -389,15 +390,18 @@ def train_and_test(
     # So that a run is the same whatever the process has run before.
     keras.backend.clear_session()
     gc.collect()
-    run = runs.make_run(config, folder)
-    with runs.claimed(run):
+    run = runs.Run(folder)
+    data = runs.Splits(config, run.log)
+    with runs.claimed(run, config):
         engines.set_up(config)
-        engine = train(run)
+        engine = train_run(config, data, run)
         engine.end_training()
-        test = evaluation.evaluate_checkpoint(run, None, engine=engine)
+        test = evaluation.evaluate_checkpoint(
+            config, data, run, None, engine=engine
+        )
         seen = evaluation.evaluate(
             engine.logits,
-            pipeline.evaluation_dataset(run.split(config.train.split), config),
+            pipeline.evaluation_dataset(data[config.train.split], config),
         )
         metrics = run.read_metrics()
     return {
@@ -417,22 +421,18 @@ def step_seconds(
 
     The median of several rounds, in which the sizes take turns.
     """
-    run = runs.make_run(config, "", lambda _: None)
+    plan = config_lib.run_plan(config)
     engines.set_up(config)
-    engine = engines.create(config, run.plan, run.log)
-    source = run.split(config.train.split)
-    total = 2 * (_WARM_UP + _ROUNDS * _STEPS)
-    plan = dataclasses.replace(run.plan, total_steps=total)
+    engine = engines.create(config, plan)
+    source = runs.Splits(config, lambda _: None)[config.train.split]
+    used = _WARM_UP + _ROUNDS * _STEPS
 
     def batches(size):
-        stage = dataclasses.replace(
-            run.stages[-1], first_step=0, last_step=total, image_size=size
+        stage = dataclasses.replace(plan.stages[-1], image_size=size)
+        make_dataset = speed.stage_maker(
+            config, plan, stage, source, engine.augments, used
         )
-        return iter(
-            pipeline.training_dataset(
-                source, config, plan, [stage], on_device=engine.augments
-            )
-        )
+        return iter(make_dataset(0, 1))
 
     def train_on(data, steps):
         start = time.perf_counter()
