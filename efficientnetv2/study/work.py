@@ -26,7 +26,6 @@ from efficientnetv2 import (
     evaluation,
     files,
     progress,
-    progressive,
     runs,
     speed,
 )
@@ -196,9 +195,9 @@ class Work:
 
     def seconds(self, name: str, config: ml_collections.ConfigDict) -> float:
         """Returns the time of a run: its steps, each as measured alone."""
-        stages = progressive.build_stages(config, config_lib.run_plan(config))
-        order = progressive.stage_of_steps(config, stages)
-        return sum(self.times[name][stages[k].image_size] for k in order)
+        plan = config_lib.run_plan(config)
+        sizes = [stage.image_size for stage in plan.stages]
+        return sum(self.times[name][sizes[k]] for k in plan.stage_of_steps)
 
     def config(self, task: Task) -> ml_collections.ConfigDict:
         """Returns the configuration of a run."""
@@ -210,7 +209,7 @@ class Work:
         flags = self.flags | {"train.seed": task.seed}
         if task.tunes:
             flags["eval.split"] = self.study.tune.split
-        return self.study.config(arm, task.strength, scale, flags)
+        return self.study.configure(arm, task.strength, scale, flags)
 
     # --- Strength -----------------------------------------------------------
 
@@ -390,8 +389,7 @@ def train_and_test(
     # So that a run is the same whatever the process has run before.
     keras.backend.clear_session()
     gc.collect()
-    run = runs.Run(folder)
-    data = runs.Splits(config, run.log)
+    run, data = runs.Run(folder), runs.Splits(config, print)
     with runs.claimed(run, config):
         engines.set_up(config)
         engine = train_run(config, data, run)
@@ -425,14 +423,14 @@ def step_seconds(
     engines.set_up(config)
     engine = engines.create(config, plan)
     source = runs.Splits(config, lambda _: None)[config.train.split]
-    used = _WARM_UP + _ROUNDS * _STEPS
-
-    def batches(size):
+    data = {}
+    for size in sizes:
         stage = dataclasses.replace(plan.stages[-1], image_size=size)
+        total = _WARM_UP + _ROUNDS * _STEPS
         make_dataset = speed.stage_maker(
-            config, plan, stage, source, engine.augments, used
+            config, plan, stage, source, engine.augments, total
         )
-        return iter(make_dataset(0, 1))
+        data[size] = iter(make_dataset(0, 1))
 
     def train_on(data, steps):
         start = time.perf_counter()
@@ -441,7 +439,6 @@ def step_seconds(
             float(engine.step(next(data), 0.0)["loss"])
         return (time.perf_counter() - start) / steps
 
-    data = {size: batches(size) for size in sizes}
     for each in data.values():
         train_on(each, _WARM_UP)
     rounds = [
