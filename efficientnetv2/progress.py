@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import pathlib
-import shutil
 import sys
 import textwrap
 import time
@@ -15,7 +14,7 @@ import ml_collections
 import tqdm
 
 from efficientnetv2 import files
-from efficientnetv2.formatting import format_seconds
+from efficientnetv2.formatting import columns, format_seconds
 
 _WINDOW = 50  # steps of which the throughput is the mean
 _BESIDE = 12  # columns of a percentage and a short bar
@@ -32,11 +31,6 @@ def redraws(stream) -> bool:
 def has_colour(stream) -> bool:
     """Whether a stream is a terminal whose user has not set NO_COLOR."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
-
-
-def columns() -> int:
-    """Returns the width of the terminal, 80 where there is none."""
-    return shutil.get_terminal_size((80, 24)).columns
 
 
 def say(text: str) -> None:
