@@ -35,6 +35,7 @@ def make_examples() -> None:
 
     with quiet.importing_tensorflow("tensorflow"):
         from efficientnetv2.data import (
+            loading,
             pipeline,
             preprocessing,
             preview,
@@ -46,7 +47,7 @@ def make_examples() -> None:
         config_lib.load(info.name, recipe=RECIPE, flags={"train.seed": SEED}),
         SHOWN,
     )
-    source = sources.load_from(
+    source = loading.load_from(
         info, config.train.split, registry.data_dir(None)
     )
     # Of different classes, by which they are found again in a batch.

@@ -27,7 +27,7 @@ from efficientnetv2 import (
     user_callbacks,
 )
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import checks, fingerprint, preview, registry
+from efficientnetv2.data import faults, fingerprint, preview, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture, weights
 from efficientnetv2.serving import export as export_lib
@@ -262,7 +262,7 @@ def _look_at_data(run: runs.Run, mode: str) -> None:
     if mode != "train":
         names.append(options.eval.split)
     splits = {name: run.split(name) for name in names if name is not None}
-    checks.before_training(options, splits, run.log)
+    faults.before_training(options, splits, run.log)
 
 
 def evaluate_and_report(

@@ -23,7 +23,7 @@ from efficientnetv2 import (
 )
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import RunPlan, run_plan
-from efficientnetv2.data import faults, fingerprint
+from efficientnetv2.data import fingerprint, loading
 from efficientnetv2.engines import schedules
 from efficientnetv2.errors import UserError
 
@@ -89,16 +89,16 @@ class Run:
         self.stage_of_steps = progressive.stage_of_steps(
             self.config, self.stages
         )
-        self.left_out = faults.LeftOut(self.log)
+        self.left_out = loading.LeftOut(self.log)
         self._splits = {}
 
-    def split(self, name: str) -> faults.Source:
+    def split(self, name: str) -> loading.Source:
         """Returns a split of the data, which is loaded once."""
         if name not in self._splits:
             # Where the data came from is said once.
             log = (lambda _: None) if self._splits else self.log
-            self._splits[name] = faults.load_split(
-                self.config, name, self.left_out, log
+            self._splits[name] = loading.load_split(
+                self.config, name, log, self.left_out
             )
         return self._splits[name]
 

@@ -21,7 +21,7 @@ import yaml
 
 from efficientnetv2 import checkpoints, formatting
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import faults, registry
+from efficientnetv2.data import faults, loading, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import counting
 
@@ -221,9 +221,8 @@ def measure_stage(
             "The speed is measured on one device; add "
             "--hparam_str=runtime.strategy=gpu or cpu."
         )
-    source = faults.load_split(
-        config, config.train.split, faults.LeftOut(run.log)
-    )
+    left_out = loading.LeftOut(run.log)
+    source = loading.load_split(config, config.train.split, left_out=left_out)
     stage = run.stages[index]
     # Twice what is used: a pipeline that reads no further is faster.
     total = 2 * (_WARM_UP + steps)

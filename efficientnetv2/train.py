@@ -15,7 +15,7 @@ from efficientnetv2 import (
     recovery,
     zoo,
 )
-from efficientnetv2.data import class_weights, faults, pipeline
+from efficientnetv2.data import faults, pipeline, sources
 from efficientnetv2.engines import schedules
 from efficientnetv2.models import counting
 from efficientnetv2.progress import Clock, Events, Progress
@@ -54,7 +54,7 @@ def _attempt(run: Run, attempt: Recovery, source, validation_source=None):
     state = attempt.state = _resume(run, engine)
     attempt.amend(state)
     engine.micro_batch_size = state.history["micro_batch_size"]
-    engine.class_weights = class_weights.resolve(
+    engine.class_weights = sources.class_weights(
         config.train.class_weights, source
     )
     if state.step >= plan.total_steps or state.history["stopped"]:

@@ -87,7 +87,7 @@ def source():
 @pytest.fixture
 def small_data(monkeypatch, source):
     """Every split of every dataset is the same 200 examples."""
-    from efficientnetv2.data import registry, sources
+    from efficientnetv2.data import loading, registry
 
     splits = {
         name: registry.Split(200, part="train")
@@ -99,7 +99,7 @@ def small_data(monkeypatch, source):
         class_names=source.class_names,
     )
     monkeypatch.setattr(registry, "load_info", lambda _: info)
-    monkeypatch.setattr(sources, "load_split", lambda *_, **__: source)
+    monkeypatch.setattr(loading, "load_from", lambda *_, **__: source)
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ LAYERS = (
     "checkpoints models.block_strings schema",
     "options",
     # What data there are: names, classes, fingerprints; reads no image.
-    "data.listing data.class_list data.folders data.csv_list "
-    "data.fashion_mnist data.registry data.fingerprint",
+    "data.listing data.class_list data.folders data.fashion_mnist "
+    "data.registry data.fingerprint",
     "cli combinations",
     "config",
     "progressive",

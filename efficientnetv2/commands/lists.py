@@ -175,10 +175,10 @@ def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
         raise UserError("--output_dir is missing, such as photos.")
     info = registry.load_info(given.dataset)
     with quiet.importing_tensorflow():
-        from efficientnetv2.data import export, sources
+        from efficientnetv2.data import export, loading
     path = export.write(
         info,
-        lambda split: sources.load_from(info, split, folder),
+        lambda split: loading.load_from(info, split, folder),
         pathlib.Path(given.output_dir),
         given.format,
         given.images_per_class,
@@ -201,9 +201,9 @@ def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
 def _check(given: flags.FlagValues, folder: pathlib.Path) -> int:
     info = registry.load_info(given.dataset)
     with quiet.importing_tensorflow():
-        from efficientnetv2.data import checks, sources
-    wrong = checks.check(
-        info, lambda split: sources.load_from(info, split, folder)
+        from efficientnetv2.data import faults, loading
+    wrong = faults.check(
+        info, lambda split: loading.load_from(info, split, folder)
     )
     return 1 if wrong else 0
 
