@@ -195,8 +195,8 @@ def jpeg(options) -> float:
     import numpy as np
 
     from efficientnetv2 import progressive
-    from efficientnetv2.config import RunPlan
     from efficientnetv2.data import pipeline, sources
+    from efficientnetv2.progressive import RunPlan
 
     config = b0_config(
         options,

@@ -20,7 +20,7 @@ import numpy as np
 from keras import ops
 
 from efficientnetv2 import normalizations
-from efficientnetv2.config import resolve_image_size
+from efficientnetv2.progressive import resolve_image_size
 
 RAND_AUGMENT_OPS = (
     *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize"),
@@ -233,8 +233,6 @@ def _layer(images, operation, argument, centre, sources):
 
 def apply(images, operation, argument, centre, sources):
     """Applies the layers of a policy, as `policies.apply` does on the host.
-
-    Tensors are those of the Keras backend.
 
     Args:
       images: uint8 [batch, height, width, 3], sides at least 3.

@@ -75,15 +75,13 @@ def load(
     Several processes may call this at once, and any of them may be killed.
 
     Args:
-        data_dir: folder that holds the archives (itself, or its folders
-            `fashion_mnist`, `manual` and `downloads/manual`), or will hold
-            them in `fashion_mnist`.
+        data_dir: holds the archives (itself, or its folders `fashion_mnist`,
+            `manual` and `downloads/manual`), or will in `fashion_mnist`.
         part: 'train' or 'test'.
         log: called with a line that says where missing archives came from.
 
     Returns:
-        Images, uint8 [n, 28, 28, 1] in [0, 255], and labels, int64 [n] in
-        [0, 9], both read-only.
+        Read-only images, uint8 [n, 28, 28, 1], and labels, int64 [n].
 
     Raises:
         DataError: an archive is missing and no source has it, or is damaged.

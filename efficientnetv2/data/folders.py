@@ -1,17 +1,8 @@
-"""Folders of images: one sub-folder per class.
+"""Folders of images: one sub-folder per class, see docs/own_data.md.
 
 Either the class folders lie in the folder itself, which is then split by a
-rule that depends on each file's name only:
-
-    photos/cat/1.jpg  photos/dog/7.png
-
-or they lie in train/ and validation/, and perhaps test/, or under another
-common name of these splits:
-
-    photos/train/cat/1.jpg  photos/validation/cat/2.jpg
-
-The classes are numbered in the order of their folders' names, or as the lines
-of a file class_names.txt in the folder name them.
+rule that depends on each file's name only, or they lie in train/ and val/, and
+perhaps test/, or under another common name of these splits.
 
 The splits are `train`, `minival` (chooses the best checkpoint), `trainval`
 (both) and `eval`. What the folders do not give is taken from the training
@@ -153,17 +144,13 @@ def images_below(folder: str | os.PathLike) -> list[str]:
 def scan(root: pathlib.Path) -> Listing:
     """Lists the images of a folder; opens none of them.
 
-    A folder is listed once until `registry.forget` is called.
-
-    Args:
-        root: absolute.
+    An absolute path is listed once until `registry.forget` is called.
 
     Raises:
         DataError: if the folder is missing, holds no class folders, a class
-            has no images, two classes have the same name but for case and
-            encoding, a split has no images, class_names.txt names other
-            classes, or it is not clear what are classes and what are splits.
-            The message names the folder and what to do.
+            or split has no images, two classes have one name but for case,
+            spaces and encoding, class_names.txt names other classes, or it is
+            not clear what are classes and what are splits.
     """
     if not root.is_dir():
         raise DataError(
@@ -417,12 +404,9 @@ def _notes_on_files(tree, parts, listed, unused) -> list[str]:
 def left_out_note(
     root: str, others: Iterable[str], stray: Sequence[str] = ()
 ) -> str:
-    """Returns the line about files that are not used.
+    """Returns the line about files of a folder that are not used.
 
-    Args:
-        root: the folder.
-        others: files that have no suffix of an image.
-        stray: images outside the class folders.
+    `others` have no suffix of an image, `stray` are outside class folders.
     """
     kinds: dict[str, list[str]] = {}
     for name in others:

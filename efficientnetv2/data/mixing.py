@@ -18,22 +18,16 @@ _MIN_ALPHA = 1e-6
 
 
 def symmetric_beta(uniforms, alpha, ops=tnp):
-    """Turns uniform draws into draws from Beta(alpha, alpha).
+    """Turns uniforms, float32 [..., 4], into draws of Beta(alpha, alpha).
 
-    Exact for every alpha above 0, without rejection and without a Gamma
-    distribution, which XLA has no kernel for. A draw B from Beta(a, a) with
-    a = alpha + 1 is the shadow on one axis of a point in a disc, by Ulrich's
-    method (Devroye, Non-Uniform Random Variate Generation, 1986, section
-    IX.3). As Gamma(alpha) is Gamma(alpha + 1) * U ** (1 / alpha), the result's
-    logit is that of B plus a Laplace draw divided by alpha.
+    Exact for every alpha above 0, scalar or [...], without rejection and
+    without a Gamma distribution, which XLA has no kernel for. A draw B from
+    Beta(a, a) with a = alpha + 1 is the shadow on one axis of a point in a
+    disc, by Ulrich's method (Devroye, Non-Uniform Random Variate Generation,
+    1986, section IX.3). As Gamma(alpha) is Gamma(alpha + 1) * U ** (1 /
+    alpha), the result's logit is that of B plus a Laplace draw over alpha.
 
-    Args:
-        uniforms: float32 [..., 4] in [0, 1).
-        alpha: float32 scalar or [...].
-        ops: a module with NumPy's names: `keras.ops`, `jax.numpy`, ...
-
-    Returns:
-        float32 [...] in [0, 1].
+    `ops` is a module with NumPy's names: `keras.ops`, `jax.numpy`, ...
     """
     alpha = ops.maximum(alpha, ops.full_like(alpha, _MIN_ALPHA))
     logs = ops.log1p(-uniforms[..., :3])

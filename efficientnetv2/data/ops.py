@@ -6,10 +6,9 @@ one call transforms each image by its own strength. Batch, height and width may
 be unknown while tracing, and the batch may be empty; sides are at least 3.
 
 The operations are those of AutoAugment (arXiv 1805.09501, table 6), most of
-them after the Python Imaging Library, and Cutout (arXiv 1708.04552). The
-values equal those of the released EfficientNetV2 code to the last bit. Where
-that code departs from the PIL, so do these functions, and their docstrings say
-so: models were trained, and magnitudes tuned, on what the code computes.
+them after PIL, and Cutout (arXiv 1708.04552). The values equal those of the
+released EfficientNetV2 code to the last bit, also where it departs from PIL:
+models were trained, and magnitudes tuned, on what the code computes.
 """
 
 import math

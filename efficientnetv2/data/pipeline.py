@@ -18,7 +18,6 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2.config import RunPlan
 from efficientnetv2.data import (
     decoding,
     mixing,
@@ -33,7 +32,7 @@ from efficientnetv2.data.sources import (
     StreamSource,
     in_parallel,
 )
-from efficientnetv2.progressive import Stage, stage_of_steps
+from efficientnetv2.progressive import RunPlan, Stage, stage_of_steps
 
 _CROP_TRIES = 10
 # More epochs than a run has, so that no two windows share a seed.

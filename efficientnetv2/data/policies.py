@@ -87,14 +87,11 @@ def level_to_arg(
 ) -> int | float | tf.Tensor | None:
     """Returns the argument of an operation, without its random sign.
 
-    A magnitude that changes during training can be a tensor; both paths compute
-    in double precision and agree exactly. Where an integer argument hangs on
-    more than the seven digits of float32, pass float64.
-
     Args:
         name: one of `RAND_AUGMENT_OPS`.
         magnitude: number or scalar tensor, at least 0; 10 is full strength,
-            and more is allowed.
+            and more is allowed. Both are computed in double precision; where
+            an integer hangs on more than seven digits, pass float64.
         cutout_const: half the side of the cutout at magnitude 10, pixels.
         translate_const: the translation at magnitude 10, pixels.
 
@@ -262,9 +259,7 @@ def layers(
         uniforms: float32 [batch, draws(policy, num_layers)] in [0, 1).
         policy: "randaug", "autoaug", "ra_aa" (for each image one of the two,
             with equal probability), or sub-policies like `AUTO_AUGMENT`.
-        magnitude: number or scalar tensor, M of RandAugment, at least 0; a
-            tensor can change from step to step in one traced graph.
-        num_layers: N of RandAugment.
+        magnitude, num_layers: M and N of RandAugment.
         cutout_const, translate_const: of RandAugment, see `level_to_arg`.
         chosen: bool [batch], which images are changed; None: all.
 

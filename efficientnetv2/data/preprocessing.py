@@ -282,16 +282,14 @@ def random_crop_boxes(
 
     The distribution is that of TensorFlow's `sample_distorted_bounding_box`,
     which the released code uses: a uniform aspect ratio in [0.75, 1.33], then
-    a uniform height among those whose area lies in [area_min, 1] and that fit,
-    by one pixel more or less where rounding misses the area, then a uniform
-    place. A box smaller than the image never touches its lower or right edge.
-    Boxes that still miss the area are drawn again, and the whole image is used
-    where all tries fail: 10 here, 100 in TensorFlow.
+    a uniform height among those whose part of the area lies in [area_min, 1]
+    and that fit, by one pixel more or less where rounding misses the area,
+    then a uniform place. A box smaller than the image never touches its lower
+    or right edge. Boxes that still miss the area are drawn again, and the
+    whole image is used where all tries fail: 10 here, 100 in TensorFlow.
 
     Args:
         uniforms: float32 [batch, 4 * tries] in [0, 1).
-        height, width: of the images.
-        area_min: smallest part of the image's area.
 
     Returns:
         float32 [batch, 4]: top, left, height, width, whole pixels.

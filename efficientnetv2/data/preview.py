@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import progressive
-from efficientnetv2.config import RunPlan
 from efficientnetv2.data import (
     faults,
     loading,
@@ -20,7 +19,7 @@ from efficientnetv2.data import (
 )
 from efficientnetv2.data.sources import Source
 from efficientnetv2.errors import DataError
-from efficientnetv2.progressive import Stage
+from efficientnetv2.progressive import RunPlan, Stage
 
 FOLDER = "preview"
 _COLUMNS = 6

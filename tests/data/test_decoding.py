@@ -9,8 +9,8 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from efficientnetv2 import progressive
-from efficientnetv2.config import RunPlan
 from efficientnetv2.data import decoding, pipeline, preprocessing, sources
+from efficientnetv2.progressive import RunPlan
 
 HEIGHT, WIDTH = 40, 56
 _Y, _X = np.mgrid[:HEIGHT, :WIDTH]

@@ -8,8 +8,8 @@ import tensorflow as tf
 from PIL import Image
 
 from efficientnetv2 import progressive
-from efficientnetv2.config import RunPlan
 from efficientnetv2.data import decoding, pipeline, preprocessing, sources
+from efficientnetv2.progressive import RunPlan
 
 
 def _jpeg(pixels, mode="RGB", **options):

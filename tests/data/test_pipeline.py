@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from efficientnetv2 import progressive
-from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline
+from efficientnetv2.progressive import RunPlan
 
 
 def _plan(config, images=200, epochs=2):

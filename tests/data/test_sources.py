@@ -151,17 +151,18 @@ def test_a_run_goes_on_with_its_own_images_only(tmp_path, source):
 
 
 def test_a_run_trains_on_them(tmp_path, small_data, tiny_config):
-    from efficientnetv2.train import train
+    from efficientnetv2.train import train_run
 
     config = tiny_config(
         "data.images_per_class=4,train.epochs=1,train.batch_size=8,"
         "train.stages=1,eval.val_split=null"
     )
-    run = runs.make_run(config, tmp_path / "run", lambda _: None)
-    with runs.claimed(run):
-        train(run)
+    run = runs.Run(tmp_path / "run", lambda _: None)
+    data = runs.Splits(config, run.log)
+    with runs.claimed(run, config):
+        train_run(config, data, run)
     assert run.read_metrics()["steps"] == 5
-    assert len(run.split("train")) == 40
+    assert len(data["train"]) == 40
 
 
 # --- Weights of classes in the loss -------------------------------------------
