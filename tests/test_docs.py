@@ -342,6 +342,14 @@ def test_every_flag_option_and_page_is_documented():
         assert f"`efficientnetv2.{name}`" in (ROOT / "docs/api.md").read_text()
 
 
+def test_the_rows_of_the_page_on_scale_are_what_its_code_prints(capsys):
+    page = ROOT / "docs/scale.md"
+    [(_, code)] = blocks(page, "python")
+    exec(code, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 3 and set(printed) <= {*page.read_text().splitlines()}
+
+
 def test_yaml_blocks_are_read():
     for page in DOCS:
         for _, text in blocks(page, "yaml"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from efficientnetv2 import cli, files, formatting, quiet
+from efficientnetv2 import backend, cli, files, formatting
 from efficientnetv2.cli import Flag
 from efficientnetv2.commands.run import config_of_run, load_config
 from efficientnetv2.errors import UserError
@@ -46,7 +46,7 @@ def study(given: flags.FlagValues, words: Sequence[str]) -> None:
     if given.only != "report":
         if not given.study:
             raise UserError("--study is missing, such as regularization.")
-        with quiet.importing_tensorflow():
+        with backend.importing_tensorflow():
             from efficientnetv2.study import definition, work
 
         at_work = work.Work(
