@@ -67,7 +67,7 @@ def main() -> int:
             continue
         name, _, precision = tpu.PRECISION.partition("=")
         flags = {name: precision, "train.batch_size": options.batch_size}
-        config = study.config(arm, flags=flags)
+        config = study.configure(arm, flags=flags)
         engine = Engine(config, config_lib.run_plan(config))
         arguments = engine.step_arguments(options.size)
         cuda = lowered_for_cuda(

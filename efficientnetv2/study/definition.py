@@ -22,7 +22,7 @@ from typing import Any, Literal
 import ml_collections
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative, progressive, schema
+from efficientnetv2 import declarative, schema
 from efficientnetv2.declarative import ConfigError, suggest
 from efficientnetv2.models import counting
 from efficientnetv2.schema import option
@@ -121,7 +121,7 @@ class Study:
             + suggest(str(name), names)
         )
 
-    def config(
+    def configure(
         self,
         arm: Arm,
         strength: float = 1.0,
@@ -268,7 +268,7 @@ def resolve(
     flags = {} if data_dir is None else {"data.data_dir": data_dir}
     configs, seen = {}, {}
     for arm in study.arms:
-        configs[arm.name] = study.config(arm, flags=flags)
+        configs[arm.name] = study.configure(arm, flags=flags)
         key = (arm.equal, arm.strength, config_lib.to_yaml(configs[arm.name]))
         if key in seen:
             raise ConfigError(
@@ -281,7 +281,7 @@ def resolve(
 
 def image_sizes(config: ml_collections.ConfigDict) -> list[int]:
     """Returns the image sizes of a run's stages, ascending."""
-    stages = progressive.build_stages(config, config_lib.run_plan(config))
+    stages = config_lib.run_plan(config).stages
     return sorted({stage.image_size for stage in stages})
 
 

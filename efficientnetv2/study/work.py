@@ -26,8 +26,8 @@ from efficientnetv2 import (
     evaluation,
     files,
     progress,
-    progressive,
     runs,
+    speed,
 )
 from efficientnetv2.data import pipeline
 from efficientnetv2.formatting import format_seconds
@@ -35,7 +35,7 @@ from efficientnetv2.options import SHAPING_OPTIONS
 from efficientnetv2.study import analysis, definition, records
 from efficientnetv2.study.definition import Arm, Study
 from efficientnetv2.study.records import StudyError, read_json
-from efficientnetv2.train import train
+from efficientnetv2.train import train_run
 
 _WAIT = 5.0  # seconds, until what others do is looked at again
 _WARM_UP, _STEPS, _ROUNDS = 3, 20, 5
@@ -195,9 +195,9 @@ class Work:
 
     def seconds(self, name: str, config: ml_collections.ConfigDict) -> float:
         """Returns the time of a run: its steps, each as measured alone."""
-        stages = progressive.build_stages(config, config_lib.run_plan(config))
-        order = progressive.stage_of_steps(config, stages)
-        return sum(self.times[name][stages[k].image_size] for k in order)
+        plan = config_lib.run_plan(config)
+        sizes = [stage.image_size for stage in plan.stages]
+        return sum(self.times[name][sizes[k]] for k in plan.stage_of_steps)
 
     def config(self, task: Task) -> ml_collections.ConfigDict:
         """Returns the configuration of a run."""
@@ -209,7 +209,7 @@ class Work:
         flags = self.flags | {"train.seed": task.seed}
         if task.tunes:
             flags["eval.split"] = self.study.tune.split
-        return self.study.config(arm, task.strength, scale, flags)
+        return self.study.configure(arm, task.strength, scale, flags)
 
     # --- Strength -----------------------------------------------------------
 
@@ -389,15 +389,17 @@ def train_and_test(
     # So that a run is the same whatever the process has run before.
     keras.backend.clear_session()
     gc.collect()
-    run = runs.make_run(config, folder)
-    with runs.claimed(run):
+    run, data = runs.Run(folder), runs.Splits(config, print)
+    with runs.claimed(run, config):
         engines.set_up(config)
-        engine = train(run)
+        engine = train_run(config, data, run)
         engine.end_training()
-        test = evaluation.evaluate_checkpoint(run, None, engine=engine)
+        test = evaluation.evaluate_checkpoint(
+            config, data, run, None, engine=engine
+        )
         seen = evaluation.evaluate(
             engine.logits,
-            pipeline.evaluation_dataset(run.split(config.train.split), config),
+            pipeline.evaluation_dataset(data[config.train.split], config),
         )
         metrics = run.read_metrics()
     return {
@@ -417,22 +419,18 @@ def step_seconds(
 
     The median of several rounds, in which the sizes take turns.
     """
-    run = runs.make_run(config, "", lambda _: None)
+    plan = config_lib.run_plan(config)
     engines.set_up(config)
-    engine = engines.create(config, run.plan, run.log)
-    source = run.split(config.train.split)
-    total = 2 * (_WARM_UP + _ROUNDS * _STEPS)
-    plan = dataclasses.replace(run.plan, total_steps=total)
-
-    def batches(size):
-        stage = dataclasses.replace(
-            run.stages[-1], first_step=0, last_step=total, image_size=size
+    engine = engines.create(config, plan)
+    source = runs.Splits(config, lambda _: None)[config.train.split]
+    data = {}
+    for size in sizes:
+        stage = dataclasses.replace(plan.stages[-1], image_size=size)
+        total = _WARM_UP + _ROUNDS * _STEPS
+        make_dataset = speed.stage_maker(
+            config, plan, stage, source, engine.augments, total
         )
-        return iter(
-            pipeline.training_dataset(
-                source, config, plan, [stage], on_device=engine.augments
-            )
-        )
+        data[size] = iter(make_dataset(0, 1))
 
     def train_on(data, steps):
         start = time.perf_counter()
@@ -441,7 +439,6 @@ def step_seconds(
             float(engine.step(next(data), 0.0)["loss"])
         return (time.perf_counter() - start) / steps
 
-    data = {size: batches(size) for size in sizes}
     for each in data.values():
         train_on(each, _WARM_UP)
     rounds = [

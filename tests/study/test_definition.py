@@ -24,7 +24,7 @@ def test_a_study_is_read_whole(small):
 def test_strength_and_budget_change_the_configuration():
     content = SMALL | {"regularization": {"data.ram": 8, "data.ram_base": 2}}
     study = definition.parse("small", content)
-    config = study.config(study.arm("much"), strength=0.5, scale=0.25)
+    config = study.configure(study.arm("much"), strength=0.5, scale=0.25)
     assert (config.data.ram, config.data.ram_base) == (4, 1)
     assert config.train.epochs == 0.5
     assert config.model.dropout_rate == 0.5
@@ -154,7 +154,7 @@ def test_arms_of_regularization():
     }
     assert orders == {"random_adaptive", "random_fixed"}
     # Without any regularization.
-    none = study.config(study.arm("none"), study.arm("none").strength)
+    none = study.configure(study.arm("none"), study.arm("none").strength)
     assert none.data.augname is None and none.data.transformations == []
     assert none.model.dropout_rate == none.train.weight_decay == 0
     assert none.data.mixup_alpha == none.train.label_smoothing == 0
