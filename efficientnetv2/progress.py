@@ -17,7 +17,8 @@ from efficientnetv2 import files
 from efficientnetv2.formatting import columns, format_seconds
 
 _WINDOW = 50  # steps of which the throughput is the mean
-_BESIDE = 12  # columns of a percentage and a short bar
+# Columns of a percentage and a bar; tqdm draws 10 where it knows no width.
+_BESIDE = 16
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}"
 _SHOWN_AFTER = 0.5  # seconds; what is faster shows no bar
 Item = TypeVar("Item")
