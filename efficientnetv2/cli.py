@@ -115,7 +115,7 @@ SHARED = SWITCHES | {
         ),
         Flag(
             "backend",
-            "What trains and evaluates: tensorflow or jax. Default: "
+            "Backend for training and evaluation: tensorflow or jax. Default: "
             "KERAS_BACKEND, else jax where there is a TPU, else tensorflow.",
             choices=backend.NAMES,
         ),
@@ -127,7 +127,7 @@ SHARED = SWITCHES | {
         ),
         Flag(
             "adaptive_regularization",
-            "All four adaptive_ switches at once; each can still be given.",
+            "All four adaptive_ switches at once; each can still be set.",
             kind=bool,
         ),
         option_flag("epochs", "train.epochs"),

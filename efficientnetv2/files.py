@@ -23,8 +23,8 @@ def cannot_write(path: str | os.PathLike, reason: str) -> CheckpointError:
     """Returns the error for a file or folder of a run, and what to do."""
     return CheckpointError(
         f"Cannot write {path}: {reason}. Earlier files are unharmed; free "
-        "space or make the folder writable, then run the same command to go "
-        "on."
+        "space or make the folder writable, then rerun the command to "
+        "resume."
     )
 
 

@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import pathlib
-import shutil
 import sys
 import textwrap
 import time
@@ -15,10 +14,11 @@ import ml_collections
 import tqdm
 
 from efficientnetv2 import files
-from efficientnetv2.formatting import format_seconds
+from efficientnetv2.formatting import columns, format_seconds
 
 _WINDOW = 50  # steps of which the throughput is the mean
-_BESIDE = 12  # columns of a percentage and a short bar
+# Columns of a percentage and a bar; tqdm draws 10 where it knows no width.
+_BESIDE = 16
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}"
 _SHOWN_AFTER = 0.5  # seconds; what is faster shows no bar
 Item = TypeVar("Item")
@@ -32,11 +32,6 @@ def redraws(stream) -> bool:
 def has_colour(stream) -> bool:
     """Whether a stream is a terminal whose user has not set NO_COLOR."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
-
-
-def columns() -> int:
-    """Returns the width of the terminal, 80 where there is none."""
-    return shutil.get_terminal_size((80, 24)).columns
 
 
 def say(text: str) -> None:

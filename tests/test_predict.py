@@ -149,7 +149,7 @@ def test_where_models_are_looked_for(folder_run, tmp_path):
     with pytest.raises(locate.ModelError, match="saved_model.pb"):
         locate.find_model(tmp_path)
     (tmp_path / "model.txt").write_text("")
-    with pytest.raises(locate.ModelError, match="is no model"):
+    with pytest.raises(locate.ModelError, match="is not a model"):
         locate.find_model(tmp_path / "model.txt")
     with pytest.raises(locate.ModelError, match="--checkpoint"):
         locate.find_model(file, checkpoint="last")

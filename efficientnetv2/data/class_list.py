@@ -29,7 +29,7 @@ def read(path: str | os.PathLike) -> list[str]:
     """Returns the names of a file.
 
     Raises:
-        OSError, UnicodeDecodeError: if it cannot be read, or is no UTF-8.
+        OSError, UnicodeDecodeError: if it cannot be read, or is not UTF-8.
     """
     text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     return text.removesuffix("\n").split("\n") if text else []

@@ -383,7 +383,7 @@ def _decode_with_pillow(data: bytes | np.ndarray) -> np.ndarray:
         with Image.open(io.BytesIO(as_bytes(data))) as image:
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
-        raise OSError("no valid BMP") from None
+        raise OSError("not a valid BMP") from None
     except _PILLOW_ERRORS as error:
         raise OSError(str(error)) from None
 

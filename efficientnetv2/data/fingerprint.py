@@ -159,8 +159,8 @@ def read(model_dir: str | os.PathLike) -> dict | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise ChangedDataError(
-            f"{path} is damaged ({error!r}). Remove it to have it written anew "
-            "from the data as they are."
+            f"{path} is damaged ({error!r}). Remove it to have it written again "
+            "from the current data."
         ) from None
     return content
 
@@ -273,8 +273,8 @@ def claim(
     old = read(model_dir) if begun else None
     if old is None and begun and info.source in registry.LISTED:
         log(
-            f"{model_dir} was begun by a version that kept no fingerprint of "
-            "its data: whether they are the same is not known, and where "
+            f"{model_dir} was started by a version that kept no fingerprint of "
+            "its data, so changes cannot be detected; and where "
             "splits are chosen by the names of files they are chosen anew, "
             "so that it may have trained on images of its new validation and "
             "test splits."
@@ -288,7 +288,7 @@ def claim(
                 "train on them; --hparam_str=data.allow_changes=true goes on "
                 "with this run nevertheless."
             )
-        log(f"Going on, although {info.name} has changed:\n{changes}")
+        log(f"Continuing although {info.name} has changed:\n{changes}")
     return {
         class_list.FILE: class_list.to_text(info.class_names),
         FILE: json.dumps(new, indent=1, ensure_ascii=False) + "\n",

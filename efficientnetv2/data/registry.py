@@ -138,7 +138,7 @@ def shards(
     if not chosen:
         raise DataError(
             f"{info.name}: of the {len(found[place])} files {split.files} in "
-            f"{place} none is left by shards {list(split.shards)}."
+            f"{place} shards {list(split.shards)} leave none."
         )
     return chosen
 
@@ -259,7 +259,7 @@ def notes(info: DatasetInfo) -> list[str]:
         return listing(info.folder).notes
     if is_registered(info.name) and pathlib.Path(info.name).is_dir():
         return [
-            f"--dataset={info.name} is that of the registry, not the folder "
+            f"--dataset={info.name} is the registered dataset, not the folder "
             f"{info.name}/ here, which is --dataset=./{info.name}."
         ]
     return []
@@ -352,7 +352,7 @@ def _parse_listed(name: str, values: dict, where: str) -> DatasetInfo:
     for key in of_folder:
         if key in values:
             raise ConfigError(
-                f"{where}: {key} is not for source {source}, whose folder "
+                f"{where}: {key} does not apply to source {source}, whose folder "
                 f"determines it; {class_list.FILE} in the folder sets the "
                 "order of the classes."
             )

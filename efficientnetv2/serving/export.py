@@ -154,7 +154,7 @@ def export(
         }
         if allow_disagreement:
             for name, fault in faults.items():
-                log(f"{name} is written nevertheless: {fault}.")
+                log(f"{name} is written anyway: {fault}.")
             faults = {}
         written = {}
         for name, each in exports.items():

@@ -25,7 +25,7 @@ DEFAULT = ("saved_model",)
 def check(formats: Sequence[str]) -> None:
     """Raises a UserError for an unknown format or a missing package."""
     if not formats:
-        raise UserError(f"No format is named. Known: {', '.join(FORMATS)}.")
+        raise UserError(f"No format given. Known: {', '.join(FORMATS)}.")
     for name in formats:
         if name not in FORMATS:
             raise UserError(

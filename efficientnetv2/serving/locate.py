@@ -84,7 +84,7 @@ def _find_model(model: str) -> Location:
         )
     if path.exists():
         raise ModelError(
-            f"{path} is no model: give the folder of a run or of a "
+            f"{path} is not a model: give the folder of a run or of a "
             "SavedModel, a .keras file, or the YAML file of an architecture."
         )
     near = nearest(model, known)

@@ -118,7 +118,7 @@ def open_source(
     if not path.exists():
         raise WeightsError(_not_found(path))
     raise WeightsError(
-        f"{path} is of no known format: a prefix or .index of a TensorFlow "
+        f"{path} has an unknown format: a prefix or .index of a TensorFlow "
         "checkpoint, .h5, .keras, .safetensors, .pth or .npz."
     )
 

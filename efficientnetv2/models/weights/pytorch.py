@@ -174,7 +174,7 @@ def _state_dict(file, path: pathlib.Path) -> dict[str, _Tensor]:
         isinstance(each, _Tensor) for each in content.values()
     ):
         raise WeightsError(
-            f"{path} is no state dict: it must hold a dictionary of tensors. "
+            f"{path} is not a state dict: it must hold a dictionary of tensors. "
             f"{_CONVERT}"
         )
     return content
