@@ -14,6 +14,6 @@ def test_the_pictures_are_those_of_the_results():
     spec.loader.exec_module(figures)
     drawn = figures.plots.to_svg(figures.progressive_picture())
     kept = (figures.IMAGES / "progressive.svg").read_text()
-    words = [f"stage {k}: {size} px" for k, size in enumerate((24, 40, 56), 1)]
+    words = [f"stage {k}: {size} px" for k, size in enumerate((28, 42, 56), 1)]
     for text in (*words, "minutes of training"):
         assert text in drawn and text in kept
