@@ -159,8 +159,8 @@ def read(model_dir: str | os.PathLike) -> dict | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise ChangedDataError(
-            f"{path} is damaged ({error!r}). Remove it to have it written again "
-            "from the current data."
+            f"{path} is damaged ({error!r}). Remove it to have it written "
+            "again from the current data."
         ) from None
     return content
 
@@ -274,19 +274,18 @@ def claim(
     if old is None and begun and info.source in registry.LISTED:
         log(
             f"{model_dir} was started by a version that kept no fingerprint of "
-            "its data, so changes cannot be detected; and where "
-            "splits are chosen by the names of files they are chosen anew, "
-            "so that it may have trained on images of its new validation and "
-            "test splits."
+            "its data, so changes cannot be detected. Splits that depend on "
+            "the names of files are drawn again: the run may have trained on "
+            "images that are now in its validation or test split."
         )
     changes = _changes(old, new, model_dir, files) if old else ""
     if changes:
         if not config.data.allow_changes:
             raise ChangedDataError(
-                f"{info.name} has changed since {model_dir} was begun:\n"
+                f"{info.name} has changed since {model_dir} was started:\n"
                 f"{changes}\nRestore the data, or name another --model_dir to "
-                "train on them; --hparam_str=data.allow_changes=true goes on "
-                "with this run nevertheless."
+                "train on them; --hparam_str=data.allow_changes=true "
+                "continues this run anyway."
             )
         log(f"Continuing although {info.name} has changed:\n{changes}")
     return {

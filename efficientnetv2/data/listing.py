@@ -200,9 +200,9 @@ def divide(
         lacks = [repr(n) for k, n in enumerate(class_names) if k not in found]
         if lacks and split == "train":
             raise DataError(
-                f"{root}: no image of {some(lacks)} is left for training: what "
-                "has few images may fall into other splits by the hash of "
-                f"their names. {remedy}"
+                f"{root}: no image of {some(lacks)} is left for training: a "
+                "hash of the names chooses the splits, and can miss classes "
+                f"with few images. {remedy}"
             )
         if lacks and split != "trainval":
             notes.append(
@@ -274,8 +274,8 @@ def scan_csv(path: pathlib.Path) -> Listing:
         split = split_of(cells.get("split", "train"))
         if split is None:
             raise DataError(
-                f"{where}: {cells['split']!r} is not a split: write train, val or "
-                "test."
+                f"{where}: {cells['split']!r} is not a split: write train, val "
+                "or test."
             )
         entries.setdefault(split, []).append((labels, name, place))
     if missing:

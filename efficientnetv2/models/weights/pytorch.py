@@ -174,8 +174,8 @@ def _state_dict(file, path: pathlib.Path) -> dict[str, _Tensor]:
         isinstance(each, _Tensor) for each in content.values()
     ):
         raise WeightsError(
-            f"{path} is not a state dict: it must hold a dictionary of tensors. "
-            f"{_CONVERT}"
+            f"{path} is not a state dict: it must hold a dictionary of "
+            f"tensors. {_CONVERT}"
         )
     return content
 
