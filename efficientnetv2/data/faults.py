@@ -49,7 +49,7 @@ _MOST_SHRINKING = 2.0
 _NO_EXAMPLE = "Could not parse example input"
 READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 FORMATS = "JPEG, PNG, GIF, BMP and WebP"
-# Other files by their first bytes, and by those of text in lower case.
+# Other kinds of files by their first bytes; text in lower case.
 _OTHERS = {
     "a TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     "a Photoshop file": (b"8BPS",),

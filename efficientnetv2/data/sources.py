@@ -16,7 +16,7 @@ from efficientnetv2.data import class_list, decoding
 from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import DataError
 
-# Of a split in shards at most so many images are kept in memory, encoded.
+# Encoded images of a sharded split that are kept in memory, at most.
 MOST_IN_MEMORY = 10_000
 
 
@@ -260,7 +260,7 @@ def with_images_per_class(
             f"{option}: the class {source.class_names[least]!r} has only "
             f"{counts[least]:,} training images. Choose at most so many."
         )
-    # Unlike that of a Generator, this stream is the same in every NumPy.
+    # Unlike a Generator's, this stream is the same in every NumPy version.
     order = np.random.RandomState(0).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     firsts = np.cumsum(counts) - counts

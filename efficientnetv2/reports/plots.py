@@ -23,7 +23,7 @@ COLOURS = (
     "#e69f00",
     "#56b4e9",
 )
-# Of text and axes; on a page it becomes that of the page's text.
+# Text and axes; on a page, the colour of the page's text replaces it.
 INK = COLOURS[4]
 _PAPER = "#fffffe"
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
