@@ -348,7 +348,7 @@ class Progress:
         }
 
     def evaluated(self, result: Mapping, is_best: bool) -> None:
-        """Logs an evaluation, whose time is no time of steps."""
+        """Logs an evaluation, whose time does not count as that of steps."""
         self.log(
             f"Epoch {result['epoch']:.4g}: {self.split} "
             f"top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%} "

@@ -31,7 +31,7 @@ Files = dict[tuple[str, str, str], int]
 
 
 class ChangedDataError(UserError):
-    """Data that are not those of the run."""
+    """Data other than the run's."""
 
 
 def take(
@@ -146,7 +146,7 @@ def _to_csv(files: Files) -> str:
 
 
 def read(model_dir: str | os.PathLike) -> dict | None:
-    """Returns the fingerprint that a run keeps, None if it has none.
+    """Returns the fingerprint stored with a run, or None.
 
     Raises:
         ChangedDataError: if the file is damaged.
@@ -254,7 +254,7 @@ def claim(
     log: Callable[[str], None],
     begun: bool,
 ) -> dict[str, str]:
-    """Checks that data are those of a run before it trains.
+    """Checks before training that the data are the run's.
 
     Args:
         begun: whether the run has trained before.
@@ -366,7 +366,7 @@ def check_is_of_run(
 def _changes(
     old: Mapping, new: Mapping, model_dir: pathlib.Path, files: Files
 ) -> str:
-    """Returns what differs between two fingerprints, a line each."""
+    """Returns the differences between two fingerprints, one per line."""
     lines = []
     for key in ("source", "tfds_name", "version", "archives", "multi_label"):
         before, now = old.get(key), new.get(key)

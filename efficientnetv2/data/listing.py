@@ -81,7 +81,7 @@ class Listing:
     Attributes:
         class_names: of the class folders, in the order of the labels.
         splits: by name.
-        notes: what the user may not expect, a line each.
+        notes: what the user may not expect, one per line.
         multi_label: whether an image may have several classes.
     """
 
@@ -109,7 +109,7 @@ def folded(name: str) -> str:
 
 
 def is_csv(path: str | os.PathLike) -> bool:
-    """Whether a path is that of a CSV file."""
+    """Whether a path is a CSV file's."""
     return os.fspath(path).lower().endswith(_CSV)
 
 

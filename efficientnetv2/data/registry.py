@@ -254,7 +254,7 @@ def listing(path: str | os.PathLike) -> Listing:
 
 
 def notes(info: DatasetInfo) -> list[str]:
-    """Returns what the user may not expect of a dataset, a line each."""
+    """Returns what the user may not expect of a dataset, one per line."""
     if info.source in LISTED:
         return listing(info.folder).notes
     if is_registered(info.name) and pathlib.Path(info.name).is_dir():

@@ -223,7 +223,7 @@ def in_order_of(source: Source, class_names: Sequence[str]) -> Source:
 def with_images_per_class(
     source: Source, per_class: int
 ) -> ArraySource | EncodedSource:
-    """Returns so many images of each class, in the order of the split.
+    """Returns a number of images of each class, in the order of the split.
 
     They are chosen at random, always the same, and each choice contains all
     smaller ones. Shards are read whole for it, and what is chosen of them is

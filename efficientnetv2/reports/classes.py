@@ -21,7 +21,7 @@ _BLUES = LinearSegmentedColormap.from_list(
 
 
 class Observer:
-    """Keeps what a report needs of an evaluation while it goes on.
+    """Keeps what a report needs while an evaluation is running.
 
     Attributes:
         labels, predicted: int64 [images].

@@ -169,7 +169,7 @@ def differences(found: Analysis) -> Figure:
 def accuracy_and_cost(
     found: Analysis, costs: Mapping[str, Mapping[str, float]]
 ) -> Figure:
-    """Draws each arm's test top-1, and what its step costs beside the base's.
+    """Draws each arm's test top-1, and the relative cost of its step.
 
     Args:
         found: the results.

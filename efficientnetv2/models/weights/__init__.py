@@ -1,4 +1,4 @@
-"""Weights in and out: other people's checkpoints and one's own.
+"""Weights in and out: other people's checkpoints and our own.
 
 Each format is a module of this folder, and a file that is added here is found
 by itself. It has two functions:
