@@ -79,8 +79,8 @@ def choose(name: str | None = None) -> str:
         )
     if "keras" in sys.modules and active() != name:
         raise BackendError(
-            f"{source} comes too late: Keras already runs on {active()} in this "
-            "process. Set KERAS_BACKEND before Keras is imported."
+            f"{source} comes too late: Keras already runs on {active()} in "
+            "this process. Set KERAS_BACKEND before Keras is imported."
         )
     os.environ["KERAS_BACKEND"] = name
     return name
@@ -201,8 +201,8 @@ def hide_devices_from_tensorflow() -> None:
             tf.config.set_visible_devices([], kind)
         except RuntimeError as error:
             raise BackendError(
-                f"TensorFlow already uses a {kind} that JAX needs. Call "
-                "nothing of TensorFlow before training on JAX."
+                f"TensorFlow already uses a {kind} that JAX needs. Do "
+                "not use TensorFlow before training on JAX."
             ) from error
 
 

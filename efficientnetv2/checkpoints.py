@@ -1,7 +1,7 @@
 """Checkpoints: atomic, the last few and the best, read without code.
 
 A checkpoint is one .npz file of named arrays and a JSON text `meta`. It is
-written beside its final place, flushed and renamed, so a file under a final
+written next to its final place, flushed and renamed, so a file under a final
 name is complete; the CRC-32 of each array is verified on reading.
 """
 

@@ -56,7 +56,7 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def write_atomically(path: str | os.PathLike, write) -> None:
-    """Writes a file so that it is either complete or not there.
+    """Writes a file so that it is either complete or absent.
 
     Args:
         path: final place.

@@ -16,7 +16,7 @@ import tqdm
 from efficientnetv2 import files
 from efficientnetv2.formatting import columns, format_seconds
 
-_WINDOW = 50  # steps of which the throughput is the mean
+_WINDOW = 50  # steps over which throughput is averaged
 # Columns of a percentage and a bar; tqdm draws 10 where it knows no width.
 _BESIDE = 16
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}"
@@ -211,7 +211,7 @@ class Events:
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
         # TensorFlow has one error for a full disk and for too little memory,
-        # after which a run would go on with smaller micro-batches.
+        # after which a run would continue with smaller micro-batches.
         try:
             yield
         except self.tf.errors.OpError as error:
@@ -348,7 +348,7 @@ class Progress:
         }
 
     def evaluated(self, result: Mapping, is_best: bool) -> None:
-        """Logs an evaluation, whose time is no time of steps."""
+        """Logs an evaluation, whose time does not count as that of steps."""
         self.log(
             f"Epoch {result['epoch']:.4g}: {self.split} "
             f"top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%} "
@@ -399,7 +399,7 @@ class Progress:
         rate, left = self.images_per_second(), self.seconds_left()
         run_left = format_seconds(left)
         stage_left = format_seconds(self.seconds_left(stage.last_step))
-        # Until two steps are done there is no telling.
+        # Unknown until two steps are done.
         speed = [f"{rate:,.0f} images/s"] if rate else []
         ends, both, short = [], [], []
         if math.isfinite(left):

@@ -106,10 +106,10 @@ def check_finite(
         f"{len(plan.stages)}, learning rate {rate:.3g})"
     )
     raise NotFiniteError(
-        f"The loss is not finite at {place}. The last checkpoint is from "
-        "before. Lower train.lr_base, set train.gclip, or lengthen "
-        "train.lr_warmup_epoch; train.on_nan=rollback goes back and leaves "
-        "that data out.",
+        f"The loss is not finite at {place}. The last checkpoint is older. "
+        "Lower train.lr_base, set train.gclip, or lengthen "
+        "train.lr_warmup_epoch; train.on_nan=rollback goes back and skips "
+        "that data.",
         step,
         place,
     )
@@ -248,8 +248,8 @@ def _load_callback(name: str) -> keras.callbacks.Callback:
         ) from error
     if not isinstance(made, keras.callbacks.Callback):
         raise UserError(
-            f"train.callbacks: {name} gives {type(made).__name__}, which is not a "
-            "keras.callbacks.Callback."
+            f"train.callbacks: {name} gives {type(made).__name__}, which is "
+            "not a keras.callbacks.Callback."
         )
     return made
 

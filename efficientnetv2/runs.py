@@ -60,7 +60,7 @@ class State:
 
 
 class Splits:
-    """The splits of a run's data, each of which is loaded once.
+    """The splits of a run's data, each loaded once.
 
     Args:
         config: of the run.
@@ -193,7 +193,7 @@ def _write_config(run: Run, config: ml_collections.ConfigDict) -> None:
 
 
 def _has_begun(run: Run) -> bool:
-    """Whether a folder holds a checkpoint to go on with, or a result."""
+    """Whether a folder holds a checkpoint to resume from, or a result."""
     found = checkpoints.folder(run.model_dir).glob("*.npz")
     return any(found) or bool(run.read_metrics().get("finished"))
 

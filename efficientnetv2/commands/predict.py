@@ -61,8 +61,8 @@ _MODEL = (
     Flag("top", "Classes printed per image; default: 5.", int, 5, low=1),
     Flag(
         "threshold",
-        "Leave out less probable classes. Images with no class left go into the "
-        f"folder {UNSURE}.",
+        "Leave out less probable classes. Images with no class left go into "
+        f"the folder {UNSURE}.",
         float,
         default=0.0,
         low=0.0,

@@ -49,7 +49,7 @@ _MOST_SHRINKING = 2.0
 _NO_EXAMPLE = "Could not parse example input"
 READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 FORMATS = "JPEG, PNG, GIF, BMP and WebP"
-# Other files by their first bytes, and by those of text in lower case.
+# Other kinds of files by their first bytes; text in lower case.
 _OTHERS = {
     "a TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     "a Photoshop file": (b"8BPS",),
@@ -97,7 +97,7 @@ def named(*read_from: Source):
 
 
 def fault_of_beginning(head: bytes, size: int) -> str | None:
-    """Returns why a file is no image by its first bytes, None if it may be.
+    """Returns why the first bytes are not an image's; None if they may be.
 
     Args:
         head: its first bytes, 64 or all.
@@ -329,7 +329,7 @@ def every(
 ) -> Iterator[str]:
     """Yields what is wrong with each bad example, in order.
 
-    Reads and decodes every example, several at once.
+    Reads and decodes every example, several in parallel.
 
     Args:
         advance: called with a number of examples when they are done.
@@ -405,7 +405,7 @@ def _in_shard(
 
 @functools.cache
 def _decode():
-    """Returns `decoding.decode`, traced once: threads can run it at once."""
+    """Returns `decoding.decode`, traced once, so that threads can share it."""
     return tf.function(
         decoding.decode,
         input_signature=[tf.TensorSpec([], tf.string)],

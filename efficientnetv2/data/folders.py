@@ -357,7 +357,7 @@ def _declared(path: pathlib.Path) -> list[str]:
 def _check_declared(
     path: pathlib.Path, names: list[str], found: list[str]
 ) -> None:
-    """Checks that each of the names is that of one folder found."""
+    """Checks that each name matches exactly one folder found."""
     named = sorted(map(class_list.folder_name, names))
     if named != sorted(found):
         wrong = sorted(set(named) ^ set(found)) or [

@@ -81,7 +81,7 @@ class Listing:
     Attributes:
         class_names: of the class folders, in the order of the labels.
         splits: by name.
-        notes: what the user may not expect, a line each.
+        notes: what the user may not expect, one per line.
         multi_label: whether an image may have several classes.
     """
 
@@ -109,7 +109,7 @@ def folded(name: str) -> str:
 
 
 def is_csv(path: str | os.PathLike) -> bool:
-    """Whether a path is that of a CSV file."""
+    """Whether a path is a CSV file's."""
     return os.fspath(path).lower().endswith(_CSV)
 
 
@@ -200,9 +200,9 @@ def divide(
         lacks = [repr(n) for k, n in enumerate(class_names) if k not in found]
         if lacks and split == "train":
             raise DataError(
-                f"{root}: no image of {some(lacks)} is left for training: what "
-                "has few images may fall into other splits by the hash of "
-                f"their names. {remedy}"
+                f"{root}: no image of {some(lacks)} is left for training: a "
+                "hash of the names chooses the splits, and can miss classes "
+                f"with few images. {remedy}"
             )
         if lacks and split != "trainval":
             notes.append(
@@ -274,8 +274,8 @@ def scan_csv(path: pathlib.Path) -> Listing:
         split = split_of(cells.get("split", "train"))
         if split is None:
             raise DataError(
-                f"{where}: {cells['split']!r} is not a split: write train, val or "
-                "test."
+                f"{where}: {cells['split']!r} is not a split: write train, val "
+                "or test."
             )
         entries.setdefault(split, []).append((labels, name, place))
     if missing:

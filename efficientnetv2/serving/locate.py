@@ -12,7 +12,7 @@ from efficientnetv2.errors import UserError, nearest
 
 
 class ModelError(UserError):
-    """A model that is not there."""
+    """A missing model."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,7 +109,7 @@ def write(
     Args:
         network: from normalized images to logits, in float32.
         spec: of the network.
-        folder: to write, not there yet.
+        folder: to write; must not exist.
     """
     module = ServingModel(frozen.constant(network), spec)
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""Weights in and out: other people's checkpoints and one's own.
+"""Weights in and out: other people's checkpoints and our own.
 
 Each format is a module of this folder, and a file that is added here is found
 by itself. It has two functions:
@@ -96,7 +96,7 @@ def load(
             names the file, the weight and both shapes; the model is
             unchanged.
     """
-    naming.slots(model)  # A model that is not ours is an error by itself.
+    naming.slots(model)  # Raises if the model is not ours.
     with open_source(source, ema) as opened:
         return assign(model, opened, skip_classifier)
 
