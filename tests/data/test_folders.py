@@ -309,7 +309,7 @@ def _move(root):
 
 def _rename(root):
     (root / "cat").rename(root / "tiger")
-    return "(?s)classes of other names .*0 'cat'.*1 'tiger'"
+    return "(?s)other class names .*0 'cat'.*1 'tiger'"
 
 
 @pytest.mark.parametrize("list_is_there", [True, False])
