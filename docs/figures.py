@@ -136,10 +136,10 @@ def _draw_accuracy(axes) -> None:
         (row["train_seconds"] - row["evaluation_seconds"]) / 60 for row in rows
     ]
     axes.plot(minutes, [100 * row["top1"] for row in rows], marker="o")
-    by_step = dict(zip([row["step"] for row in rows], minutes, strict=True))
+    steps = [0, *(row["step"] for row in rows)]
     plan, start = config_lib.run_plan(config), 0.0
     for number, stage in enumerate(plan.stages):
-        end = by_step[stage.last_step]
+        end = float(np.interp(stage.last_step, steps, [0, *minutes]))
         if number % 2:
             axes.axvspan(start, end, color=plots.INK, alpha=0.06, linewidth=0)
         axes.text(
