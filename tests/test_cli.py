@@ -81,8 +81,8 @@ def test_short_flags_are_options():
     assert config.train.epochs == 2.5 and config.train.batch_size == 64
     assert config.train.lr_base == 0.01 and config.train.seed == 3
     assert config.train.isize == config.eval.isize == 60
-    # The recipe begins at 32 of 40 pixels.
-    assert config.data.ibase == 48
+    # The recipe begins at 28 of 56 pixels.
+    assert config.data.ibase == 30
     config = _config("--image_size=60", "--hparam_str=data.ibase=40")
     assert config.data.ibase == 40
     # A flag counts more than --hparam_str.
