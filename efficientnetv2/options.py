@@ -34,8 +34,8 @@ class Model:
     )
     fused_stages: int | None = option(
         None,
-        "the first so many stages become Fused-MBConv, the others MBConv; "
-        "null: as the block strings say",
+        "number of first stages that become Fused-MBConv, the others MBConv; "
+        "null: as in the block strings",
         low=0,
     )
     width_coefficient: float = option(
@@ -154,7 +154,7 @@ class Train:
     )
     on_nan: Literal["stop", "rollback"] = option(
         "stop",
-        "what a loss that is not finite does; rollback: return to the last "
+        "response to a loss that is not finite; rollback: return to the last "
         "checkpoint and skip that data",
     )
     optimizer: Literal[
@@ -285,8 +285,8 @@ class Data:
     )
     images_per_class: int | None = option(
         None,
-        "train on so many images of each class, a fixed random choice that "
-        "all seeds share and in which a smaller one is contained; null: all",
+        "train on this many images per class, a fixed random choice, the same "
+        "for all seeds; a larger number adds to a smaller one; null: all",
         1,
     )
     allow_changes: bool = option(
@@ -294,8 +294,8 @@ class Data:
     )
     on_corrupt: Literal["error", "skip"] = option(
         "error",
-        "what an image that cannot be decoded does; error: end the run and "
-        "name the image; skip: leave it out and count it",
+        "response to an image that cannot be decoded; error: end the run and "
+        "name the image; skip: count it and continue without it",
     )
     fast_jpeg: bool = option(
         True,
@@ -392,9 +392,9 @@ class Runtime:
     strategy: Literal["auto", "cpu", "gpu", "mirrored", "multi_worker"] = (
         option(
             "auto",
-            "devices: cpu, gpu, mirrored, multi_worker; auto: what there is; "
-            "mirrored: all GPUs of a machine; multi_worker: machines by "
-            "TF_CONFIG",
+            "devices: cpu, gpu, mirrored, multi_worker; auto: what is "
+            "available; mirrored: all GPUs of a machine; multi_worker: the "
+            "machines of TF_CONFIG",
             free=True,
         )
     )

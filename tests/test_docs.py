@@ -350,6 +350,13 @@ def test_the_rows_of_the_page_on_scale_are_what_its_code_prints(capsys):
     assert printed.count("\n") == 3 and printed in page.read_text()
 
 
+def test_results_name_no_folders_of_one_machine():
+    for path in (ROOT / "results").rglob("*"):
+        if path.suffix in (".json", ".md", ".yaml"):
+            found = re.search(r"[\"= ]/(tmp|home|root|work)/", path.read_text())
+            assert not found, path
+
+
 def test_yaml_blocks_are_read():
     for page in DOCS:
         for _, text in blocks(page, "yaml"):

@@ -167,7 +167,7 @@ def test_callbacks_by_name(tiny_config, tmp_path, monkeypatch):
     for wrong, words in (
         ("tracking_of_test:Traker", "Traker"),
         ("no_such_module:Tracker", "no_such_module"),
-        ("tracking_of_test:nothing", "no keras.callbacks.Callback"),
+        ("tracking_of_test:nothing", "not a keras.callbacks.Callback"),
     ):
         with pytest.raises(UserError, match=words):
             recovery.load_callbacks([wrong])

@@ -196,8 +196,8 @@ def class_names(model_dir: str | os.PathLike) -> list[str] | None:
     if names is not None and names != known:
         lists = class_list.both(known, names, FILE, class_list.FILE)
         raise ChangedDataError(
-            f"{path} was edited: it has other names than the run.\n{lists}\n"
-            f"Write those of {FILE}, or remove {path}."
+            f"{path} was edited: its names are not the run's.\n{lists}\n"
+            f"Restore those of {FILE}, or remove {path}."
         )
     return known
 
@@ -303,11 +303,11 @@ def _check_names(info: DatasetInfo, model_dir: pathlib.Path) -> None:
     if list(map(class_list.normal_form, names)) == info.class_names:
         return
     same = sorted(names) == sorted(info.class_names)
-    what = "its classes in another order" if same else "classes of other names"
+    what = "another class order" if same else "other class names"
     lists = class_list.both(names, info.class_names, str(model_dir), info.name)
     raise ChangedDataError(
-        f"{info.name} has {what} than {model_dir}:\n{lists}\nGive them the "
-        "names and the order of the run, or name another --model_dir."
+        f"{info.name} has {what} than {model_dir}:\n{lists}\nUse the names "
+        "and the order of the run, or name another --model_dir."
     )
 
 

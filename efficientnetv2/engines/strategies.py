@@ -211,7 +211,7 @@ def _worker_index() -> int:
     if not valid:
         raise StrategyError(
             f"--strategy=multi_worker: TF_CONFIG={text!r} must be like "
-            f"{example}, the same on all machines but for the index."
+            f"{example}, the same on all machines except for the index."
         )
     return index
 

@@ -224,7 +224,7 @@ def misfit(
         f"the network's top-1 of {result.keras_top1:.2%} on the "
         f"{result.images:,} images compared is at chance, and was "
         f"{known['top1']:.2%} on the run's {known['images']:,} test images: "
-        "the images or the names of their classes are others"
+        "the images or their class names must be others"
     )
 
 

@@ -252,7 +252,7 @@ def _from_keras(found: Location, given: Mapping[str, Any]):
         network = keras.models.load_model(found.path, compile=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ServingError(
-            f"{found.path} is cut short, corrupt or of another version "
+            f"{found.path} is truncated, corrupt or from another version "
             f"({str(error).strip().splitlines()[0]})."
         ) from error
     with zipfile.ZipFile(found.path) as archive:

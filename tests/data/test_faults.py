@@ -82,7 +82,7 @@ def test_what_is_said_before_training(tmp_path):
     deep = Image.fromarray(PIXELS[..., 0].astype(np.uint16))
     (root / "train" / "cat" / "deep.png").write_bytes(encode(deep, "PNG"))
     lines = _look(root)
-    assert len(lines) == 1 and "1 of 25 images are PNGs of 16" in lines[0]
+    assert len(lines) == 1 and "1 of 25 images are 16-bit PNGs" in lines[0]
     lines = _look(root, ",data.antialias=false")
     assert len(lines) == 2 and "shrunk by 6.7 " in lines[1]
     assert len(_look(root, ",data.antialias=false,eval.isize=80")) == 1

@@ -57,7 +57,7 @@ def _changed(path: str, value):
             {"train": {}},
             ["must be text", "--hparam_str"],
         ),
-        ("arms/a b", {}, ["arm a b", "files"]),
+        ("arms/a b", {}, ["arm a b", "file names"]),
         ("questions/0/arm", "litle", ["'litle'", "'little'"]),
         ("questions/0/kind", "beter", ["question 1", "'better'"]),
         ("seeds", 0, ["seeds", "at least 1"]),

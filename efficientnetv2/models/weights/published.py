@@ -51,8 +51,8 @@ def url(model_name: str, weights: str) -> str:
     if weights not in files:
         raise WeightsError(
             f"There are no published weights {weights!r} of {model_name!r}; "
-            f"of this model there are: {', '.join(files) or 'none'}. Give a "
-            "path for weights of your own."
+            f"this model has: {', '.join(files) or 'none'}. For your own "
+            "weights, give their path."
         )
     return f"{_BASE}/{files[weights].format(name=model_name)}"
 
