@@ -1,8 +1,8 @@
 # make train   sets up and trains on Fashion-MNIST
 # make test    sets up and runs all tests
-# make ablation         runs the studies of results/ablation in runs/ablation
-# make ablation-report  makes their report anew from the results there, or in
-#                       another ABLATION_DIR
+# make study   runs the studies in runs/study, SHARDS runs at a time, renews
+#              results/study with their results, and draws the pictures; rerun
+#              it to resume
 # make test-fast        runs the tests that take seconds, in under 3 minutes
 # make benchmark        measures us and our peers, and renews
 #               results/benchmarks.md and .json; BENCHMARK passes options on,
@@ -22,14 +22,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL_DIR ?= runs/fashion_mnist
-ABLATION_DIR ?= runs/ablation
-SEEDS ?= 3
+STUDIES ?= regularization fused
+STUDY_DIR ?= runs/study
 SHARDS ?= 2
 ifndef FUZZ_SEED
 FUZZ_SEED := $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
 endif
 
-.PHONY: setup train best ablation ablation-report figures docs test \
+.PHONY: setup train best study figures docs test \
 	test-fast benchmark fuzz soak notebooks colab-check wheel lint
 
 setup: $(VENV)/.installed
@@ -47,21 +47,25 @@ best: setup
 	$(BIN)/python -m efficientnetv2.main --dataset=fashion_mnist \
 		--recipe=fashion_mnist_best --model_dir=runs/fashion_mnist_best
 
-ablation: setup
-	for study in regularization fused; do \
-		parts=; \
-		for part in $$(seq $(SHARDS)); do \
-			$(BIN)/python -m efficientnetv2.study.ablation \
-				--study=$$study --dataset=fashion_mnist --seeds=$(SEEDS) \
-				--shard=$$part/$(SHARDS) --output_dir=$(ABLATION_DIR) & \
-			parts="$$parts $$!"; \
+# One process shows the bar; the others write to a log.
+study: setup
+	mkdir -p $(STUDY_DIR)
+	trap 'kill $$others 2>/dev/null' EXIT INT TERM; \
+	for study in $(STUDIES); do \
+		others=; \
+		command="$(BIN)/efficientnetv2 study --study=$$study"; \
+		for part in $$(seq 2 $(SHARDS)); do \
+			$$command --output_dir=$(STUDY_DIR) \
+				> $(STUDY_DIR)/$$study.$$part.log 2>&1 & \
+			others="$$others $$!"; \
 		done; \
-		for part in $$parts; do wait $$part || exit; done; \
+		$$command --output_dir=$(STUDY_DIR) || exit; \
+		for part in $$others; do wait $$part || exit; done; \
+		mkdir -p results/study/$$study; \
+		cp $(STUDY_DIR)/$$study/*.json* results/study/$$study || exit; \
 	done
-	$(MAKE) ablation-report
-
-ablation-report: setup
-	$(BIN)/efficientnetv2 study --report_only --output_dir=$(ABLATION_DIR)
+	$(BIN)/efficientnetv2 study --only=report --output_dir=results/study
+	$(MAKE) figures
 
 figures: setup
 	$(BIN)/python docs/figures.py

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import resource
 import sys
 import time
@@ -36,6 +37,8 @@ from efficientnetv2 import progressive
 from efficientnetv2.engines.jax import Engine
 
 TOPOLOGY = "v5e:1x1"
+# What the compiler expects each instruction to take.
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 PRECISION = "runtime.mixed_precision=mixed_bfloat16"
 # Dataset, model, overrides: a batch that one core has the memory for.
 RUNS = {
@@ -64,6 +67,7 @@ def compile_stage(engine: Engine, device, image_size: int) -> dict:
         "code_bytes": memory.generated_code_size_in_bytes,
         "floating_point_operations": costs["flops"],
         "bytes_accessed": costs["bytes accessed"],
+        "estimated_cycles": sum(map(int, _CYCLES.findall(compiled.as_text()))),
     }
 
 

@@ -149,18 +149,18 @@ def randaugment(options) -> float:
     """Our RandAugment, 2 layers of magnitude 10: the pipeline alone."""
     import tensorflow as tf
 
-    from efficientnetv2.data.augment import policies
+    from efficientnetv2.data import policies
 
     images = tf.constant(timing.photos(options.size))
 
     def make_batch(step):
         index = step * options.batch + tf.range(options.batch, dtype=tf.int64)
         uniforms = tf.random.stateless_uniform(
-            [options.batch, policies.rand_augment_draws(2)],
+            [options.batch, policies.draws("randaug")],
             tf.stack([0, step]),
         )
         chosen = tf.gather(images, index % len(images))
-        return policies.rand_augment(chosen, uniforms, 10, num_layers=2)
+        return policies.distort(chosen, uniforms, "randaug", 10)
 
     dataset = tf.data.Dataset.range(2**40)
     dataset = dataset.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE)
@@ -195,8 +195,8 @@ def jpeg(options) -> float:
     import numpy as np
 
     from efficientnetv2 import progressive
-    from efficientnetv2.config import RunPlan
     from efficientnetv2.data import pipeline, sources
+    from efficientnetv2.progressive import RunPlan
 
     config = b0_config(
         options,

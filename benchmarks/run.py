@@ -72,191 +72,162 @@ def comparisons(options: argparse.Namespace) -> list[Comparison]:
     torch_python = options.torch_python or sys.executable
     cores = os.cpu_count() or 1
 
-    def script(label, *words, bar=None, python=sys.executable):
-        is_peer = words[0].startswith(("keras_", "timm_"))
-        file = "peers" if is_peer else "ours"
-        command = (python, f"benchmarks/{file}.py", *words)
-        return Script(label, (*command, f"--seconds={options.seconds}"), bar)
+    def compare(name, title, unit, *rows, lower_is_better=False, bar=None):
+        """Makes a comparison of rows: label, words of the command, bar."""
+        scripts = []
+        for label, words, *bars in rows:
+            subject, *flags = words.split()
+            file = "ours"
+            if subject.startswith(("keras_", "timm_")):
+                file = "peers"
+            python = sys.executable
+            if subject.startswith("timm_"):
+                python = torch_python
+            command = (python, f"benchmarks/{file}.py", subject, *flags)
+            command += (f"--seconds={options.seconds}",)
+            scripts.append(Script(label, command, *bars))
+        return Comparison(name, title, unit, scripts, lower_is_better, bar)
 
-    def steps(title, shape, bars=(None, None, None), threads=()):
+    def steps(size, batch, more="", bars=(None, None, None), threads=()):
+        shape = f"--size={size} --batch={batch}"
+        precision = more and f", {more}"
+        if more:
+            shape += f" --precision=mixed_{more}"
         xla, plain, torch = bars
-        no_xla = ("keras_step", *shape, "--no_xla")
-        return Comparison(
+        no_xla = f"keras_step {shape} --no_xla"
+        return compare(
             "step",
-            title,
+            f"Training step, B0, {size} px, batch {batch}{precision}",
             "images/s",
-            [
-                script("ours", "step", *shape),
-                script(
-                    "keras.applications, fit as it comes (XLA)",
-                    *("keras_step", *shape),
-                    bar=xla,
-                ),
-                script(
-                    "keras.applications, jit_compile=False",
-                    *no_xla,
-                    bar=plain,
-                ),
-                *(
-                    script(
-                        f"the same, threads within {within}, between {between}",
-                        *no_xla,
-                        f"--threads={within},{between}",
-                        bar=plain,
-                    )
-                    for within, between in threads
-                ),
-                script(
-                    "PyTorch Image Models, channels_last",
-                    *("timm_step", *shape),
-                    bar=torch,
-                    python=torch_python,
-                ),
-                script(
-                    "ours, with moving average and weight decay",
-                    *("step", *shape, "--full"),
-                ),
-            ],
+            ("ours", f"step {shape}"),
+            (
+                "keras.applications, fit as it comes (XLA)",
+                f"keras_step {shape}",
+                xla,
+            ),
+            ("keras.applications, jit_compile=False", no_xla, plain),
+            *(
+                (
+                    f"the same, threads within {within}, between {between}",
+                    f"{no_xla} --threads={within},{between}",
+                    plain,
+                )
+                for within, between in threads
+            ),
+            (
+                "PyTorch Image Models, channels_last",
+                f"timm_step {shape}",
+                torch,
+            ),
+            (
+                "ours, with moving average and weight decay",
+                f"step {shape} --full",
+            ),
         )
 
     if options.accelerator:
-        return [
-            steps(
-                f"Training step, B0, {size} px, batch {batch}, bfloat16",
-                (
-                    f"--size={size}",
-                    f"--batch={batch}",
-                    "--precision=mixed_bfloat16",
-                ),
-            )
-            for size, batch in ((128, 256), (224, 128))
-        ]
+        return [steps(128, 256, "bfloat16"), steps(224, 128, "bfloat16")]
+    shape = "--size=64 --batch=64"
     results = [
-        steps(
-            f"Training step, B0, {size} px, batch {batch}",
-            (f"--size={size}", f"--batch={batch}"),
-            (4.0, bar, 1.3),
-            ((cores, 1), (1, cores)),
-        )
+        steps(size, batch, "", (4.0, bar, 1.3), ((cores, 1), (1, cores)))
         for size, batch, bar in ((32, 128, 1.15), (64, 64, 1.5), (128, 32, 1.4))
     ]
-    shape = ("--size=64", "--batch=64")
     results.append(
-        Comparison(
+        compare(
             "kernels",
             "What each of our layers brings: training step, B0, 64 px, batch "
             "64",
             "images/s",
-            [
-                script("ours", "step", *shape),
-                *(
-                    script(label, "step", *shape, f"--without={name}")
-                    for label, name in (
-                        ("1x1 convolutions by Keras", "pointwise"),
-                        ("depthwise convolutions by Keras", "depthwise"),
-                        ("batch normalization by Keras", "norm"),
-                    )
-                ),
-            ],
+            ("ours", f"step {shape}"),
+            ("1x1 convolutions by Keras", f"step {shape} --without=pointwise"),
+            (
+                "depthwise convolutions by Keras",
+                f"step {shape} --without=depthwise",
+            ),
+            ("batch normalization by Keras", f"step {shape} --without=norm"),
         )
     )
-    for size, batch in ((32, 128), (128, 32), (224, 32)):
-        shape = (f"--size={size}", f"--batch={batch}")
-        results.append(
-            Comparison(
-                "randaugment",
-                f"RandAugment, 2 layers, magnitude 10, {size} px",
-                "images/s",
-                [
-                    script("ours", "randaugment", *shape),
-                    script(
-                        "keras.layers.RandAugment",
-                        *("keras_randaugment", *shape),
-                        bar=5.0,
-                    ),
-                ],
-            )
+    results += [
+        compare(
+            "randaugment",
+            f"RandAugment, 2 layers, magnitude 10, {size} px",
+            "images/s",
+            ("ours", f"randaugment --size={size} --batch={batch}"),
+            (
+                "keras.layers.RandAugment",
+                f"keras_randaugment --size={size} --batch={batch}",
+                5.0,
+            ),
         )
+        for size, batch in ((32, 128), (128, 32), (224, 32))
+    ]
     results.append(
-        Comparison(
+        compare(
             "jpeg",
             "Photographs of 500 x 375 in JPEG to 128 px",
             "images/s",
-            [
-                script("ours, the crop alone", "jpeg", "--size=128"),
-                script("whole images", "jpeg", "--size=128", "--whole"),
-            ],
+            ("ours, the crop alone", "jpeg --size=128"),
+            ("whole images", "jpeg --size=128 --whole"),
         )
     )
     for batch in (1, 32):
-        shape = ("--size=224", f"--batch={batch}")
+        ours = f"inference --size=224 --batch={batch}"
         results.append(
-            Comparison(
+            compare(
                 "inference",
                 f"Latency of inference, B0, 224 px, batch {batch}",
                 "ms",
-                [
-                    script("SavedModel", "inference", *shape),
-                    script(
-                        "keras.applications, its exported SavedModel",
-                        *("keras_inference", *shape),
-                        bar=1.0,
-                    ),
-                    *(
-                        script(label, "inference", *shape, f"--form={form}")
-                        for label, form in (
-                            ("Keras", "keras"),
-                            ("ONNX Runtime", "onnx"),
-                            ("LiteRT int8, image by image", "int8"),
-                        )
-                    ),
-                ],
+                ("SavedModel", ours),
+                (
+                    "keras.applications, its exported SavedModel",
+                    f"keras_{ours}",
+                    1.0,
+                ),
+                ("Keras", f"{ours} --form=keras"),
+                ("ONNX Runtime", f"{ours} --form=onnx"),
+                ("LiteRT int8, image by image", f"{ours} --form=int8"),
                 lower_is_better=True,
             )
         )
-    results.append(
-        Comparison(
+    results += [
+        compare(
             "first_step",
             "From the start of the program to the end of the first step, B0, "
             "32 px, batch 128",
             "s",
-            [
-                script("ours", "first_step"),
-                script(
-                    "keras.applications, fit as it comes (XLA)",
-                    "keras_first_step",
-                    bar=0.5,
-                ),
-                script(
-                    "keras.applications, jit_compile=False",
-                    *("keras_first_step", "--no_xla"),
-                ),
-            ],
+            ("ours", "first_step"),
+            (
+                "keras.applications, fit as it comes (XLA)",
+                "keras_first_step",
+                0.5,
+            ),
+            (
+                "keras.applications, jit_compile=False",
+                "keras_first_step --no_xla",
+                0.6,
+            ),
             lower_is_better=True,
-        )
-    )
-    results.append(
-        Comparison(
+        ),
+        compare(
             "waiting",
             "Share of its time that the recipe fashion_mnist waits for data",
             "of 1",
-            [script("ours", "waiting")],
+            ("ours", "waiting"),
             lower_is_better=True,
             bar=0.05,
-        )
-    )
-    for flags, what, unit, bar in (
-        ((), "Seconds to", "s", 30.0),
-        (("--memory",), "Peak memory of", "GiB", 4.0),
+        ),
+    ]
+    for flag, what, unit, bar in (
+        ("", "Seconds to", "s", 30.0),
+        (" --memory", "Peak memory of", "GiB", 4.0),
     ):
-        images = f"--images={options.images}"
         results.append(
-            Comparison(
+            compare(
                 "folder",
                 f"{what} the first step on a folder of {options.images:,} "
                 "images, B0",
                 unit,
-                [script("ours", "folder", images, *flags)],
+                ("ours", f"folder --images={options.images}{flag}"),
                 lower_is_better=True,
                 bar=bar,
             )

@@ -2,39 +2,38 @@ r"""Draws the pictures of README and docs from results/ alone.
 
     make figures
 
+Those of the studies are copies of the ones beside their results.
+
 `python docs/figures.py --examples` first renews results/examples.npz, what the
 network sees of a few images in each stage; only that needs the data.
 """
 
 import pathlib
+import shutil
 import sys
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from efficientnetv2.reports import plots, study
+from efficientnetv2.reports import plots
 from efficientnetv2.study import analysis
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 EXAMPLES = ROOT / "results" / "examples.npz"
-# What the picture on the right compares, and how the arms are called there.
-STUDIES, STUDY = ROOT / "results" / "ablation", "regularization"
-ARMS = {
-    "everything_on": "progressive",
-    "image_size_off": "fixed size",
-}
+STUDIES = ROOT / "results" / "study"
 RECIPE, SHOWN, SEED = "fashion_mnist", 3, 0
 
 
 def make_examples() -> None:
     """Keeps what the network sees of the same images in each stage."""
+    from efficientnetv2 import backend, progressive
     from efficientnetv2 import config as config_lib
-    from efficientnetv2 import progressive, quiet
 
-    with quiet.importing_tensorflow("tensorflow"):
+    with backend.importing_tensorflow("tensorflow"):
         from efficientnetv2.data import (
+            loading,
             pipeline,
             preprocessing,
             preview,
@@ -46,7 +45,7 @@ def make_examples() -> None:
         config_lib.load(info.name, recipe=RECIPE, flags={"train.seed": SEED}),
         SHOWN,
     )
-    source = sources.load_from(
+    source = loading.load_from(
         info, config.train.split, registry.data_dir(None)
     )
     # Of different classes, by which they are found again in a batch.
@@ -56,7 +55,7 @@ def make_examples() -> None:
     )
     plan = config_lib.run_plan(config)
     stages = progressive.build_stages(config, plan)
-    plan = config_lib.RunPlan(SHOWN, 1, plan.total_steps)
+    plan = progressive.RunPlan(SHOWN, 1, plan.total_steps)
     mode = config.data.normalization
     kept = {}
     for number, stage in enumerate(stages, 1):
@@ -77,7 +76,11 @@ def progressive_picture() -> Figure:
     figure = Figure((11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     _draw_examples(left)
-    _draw_accuracy(right)
+    folder = STUDIES / "regularization"
+    if folder.exists():
+        plots.draw_accuracy_by_time(right, analysis.load(folder))
+        right.legend(loc="lower right")
+        right.set_title("Accuracy by time of training", fontsize=12)
     return figure
 
 
@@ -124,38 +127,16 @@ def _draw_examples(axes) -> None:
     )
 
 
-def _draw_accuracy(axes) -> None:
-    [found] = [each for each in study.load(STUDIES) if each.study.name == STUDY]
-    for number, (arm, name) in enumerate(ARMS.items()):
-        curves = [analysis.curve(r) for r in found.of_arm(arm).values()]
-        seconds, top1 = (
-            np.mean([curve[k] for curve in curves], axis=0) for k in (0, 1)
-        )
-        colour = plots.COLOURS[number]
-        for each in curves:
-            axes.plot(
-                np.array(each[0]) / 60,
-                each[1],
-                color=colour,
-                alpha=0.3,
-                linewidth=0.8,
-            )
-        axes.plot(
-            seconds / 60, top1, "os"[number] + "-", color=colour, label=name
-        )
-    axes.set_xlabel("minutes of training")
-    axes.set_ylabel("validation top-1 (%)")
-    axes.set_xlim(left=0)
-    axes.legend(loc="lower right")
-    axes.set_title("Accuracy over time", fontsize=12)
-
-
 def main() -> None:
     """Draws everything; with --examples what the network sees is renewed."""
     if "--examples" in sys.argv[1:]:
         make_examples()
-    path = plots.save(progressive_picture(), IMAGES / "progressive.svg")
-    print(path.relative_to(ROOT))
+    drawn = [plots.save(progressive_picture(), IMAGES / "progressive.svg")]
+    for path in sorted(STUDIES.glob("*/plots/*.svg")):
+        name = f"{path.parent.parent.name}_{path.name}"
+        drawn.append(shutil.copy(path, IMAGES / name))
+    for path in drawn:
+        print(path.relative_to(ROOT))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import wrapt
 
-from efficientnetv2 import quiet
+from efficientnetv2 import backend
 
 if TYPE_CHECKING:
     from efficientnetv2.api import evaluate, export, train
@@ -62,7 +62,7 @@ def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _MODULES.get(name, ("zoo", name))
-    with quiet.importing():
+    with backend.importing():
         module = importlib.import_module(f"{__name__}.{module}")
     return getattr(module, attribute)
 

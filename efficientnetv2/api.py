@@ -16,24 +16,22 @@ import ml_collections
 from efficientnetv2 import (
     backend,
     checkpoints,
-    closing,
-    dry_run,
     engines,
     evaluation,
     files,
+    notices,
     progress,
     recovery,
     runs,
-    user_callbacks,
 )
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import checks, fingerprint, preview, registry
+from efficientnetv2.data import faults, fingerprint, preview, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture, weights
 from efficientnetv2.serving import export as export_lib
 from efficientnetv2.serving import loading, scoring
 from efficientnetv2.serving.spec import ServingSpec
-from efficientnetv2.train import train as train_to_the_end
+from efficientnetv2.train import train_run
 
 WorkerLost = recovery.WorkerLost
 
@@ -62,9 +60,8 @@ def train(
         UserError: for data that cannot be obtained, a model_dir that cannot be
             written or belongs to another run, or a loss that is not finite.
     """
-    run = runs.make_run(config, model_dir, log)
-    run.callbacks = callbacks
-    _train(run, "train_and_eval")
+    run = runs.Run(model_dir, log, callbacks)
+    _train(config, run, "train_and_eval")
     return run.read_metrics()
 
 
@@ -89,9 +86,11 @@ def evaluate(
     Raises:
         UserError: if there is no such run, checkpoint or data.
     """
-    run = _run_of(model_dir, hparam_str, log)
-    engines.set_up(run.config, training=False)
-    return evaluation.evaluate_checkpoint(run, checkpoint)
+    config = _config_of(model_dir, hparam_str, log)
+    run = runs.Run(model_dir, log)
+    engines.set_up(config, training=False)
+    data = runs.Splits(config, log)
+    return evaluation.evaluate_checkpoint(config, data, run, checkpoint)
 
 
 def evaluate_weights(
@@ -117,10 +116,9 @@ def evaluate_weights(
             the model does not know.
     """
     engines.set_up(config, training=False)
-    run = runs.make_run(config, "", log)
     result = scoring.evaluate(
         loading.load(model_name, weights=str(weights)),
-        run.split(config.eval.split),
+        runs.Splits(config, log)[config.eval.split],
         config.eval.batch_size,
     )
     log(
@@ -156,16 +154,17 @@ def export(
             not installed, or a format that differs too much, after the others
             are written.
     """
-    run = _run_of(model_dir, "", log)
+    config = _config_of(model_dir, "", log)
+    run = runs.Run(model_dir, log)
     with files.writing(run.model_dir):
-        return export_run(run, checkpoint, formats, allow_disagreement)
+        return export_run(config, run, checkpoint, formats, allow_disagreement)
 
 
-def _run_of(model_dir, hparam_str, log) -> runs.Run:
-    """Returns the run that a folder holds."""
+def _config_of(model_dir, hparam_str, log) -> ml_collections.ConfigDict:
+    """Returns the configuration of the run that a folder holds."""
     saved = config_lib.read_saved(model_dir)
     config = config_lib.load(hparam_str=hparam_str, saved=saved)
-    return runs.make_run(config, model_dir, log)
+    return config_lib.as_begun(config, model_dir, log)
 
 
 def execute(
@@ -192,38 +191,42 @@ def execute(
     Raises:
         UserError: see `train`, `evaluate` and `export`.
     """
-    run = runs.make_run(config, model_dir, log)
+    run = runs.Run(model_dir, log)
     if mode.startswith("train"):
-        _train(run, mode)
+        _train(config, run, mode)
         return
+    config = config_lib.as_begun(config, model_dir, log)
     engines.set_up(config, training=False)
     with files.writing(run.model_dir):
         if mode == "eval":
-            result = evaluation.evaluate_checkpoint(run, checkpoint)
+            result = evaluation.evaluate_checkpoint(
+                config, runs.Splits(config, log), run, checkpoint
+            )
             run.update_metrics(eval=result)
         elif mode == "report":
-            report(run, checkpoint)
+            report(config, run, checkpoint)
         else:
-            export_run(run, checkpoint, formats, allow_disagreement)
+            export_run(config, run, checkpoint, formats, allow_disagreement)
 
 
-def _train(run: runs.Run, mode: str) -> None:
-    if not engines.is_chief(run.config):
+def _train(config: ml_collections.ConfigDict, run: runs.Run, mode: str) -> None:
+    config = config_lib.as_begun(config, run.model_dir, run.log)
+    if engines.is_chief(config):
+        with runs.claimed(run, config):
+            _train_as_chief(config, run, mode)
+    else:
         run.log = _silent
-        train_to_the_end(run)
-        return
-    with runs.claimed(run):
-        named = user_callbacks.create(run.config.train.callbacks)
-        run.callbacks = [*run.callbacks, *named]
-        _train_as_chief(run, mode)
+        train_run(config, runs.Splits(config, run.log), run)
 
 
-def _train_as_chief(run: runs.Run, mode: str) -> None:
-    metrics, split = run.read_metrics(), run.config.eval.split
-    if run.config.train.extend and metrics.get("steps", 0) < (
-        run.plan.total_steps
-    ):
-        metrics = run.update_metrics(finished=False)
+def _train_as_chief(
+    config: ml_collections.ConfigDict, run: runs.Run, mode: str
+) -> None:
+    metrics, split = run.read_metrics(), config.eval.split
+    if config.train.extend:
+        total = config_lib.run_plan(config).total_steps
+        if metrics.get("steps", 0) < total:
+            metrics = run.update_metrics(finished=False)
     if metrics.get("finished"):
         run.log(
             f"{run.model_dir} is finished: {split} top-1 "
@@ -231,102 +234,105 @@ def _train_as_chief(run: runs.Run, mode: str) -> None:
             "another run."
         )
         return
-    engines.set_up(run.config)
-    dry_run.warn_if_slow(run)
+    engines.set_up(config)
     run.update_metrics(environment=runs.environment())
-    _look_at_data(run, mode)
-    engine = train_to_the_end(run)
+    data = runs.Splits(config, run.log)
+    # What can be found wrong in seconds is found before the first step.
+    names = [config.train.split, config.eval.val_split]
+    names += [split] if mode != "train" else []
+    splits = {name: data[name] for name in names if name is not None}
+    faults.before_training(config, splits, run.log)
+    engine = train_run(config, data, run)
     if mode == "train":
         run.log(f"Trained: {run.model_dir}")
         return
     engine.end_training()
     model = ""
-    if mode == "train_and_test":
-        result = evaluation.evaluate_checkpoint(run, None, engine=engine)
+    if mode == "train_and_eval":
+        result = _evaluate_and_report(config, data, run, None, engine)
+        model = f" Model: {export_saved_model(config, run, engine)}"
     else:
-        result = evaluate_and_report(run, None, engine)
-        model = f" Model: {export_saved_model(run, engine)}"
+        result = evaluation.evaluate_checkpoint(
+            config, data, run, None, engine=engine
+        )
     metrics = run.update_metrics(test=result, finished=True)
     run.log(
         f"Done: {split} top-1 {result['top1']:.2%} after "
         f"{metrics['train_seconds'] / 60:.1f} minutes of training.{model}"
     )
     if mode == "train_and_eval":
-        run.log(closing.next_commands(run))
+        run.log(notices.next_commands(run.model_dir, data[split]))
 
 
-def _look_at_data(run: runs.Run, mode: str) -> None:
-    """Finds what can be found wrong before the first step in seconds."""
-    options = run.config
-    names = [options.train.split, options.eval.val_split]
-    if mode != "train":
-        names.append(options.eval.split)
-    splits = {name: run.split(name) for name in names if name is not None}
-    checks.before_training(options, splits, run.log)
-
-
-def evaluate_and_report(
-    run: runs.Run, checkpoint: str | None = None, engine=None
-) -> dict:
+def _evaluate_and_report(config, data, run, checkpoint=None, engine=None):
     """Evaluates a checkpoint and writes report.html; returns the metrics."""
     # Imports matplotlib, which training does not wait for.
     from efficientnetv2.reports import run as run_report
 
     observer = run_report.Observer()
-    result = evaluation.evaluate_checkpoint(run, checkpoint, observer, engine)
-    preview.write(run.config, run.model_dir / preview.FOLDER, log=_silent)
-    path = run_report.write(run, observer, result)
-    if not run.config.data.multi_label:
-        names = registry.load_info(run.config.data.ds_name).class_names
-        run.log(closing.class_table(observer.labels, observer.predicted, names))
+    result = evaluation.evaluate_checkpoint(
+        config, data, run, checkpoint, observer, engine
+    )
+    preview.write(config, run.model_dir / preview.FOLDER, log=_silent)
+    path = run_report.write(config, run, observer, result)
+    if not config.data.multi_label:
+        names = registry.load_info(config.data.ds_name).class_names
+        run.log(notices.class_table(observer.labels, observer.predicted, names))
     run.log(f"Report: {path}")
     return result
 
 
-def report(run: runs.Run, checkpoint: str | None = None) -> None:
+def report(
+    config: ml_collections.ConfigDict,
+    run: runs.Run,
+    checkpoint: str | None = None,
+) -> None:
     """Writes report.html; without the run's data, of what is on record."""
     from efficientnetv2.reports import run as run_report
 
     metrics = run.read_metrics()
     known = metrics.get("test") or metrics.get("eval")
     try:
-        evaluate_and_report(run, checkpoint)
+        data = runs.Splits(config, run.log)
+        _evaluate_and_report(config, data, run, checkpoint)
     except DataError as error:
-        data = run.config.data
-        info = registry.load_info(data.ds_name)
-        here = registry.state(info, registry.data_dir(data.data_dir)) != "-"
+        info = registry.load_info(config.data.ds_name)
+        folder = registry.data_dir(config.data.data_dir)
+        here = registry.state(info, folder) != "-"
         if here or known is None:
             raise
         run.log(f"Without images, of the metrics on record: {error}")
-        run.log(f"Report: {run_report.write(run, None, known)}")
+        run.log(f"Report: {run_report.write(config, run, None, known)}")
 
 
 def _silent(_: str) -> None:
     """Logs nothing: where the data came from has been said."""
 
 
-def _network(run: runs.Run, checkpoint: str | None, engine=None):
+def _network(config, run: runs.Run, checkpoint: str | None, engine=None):
     """Returns the averaged weights of a checkpoint in a network, and it."""
     found = checkpoints.load(checkpoints.find(run.model_dir, checkpoint))
     if engine is not None and keras.config.dtype_policy().name == "float32":
         network = engine.network
     else:
         keras.config.set_dtype_policy("float32")
-        network = architecture.build(run.config.model.to_dict())
+        network = architecture.build(config.model.to_dict())
     weights.load_averaged(network, found)
     return network, found
 
 
-def export_saved_model(run: runs.Run, engine=None) -> pathlib.Path:
+def export_saved_model(
+    config: ml_collections.ConfigDict, run: runs.Run, engine=None
+) -> pathlib.Path:
     """Exports the best checkpoint to saved_model/, as training ends with."""
     if backend.active() == "jax":
         backend.run_on_tensorflow(
             "efficientnetv2.api", str(run.model_dir), log=run.log
         )
         return run.model_dir / "saved_model"
-    network, found = _network(run, None, engine)
+    network, found = _network(config, run, None, engine)
     spec = ServingSpec.from_config(
-        run.config, fingerprint.names_of_run(run.config, run.model_dir)
+        config, fingerprint.names_of_run(config, run.model_dir)
     )
     folder = export_lib.export_saved_model(
         network, spec, run.model_dir / "saved_model"
@@ -336,6 +342,7 @@ def export_saved_model(run: runs.Run, engine=None) -> pathlib.Path:
 
 
 def export_run(
+    config: ml_collections.ConfigDict,
     run: runs.Run,
     checkpoint: str | None,
     formats: Sequence[str],
@@ -344,7 +351,7 @@ def export_run(
     """Exports a checkpoint, and keeps in metrics.json how it compares.
 
     Args:
-        run: of the checkpoint.
+        config, run: of the checkpoint.
         checkpoint: see `checkpoints.find`.
         formats, allow_disagreement: see `serving.export.export`.
 
@@ -367,12 +374,12 @@ def export_run(
         )
         exports = run.read_metrics()["exports"]
         return {n: e for n, e in exports.items() if n.split("/")[0] in formats}
-    network, found = _network(run, checkpoint)
-    fingerprint.say_changes(run.config, run.model_dir, run.log)
+    network, found = _network(config, run, checkpoint)
+    fingerprint.say_changes(config, run.model_dir, run.log)
     written, faults = export_lib.export(
         network,
-        run.config,
-        fingerprint.names_of_run(run.config, run.model_dir),
+        config,
+        fingerprint.names_of_run(config, run.model_dir),
         run.model_dir,
         formats,
         allow_disagreement,
@@ -395,6 +402,7 @@ def export_run(
 if __name__ == "__main__":
     # What `export_saved_model` wants of its child process.
     try:
-        export_saved_model(_run_of(sys.argv[1], "", print))
+        own = _config_of(sys.argv[1], "", print)
+        export_saved_model(own, runs.Run(sys.argv[1]))
     except UserError as user_error:
         sys.exit(f"error: {user_error}")

@@ -1,11 +1,14 @@
-"""The backend of Keras: which it is, and what the other one must not do.
+"""The backend of Keras: which it is, its import, and the other one's place.
 
 Keras decides when it is imported, so `choose` comes first. TensorFlow is there
 on both backends, for `tf.data`; where JAX trains, TensorFlow must not take the
 memory of the devices.
 """
 
+import contextlib
+import gc
 import glob
+import importlib
 import importlib.util
 import os
 import pathlib
@@ -13,7 +16,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from efficientnetv2.errors import UserError, nearest
 
@@ -22,6 +25,9 @@ _INSTALL_JAX = (
     "pip install 'jax[tpu]' on a TPU, pip install 'jax[cuda12]' on an NVIDIA "
     "GPU, else pip install jax"
 )
+# What TensorFlow and Keras import where it is installed: for a converter, for
+# plots and for scikit-learn's interface, which no program here calls.
+_UNNEEDED = ("jax", "matplotlib", "sklearn")
 
 
 class BackendError(UserError):
@@ -105,6 +111,67 @@ def has_tpu() -> bool:
     if not importlib.util.find_spec("libtpu"):
         return False
     return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
+@contextlib.contextmanager
+def importing_tensorflow(name: str | None = "tensorflow") -> Iterator[None]:
+    """Decides on the backend, and imports it quickly and quietly.
+
+    For programs: in this process Keras' interface to scikit-learn and its
+    pictures are missing. The packages themselves can be imported afterwards.
+
+    Args:
+        name: what Keras then runs on, see `choose`.
+    """
+    unneeded = {*_UNNEEDED} - {choose(name), *sys.modules}
+    gc.disable()
+    try:
+        with importing():
+            # Python takes a module that is None for one that is not installed.
+            sys.modules.update(dict.fromkeys(unneeded))
+            try:
+                importlib.import_module("keras")
+            finally:
+                for each in unneeded:
+                    sys.modules.pop(each, None)
+            yield
+    finally:
+        # What is imported stays: the collector need not look at it, ever.
+        gc.freeze()
+        gc.enable()
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Keeps TensorFlow's remarks off the screen while it is imported.
+
+    TensorFlow announces its kernels and missing CUDA drivers before its log
+    level is read. What it wrote is shown if the import fails.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "tensorflow" in sys.modules:
+        yield
+        return
+    with without_native_messages():
+        yield
+
+
+@contextlib.contextmanager
+def without_native_messages() -> Iterator[None]:
+    """Keeps what is written to stderr off the screen, but for errors."""
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(screen, kept.read())
+            raise
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
 
 
 def gpu_precision(capability: tuple[int, int]) -> str:

@@ -8,7 +8,6 @@ nothing here is ever executed.
 
 import ast
 import copy
-import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 import ml_collections
 import yaml
 
-from efficientnetv2 import combinations
+from efficientnetv2 import combinations, progressive
 from efficientnetv2.data import fingerprint, registry
 from efficientnetv2.declarative import (
     ConfigError,
@@ -354,22 +353,12 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, dict]:
     return nested
 
 
-def resolve_image_size(config: ml_collections.ConfigDict) -> int:
-    """Returns the training image size of the last stage in pixels.
-
-    A value of at most 2 is a fraction of `eval.isize`, rounded down to a
-    multiple of 16, as in the released code.
-    """
-    size = config.train.isize
-    if size <= 2:
-        return int(config.eval.isize * size) // 16 * 16
-    return int(size)
-
-
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a ConfigError for what only shows in the combination."""
     combinations.check_model(config.model, config.model.model_name)
-    combinations.check_image_sizes(config, resolve_image_size(config))
+    combinations.check_image_sizes(
+        config, progressive.resolve_image_size(config)
+    )
     combinations.check_data(config, registry.load_info(config.data.ds_name))
     steps = run_plan(config).total_steps
     if config.train.stages > steps:
@@ -379,32 +368,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class RunPlan:
-    """How many steps a run has.
-
-    Attributes:
-        num_images: images of the training split.
-        steps_per_epoch: whole batches of an epoch.
-        total_steps: optimizer steps of the run.
-    """
-
-    num_images: int
-    steps_per_epoch: int
-    total_steps: int
-
-
-def run_plan(config: ml_collections.ConfigDict) -> RunPlan:
-    """Returns the run's number of steps; `train.epochs` may be fractional."""
+def run_plan(config: ml_collections.ConfigDict) -> progressive.RunPlan:
+    """Returns the plan of a run, whose data need not be there yet."""
     info = registry.load_info(config.data.ds_name)
     images = registry.num_images(info, config.train.split, config)
-    steps_per_epoch = images // config.train.batch_size
-    total = max(
-        config.train.min_steps,
-        int(round(config.train.epochs * steps_per_epoch)),
-        1,
-    )
-    return RunPlan(images, steps_per_epoch, total)
+    return progressive.plan_run(config, images)
 
 
 def to_yaml(config: ml_collections.ConfigDict) -> str:

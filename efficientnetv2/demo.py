@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from efficientnetv2 import progress
-from efficientnetv2.data import checks
+from efficientnetv2.data.faults import fault_of_beginning
 from efficientnetv2.errors import UserError
 from efficientnetv2.reports import document
 from efficientnetv2.serving import inspection, predict
@@ -35,7 +35,7 @@ def explain(classifier: Classifier, paths: Sequence[str | os.PathLike]) -> str:
     for path in paths:
         with open(path, "rb") as file:
             head, size = file.read(64), os.path.getsize(path)
-        if fault := checks.fault_of_beginning(head, size):
+        if fault := fault_of_beginning(head, size):
             faults[path] = fault
     found = dict(
         predict.stream(

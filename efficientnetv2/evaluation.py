@@ -1,15 +1,21 @@
 """Exact evaluation: every example counts once, whatever the batch size."""
 
+import statistics
+import time
 from collections.abc import Callable
 
 import keras
+import ml_collections
 import numpy as np
 
 from efficientnetv2 import checkpoints, engines, progress
 from efficientnetv2.data import faults, fingerprint, pipeline, sources
 from efficientnetv2.engines import losses
 from efficientnetv2.models import weights
-from efficientnetv2.runs import Run
+from efficientnetv2.runs import Run, Splits
+
+# Batches of the rate of inference, and how often it is measured.
+_WARM_UP, _BATCHES, _ROUNDS = 3, 20, 7
 
 
 def evaluate(
@@ -97,6 +103,8 @@ def to_vectors(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def evaluate_checkpoint(
+    config: ml_collections.ConfigDict,
+    data: Splits,
     run: Run,
     name: str | None,
     observe: Callable | None = None,
@@ -105,6 +113,7 @@ def evaluate_checkpoint(
     """Evaluates the averaged weights of a checkpoint on `eval.split`.
 
     Args:
+        config, data: of the run.
         run: of the checkpoint.
         name: see `checkpoints.find`.
         observe: see `evaluate`.
@@ -115,15 +124,11 @@ def evaluate_checkpoint(
         The metrics of `evaluate`, with 'checkpoint', 'step', 'dataset' and
         'split'.
     """
-    config = run.config
     checkpoint = checkpoints.load(checkpoints.find(run.model_dir, name))
-    source = run.split(config.eval.split)
-    source = sources.in_order_of(
-        source, fingerprint.names_of_run(config, run.model_dir)
-    )
+    engine = engine or engines.create(config, None)
     fingerprint.say_changes(config, run.model_dir, run.log)
-    if engine is None:
-        engine = engines.create(config, run.plan, run.log, training=False)
+    names = fingerprint.names_of_run(config, run.model_dir)
+    source = sources.in_order_of(data[config.eval.split], names)
     weights.load_averaged(engine.network, checkpoint)
     with faults.named(source):
         result = evaluate(
@@ -132,7 +137,7 @@ def evaluate_checkpoint(
             config.train.loss_type,
             observe,
         )
-    run.left_out.report()
+    data.left_out.report()
     result |= {
         "checkpoint": checkpoint.path.name,
         "step": checkpoint.meta["step"],
@@ -145,3 +150,42 @@ def evaluate_checkpoint(
         f"{checkpoint.path.name}, step {result['step']:,})"
     )
     return result
+
+
+def measure_inference(
+    config: ml_collections.ConfigDict, model_dir: str, batch_size: int
+) -> dict:
+    """Measures the best checkpoint's averaged weights on random images.
+
+    Returns:
+        'images_per_second', the median of several rounds after a warm-up,
+        'lowest' and 'highest' of the rounds, 'batch_size', 'image_size' in
+        pixels, 'rounds' and 'batches_per_round'.
+
+    Raises:
+        UserError: if there is no checkpoint.
+    """
+    engine = engines.create(config, None)
+    weights.load_averaged(
+        engine.network, checkpoints.load(checkpoints.find(model_dir, None))
+    )
+    size = config.eval.isize
+    images = np.random.default_rng(0).uniform(
+        -1.0, 1.0, [batch_size, size, size, 3]
+    )
+    images = images.astype(np.float32)
+
+    def images_per_second(batches):
+        start = time.perf_counter()
+        for _ in range(batches):
+            engine.logits(images)
+        return batches * batch_size / (time.perf_counter() - start)
+
+    images_per_second(_WARM_UP)
+    rates = [images_per_second(_BATCHES) for _ in range(_ROUNDS)]
+    return {
+        "images_per_second": statistics.median(rates),
+        **{"lowest": min(rates), "highest": max(rates)},
+        **{"batch_size": batch_size, "image_size": size},
+        **{"rounds": _ROUNDS, "batches_per_round": _BATCHES},
+    }

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from efficientnetv2 import engines, files, progress, runs
+from efficientnetv2.config import run_plan
 from efficientnetv2.data import pipeline
 from efficientnetv2.errors import UserError
 
@@ -59,9 +60,7 @@ def find(
     config = config.copy_and_resolve_references().unlock()
     config.train.stages = 1
     config.train.stage_order = "ascending"
-    plan = dataclasses.replace(
-        runs.make_run(config, "", log).plan, total_steps=steps
-    )
+    per_epoch = run_plan(config).steps_per_epoch
     factor = (_HIGHEST / _LOWEST) ** (1.0 / steps)
     config.train.update(
         {
@@ -69,25 +68,24 @@ def find(
             "lr_base": _LOWEST,
             "lr_min": 0.0,
             "lr_decay_factor": factor,
-            "lr_decay_epoch": 1.0 / plan.steps_per_epoch,
+            "lr_decay_epoch": 1.0 / per_epoch,
             "lr_warmup_epoch": 0.0,
             "ema_decay": 0.0,
         }
     )
     engines.set_up(config)
-    run = runs.make_run(config.lock(), "", log)
-    [stage] = run.stages
-    stage = dataclasses.replace(stage, last_step=steps)
-    run = dataclasses.replace(run, plan=plan, stages=[stage])
-    source = run.split(config.train.split)
-    engine = engines.create(config, plan, log)
+    plan = run_plan(config.lock())
+    stage = dataclasses.replace(plan.stages[0], last_step=steps)
+    plan = dataclasses.replace(plan, total_steps=steps)
+    source = runs.Splits(config, log)[config.train.split]
+    engine = engines.create(config, plan)
 
     def make_dataset(worker: int, workers: int):
         return pipeline.training_dataset(
             source,
             config,
             plan,
-            run.stages,
+            [stage],
             part=(worker, workers),
             on_device=engine.augments,
         )

@@ -11,16 +11,12 @@ from typing import Literal
 
 from efficientnetv2 import normalizations, schema
 from efficientnetv2.models.block_strings import BlockArgs
-from efficientnetv2.schema import (
-    Option,
-    option,
-    references,
-    regular_expression,
-)
+from efficientnetv2.schema import option, regular_expression
 
 # Beyond it no memory holds the activations.
 _LARGEST_IMAGE = 8192
 MIN_IMAGE_SIZE = 8
+_SHARE = (0, 1)
 
 
 def _block_strings(texts: list) -> None:
@@ -52,8 +48,7 @@ class Model:
         None,
         "0.9: round up where rounding loses more than a tenth, as in V1's "
         "original code and Keras",
-        0,
-        1,
+        *_SHARE,
     )
     fix_head_stem: bool = option(
         False,
@@ -78,8 +73,7 @@ class Model:
         0.8,
         "of the last block's residual branch; falls linearly from 1 at the "
         "first block; 1, 0, null: off",
-        0,
-        1,
+        *_SHARE,
     )
     conv_dropout: float | None = option(
         None, "dropout rate inside the blocks", 0, 0.999
@@ -205,8 +199,7 @@ class Train:
         0.0,
         "w -= learning rate * this * w, in addition to the L2 loss; intended "
         "for adamw and lion (0.05)",
-        0,
-        1,
+        *_SHARE,
     )
     loss_type: Literal["softmax", "sigmoid", "sigmoid_sum"] = option(
         "softmax",
@@ -245,7 +238,7 @@ class Train:
     callbacks: list = option(
         [],
         "Keras callbacks, as module:Class, called without arguments",
-        check=references,
+        check=schema.references,
         free=True,
     )
     varsexp: str | None = option(
@@ -431,7 +424,7 @@ SECTIONS = {
     "checkpoint": Checkpoint,
     "runtime": Runtime,
 }
-OPTIONS: dict[str, Option] = {
+OPTIONS: dict[str, schema.Option] = {
     name: each
     for section, fields in SECTIONS.items()
     for name, each in schema.describe(fields, f"{section}.").items()

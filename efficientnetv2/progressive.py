@@ -1,18 +1,17 @@
-"""Progressive learning: the stages of a run as data.
+"""The plan of a run: its steps, and the stages of progressive learning.
 
-Source: arXiv 2104.00298, section 4 and algorithm 1. All stages are computed
-by one pure function of the configuration.
+Source: arXiv 2104.00298, section 4 and algorithm 1. A plan is computed by one
+pure function of the configuration.
 """
 
 import dataclasses
+import functools
 import textwrap
 from collections.abc import Sequence
 
 import ml_collections
-import numpy as np
 
 from efficientnetv2 import formatting
-from efficientnetv2.config import RunPlan, resolve_image_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +36,89 @@ class Stage:
     cutmix_alpha: float
     dropout_rate: float
     batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlan:
+    """What a run does when.
+
+    Attributes:
+        num_images: images of the training split.
+        steps_per_epoch: whole batches of an epoch.
+        total_steps: optimizer steps of the run.
+        stages: of progressive learning, in order.
+        evaluate_every: steps between evaluations; 0: there are none.
+        save_every: steps between checkpoints besides those of epochs and
+            stages; 0: there are none.
+        draw_seed: of the stage that each step draws; None: stages follow each
+            other.
+    """
+
+    num_images: int
+    steps_per_epoch: int
+    total_steps: int
+    stages: tuple[Stage, ...] = ()
+    evaluate_every: int = 0
+    save_every: int = 0
+    draw_seed: int | None = None
+
+    @functools.cached_property
+    def stage_of_steps(self):
+        """The stage of every step, see the function of this name."""
+        return _order(self.stages, self.draw_seed)
+
+    def stage(self, step: int) -> Stage:
+        """Returns the stage of a step."""
+        return self.stages[self.stage_of_steps[step]]
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the model is evaluated after so many steps."""
+        return bool(self.evaluate_every) and (
+            step % self.evaluate_every == 0 or step == self.total_steps
+        )
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due after so many steps."""
+        return (
+            step == self.total_steps
+            or step % self.steps_per_epoch == 0
+            or bool(self.save_every and step % self.save_every == 0)
+            or self.draw_seed is None
+            and any(step == stage.last_step for stage in self.stages)
+        )
+
+
+def plan_run(config: ml_collections.ConfigDict, num_images: int) -> RunPlan:
+    """Returns the plan of a run; `train.epochs` may be fractional.
+
+    Args:
+        config: of the run.
+        num_images: of the training split.
+    """
+    train, evaluation = config.train, config.eval
+    epoch = num_images // train.batch_size
+    total = max(train.min_steps, int(round(train.epochs * epoch)), 1)
+    plan = RunPlan(num_images, epoch, total)
+    every = max(1, round(evaluation.every_epochs * epoch))
+    return dataclasses.replace(
+        plan,
+        stages=tuple(build_stages(config, plan)),
+        evaluate_every=every if evaluation.val_split is not None else 0,
+        save_every=config.checkpoint.every_steps,
+        draw_seed=_draw_seed(config),
+    )
+
+
+def resolve_image_size(config: ml_collections.ConfigDict) -> int:
+    """Returns the training image size of the last stage in pixels.
+
+    A value of at most 2 is a fraction of `eval.isize`, rounded down to a
+    multiple of 16, as in the released code.
+    """
+    size = config.train.isize
+    if size <= 2:
+        return int(config.eval.isize * size) // 16 * 16
+    return int(size)
 
 
 def _ramp(first: float, last: float, stages: int, adaptive: bool):
@@ -98,9 +180,7 @@ def build_stages(
     return [Stage(*column) for column in columns]
 
 
-def stage_of_steps(
-    config: ml_collections.ConfigDict, stages: Sequence[Stage]
-) -> np.ndarray:
+def stage_of_steps(config: ml_collections.ConfigDict, stages: Sequence[Stage]):
     """Returns the stage of every step: int32 [total_steps], from 0.
 
     Stages follow each other, or with `train.stage_order=random` each step
@@ -108,13 +188,25 @@ def stage_of_steps(
     draws sizes. The draw is a function of (train.seed, step), so that a
     resumed run repeats it.
     """
+    return _order(stages, _draw_seed(config))
+
+
+def _draw_seed(config: ml_collections.ConfigDict) -> int | None:
+    drawn = config.train.stage_order == "random"
+    return config.train.seed if drawn else None
+
+
+def _order(stages: Sequence[Stage], draw_seed: int | None):
+    # Commands that read a configuration do not wait for NumPy.
+    import numpy as np
+
     total = stages[-1].last_step
-    if config.train.stage_order == "ascending":
+    if draw_seed is None:
         ends = [stage.last_step for stage in stages]
         order = np.searchsorted(ends, np.arange(total), side="right")
     else:
         # Raw draws of a bit generator are the same in every numpy.
-        draws = np.random.Philox(key=config.train.seed).random_raw(total)
+        draws = np.random.Philox(key=draw_seed).random_raw(total)
         order = draws % np.uint64(len(stages))
     return order.astype(np.int32)
 

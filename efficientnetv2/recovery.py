@@ -1,19 +1,27 @@
-"""Around the loop: what a run does when something goes wrong.
+"""Around the loop: what goes wrong in a run, and what users add to it.
 
-A loss that is not finite sends it back to the last checkpoint without the data
-that led there, too little memory to smaller micro-batches; a signal ends it
-with a checkpoint.
+A loss that is not finite sends a run back to the last checkpoint without the
+data that led there, too little memory to smaller micro-batches; a signal ends
+it with a checkpoint. Keras callbacks of users are called as `fit` would.
 """
 
 import contextlib
 import gc
+import importlib
+import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import keras
+import ml_collections
+
+from efficientnetv2.engines import optimizers
 from efficientnetv2.errors import UserError
-from efficientnetv2.runs import Run, State
+from efficientnetv2.progressive import RunPlan
+from efficientnetv2.runs import State
 
 # A run that goes back more often gives up.
 _MOST_ROLLBACKS = 10
@@ -24,13 +32,14 @@ class NotFiniteError(UserError):
 
     Attributes:
         step: at which it was so.
+        place: the same for people.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, step: int):
+    def __init__(self, message: str, step: int, place: str):
         super().__init__(message)
-        self.step = step
+        self.step, self.place = step, place
 
 
 class Interrupted(UserError):
@@ -84,15 +93,41 @@ def signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+def check_finite(
+    engine, config: ml_collections.ConfigDict, plan: RunPlan
+) -> None:
+    """Raises a NotFiniteError if a loss was not finite."""
+    step = engine.first_bad_step()
+    if step is None:
+        return
+    rate = float(optimizers.learning_rate(config, plan)(step))
+    place = (
+        f"step {step:,} (stage {plan.stage_of_steps[step] + 1} of "
+        f"{len(plan.stages)}, learning rate {rate:.3g})"
+    )
+    raise NotFiniteError(
+        f"The loss is not finite at {place}. The last checkpoint is from "
+        "before. Lower train.lr_base, set train.gclip, or lengthen "
+        "train.lr_warmup_epoch; train.on_nan=rollback goes back and leaves "
+        "that data out.",
+        step,
+        place,
+    )
+
+
 class Recovery:
     """Repeats attempts at a run until one reaches its end.
 
     Args:
-        run: that is trained.
+        on_nan: `train.on_nan`.
+        batch_size: over all devices.
+        log: prints one line.
     """
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(
+        self, on_nan: str, batch_size: int, log: Callable[[str], None]
+    ):
+        self.on_nan, self.batch_size, self.log = on_nan, batch_size, log
         self.rollbacks = 0
         # Changes the state that the next attempt resumes with.
         self.amend: Callable[[State], None] = lambda state: None
@@ -129,12 +164,13 @@ class Recovery:
 
     def _roll_back(self, error: NotFiniteError):
         """Goes back to a checkpoint and leaves out the data since."""
-        if self.run.config.train.on_nan == "stop":
+        if self.on_nan == "stop":
             raise error
         if self.rollbacks == _MOST_ROLLBACKS:
             raise NotFiniteError(
                 f"{error} It went back {self.rollbacks} times before.",
                 error.step,
+                error.place,
             ) from None
         self.rollbacks += 1
         skipped = self.state.history["skipped"]
@@ -142,9 +178,8 @@ class Recovery:
         def amend(state: State) -> None:
             stretch = error.step + 1 - state.step
             state.history["skipped"] = skipped + stretch
-            self.run.log(
-                "The loss was not finite at "
-                f"{self.run.describe_step(error.step)}: back to step "
+            self.log(
+                f"The loss was not finite at {error.place}: back to step "
                 f"{state.step:,}, without the {stretch:,} batches of data that "
                 "led there."
             )
@@ -153,9 +188,8 @@ class Recovery:
 
     def _use_less_memory(self, error: Exception):
         """Goes back to a checkpoint with smaller micro-batches."""
-        train, engine = self.run.config.train, self.engine
-        replicas, history = engine.replicas, self.state.history
-        part, unit = train.batch_size // replicas, engine.parts
+        replicas, history = self.engine.replicas, self.state.history
+        part, unit = self.batch_size // replicas, self.engine.parts
         current = min(history["micro_batch_size"] or part, part)
         smaller = [
             size
@@ -171,10 +205,147 @@ class Recovery:
 
         def amend(state: State) -> None:
             state.history |= {"skipped": skipped, "micro_batch_size": size}
-            self.run.log(
+            self.log(
                 f"Out of memory: from step {state.step:,} on, the gradients of "
                 f"{part} images are accumulated over {size} at a time"
                 + (f" on each of {replicas} replicas." if replicas > 1 else ".")
             )
 
         return amend
+
+
+# --- Callbacks of users -----------------------------------------------------
+
+
+def load_callbacks(names: Sequence[str]) -> list[keras.callbacks.Callback]:
+    """Returns the callbacks that `train.callbacks` names.
+
+    Args:
+        names: 'module:Class'; or a function that returns a callback. Either
+            is called without arguments. A module may lie in the working
+            directory.
+
+    Raises:
+        UserError: for a module or name that is not there, or what is no
+            callback.
+    """
+    return [_load_callback(name) for name in names]
+
+
+def _load_callback(name: str) -> keras.callbacks.Callback:
+    module_name, _, attribute = name.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        # A console script has its own folder there.
+        sys.path.append(here)
+    try:
+        made = getattr(importlib.import_module(module_name), attribute)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"train.callbacks: {name} cannot be made: {error}. Modules are "
+            f"looked for in {here} and among the installed ones; the class is "
+            "called without arguments."
+        ) from error
+    if not isinstance(made, keras.callbacks.Callback):
+        raise UserError(
+            f"train.callbacks: {name} gives {type(made).__name__}, which is no "
+            "keras.callbacks.Callback."
+        )
+    return made
+
+
+class UserCallbacks:
+    """Calls Keras callbacks around the steps of a run.
+
+    Logs are means over the epoch so far, as in Keras: 'loss',
+    'cross_entropy', 'l2', 'top1' and 'top5'; at the end of an epoch also what
+    was evaluated in it, with the prefix 'val_'.
+
+    Args:
+        callbacks: to call; may be empty.
+        engine: whose network they get as `model`, with raw weights. A
+            callback that sets its `stop_training` ends the run after the
+            step. On JAX the weights are for reading: the state that is
+            trained is the engine's.
+        plan: of the run.
+        first_step: from which it trains.
+    """
+
+    def __init__(
+        self,
+        callbacks: Sequence[keras.callbacks.Callback],
+        engine,
+        plan: RunPlan,
+        first_step: int,
+    ):
+        self.plan, self.engine = plan, engine
+        self.network = network = engine.network
+        self.list = None
+        if not callbacks:
+            return
+        network.stop_training = False
+        epochs = -(-plan.total_steps // plan.steps_per_epoch)
+        self.list = keras.callbacks.CallbackList(
+            list(callbacks),
+            model=network,
+            epochs=epochs,
+            steps=plan.steps_per_epoch,
+            verbose=0,
+        )
+        self._reset()
+        self.list.on_train_begin()
+        if first_step % plan.steps_per_epoch:
+            self.list.on_epoch_begin(first_step // plan.steps_per_epoch)
+
+    def _reset(self) -> None:
+        self.sums, self.count, self.evaluated = {}, 0, {}
+        self.logs = {}
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a callback asked for the end."""
+        return self.list is not None and bool(
+            getattr(self.network, "stop_training", False)
+        )
+
+    def before(self, step: int) -> None:
+        """Is called before a step, which is counted from 0."""
+        if self.list is None:
+            return
+        epoch, batch = divmod(step, self.plan.steps_per_epoch)
+        if batch == 0:
+            self._reset()
+            self.list.on_epoch_begin(epoch)
+        self.list.on_train_batch_begin(batch)
+
+    def after(self, state: State, metrics: Mapping[str, float]) -> None:
+        """Is called after a step, and after the evaluation that follows it.
+
+        Args:
+            state: of the run, behind the step.
+            metrics: of this step.
+        """
+        if self.list is None:
+            return
+        self.count += 1
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.logs = {n: total / self.count for n, total in self.sums.items()}
+        evaluations = state.history["evaluations"]
+        if evaluations and evaluations[-1]["step"] == state.step:
+            self.evaluated = {
+                f"val_{name}": evaluations[-1][name]
+                for name in ("top1", "top5", "cross_entropy")
+            }
+        epoch, batch = divmod(state.step - 1, self.plan.steps_per_epoch)
+        # On JAX, whoever asks for the network updates its variables.
+        self.network = self.engine.network
+        self.list.on_train_batch_end(batch, dict(self.logs))
+        is_last = state.step == self.plan.total_steps
+        if batch + 1 == self.plan.steps_per_epoch or is_last:
+            self.list.on_epoch_end(epoch, {**self.logs, **self.evaluated})
+
+    def end(self) -> None:
+        """Is called once, when training is over."""
+        if self.list is not None:
+            self.list.on_train_end(dict(self.logs))

@@ -1,4 +1,4 @@
-"""A run and its folder: configuration, files, who may use it."""
+"""A run: its folder, its data, where it is."""
 
 import contextlib
 import dataclasses
@@ -14,17 +14,11 @@ import ml_collections
 import numpy as np
 
 import efficientnetv2
-from efficientnetv2 import (
-    checkpoints,
-    declarative,
-    files,
-    formatting,
-    progressive,
-)
+from efficientnetv2 import checkpoints, declarative, files, formatting
 from efficientnetv2 import config as config_lib
-from efficientnetv2.config import RunPlan, run_plan
-from efficientnetv2.data import faults, fingerprint
-from efficientnetv2.engines import schedules
+from efficientnetv2.config import run_plan
+from efficientnetv2.data import fingerprint, loading
+from efficientnetv2.engines import optimizers
 from efficientnetv2.errors import UserError
 
 METRICS = "metrics.json"
@@ -65,77 +59,52 @@ class State:
         return {"step": self.step, "history": self.history}
 
 
-@dataclasses.dataclass
-class Run:
-    """What the parts of a run share.
+class Splits:
+    """The splits of a run's data, each of which is loaded once.
+
+    Args:
+        config: of the run.
+        log: prints one line.
 
     Attributes:
-        config: locked configuration.
-        plan: numbers of steps.
-        stages: of progressive learning.
+        left_out: what was left out of them.
+    """
+
+    def __init__(
+        self, config: ml_collections.ConfigDict, log: Callable[[str], None]
+    ):
+        self.config, self.log = config, log
+        self.left_out = loading.LeftOut(log)
+        self.loaded: dict[str, loading.Source] = {}
+
+    def __getitem__(self, name: str) -> loading.Source:
+        if name not in self.loaded:
+            # Where the data came from is said once.
+            log = (lambda _: None) if self.loaded else self.log
+            self.loaded[name] = loading.load_split(
+                self.config, name, log, self.left_out
+            )
+        return self.loaded[name]
+
+
+class Run:
+    """The folder of a run, and what its parts share besides.
+
+    Args:
         model_dir: where the run leaves its files.
         log: prints one line.
         callbacks: of Keras, called while training.
     """
 
-    config: ml_collections.ConfigDict
-    plan: RunPlan
-    stages: list[progressive.Stage]
-    model_dir: pathlib.Path
-    log: Callable[[str], None]
-    callbacks: Sequence[keras.callbacks.Callback] = ()
-
-    def __post_init__(self):
-        self.stage_of_steps = progressive.stage_of_steps(
-            self.config, self.stages
-        )
-        self.left_out = faults.LeftOut(self.log)
-        self._splits = {}
-
-    def split(self, name: str) -> faults.Source:
-        """Returns a split of the data, which is loaded once."""
-        if name not in self._splits:
-            # Where the data came from is said once.
-            log = (lambda _: None) if self._splits else self.log
-            self._splits[name] = faults.load_split(
-                self.config, name, self.left_out, log
-            )
-        return self._splits[name]
-
-    def stage(self, step: int) -> progressive.Stage:
-        """Returns the stage of a step."""
-        return self.stages[self.stage_of_steps[step]]
-
-    def describe_step(self, step: int) -> str:
-        """Returns a step as errors name it."""
-        rate = schedules.learning_rate(self.config, self.plan)(step)
-        return (
-            f"step {step:,} (stage {self.stage_of_steps[step] + 1} of "
-            f"{len(self.stages)}, learning rate {float(rate):.3g})"
-        )
-
-    def evaluates(self, step: int) -> bool:
-        """Whether the model is evaluated after so many steps."""
-        options = self.config.eval
-        every = max(1, round(options.every_epochs * self.plan.steps_per_epoch))
-        return options.val_split is not None and (
-            step % every == 0 or step == self.plan.total_steps
-        )
-
-    def saves(self, step: int) -> bool:
-        """Whether a checkpoint is due after so many steps."""
-        every = self.config.checkpoint.every_steps
-        return (
-            step == self.plan.total_steps
-            or step % self.plan.steps_per_epoch == 0
-            or bool(every and step % every == 0)
-            or self.config.train.stage_order == "ascending"
-            and any(step == stage.last_step for stage in self.stages)
-        )
-
-    @property
-    def metrics_path(self) -> pathlib.Path:
-        return self.model_dir / METRICS
+    def __init__(
+        self,
+        model_dir: str | os.PathLike,
+        log: Callable[[str], None] = print,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+    ):
+        self.model_dir = pathlib.Path(model_dir)
+        self.log, self.callbacks = log, callbacks
+        self.metrics_path = self.model_dir / METRICS
 
     def read_metrics(self) -> dict:
         """Returns the content of metrics.json, {} if there is none."""
@@ -156,20 +125,8 @@ class Run:
         return content
 
 
-def make_run(
-    config: ml_collections.ConfigDict,
-    model_dir: str | os.PathLike,
-    log: Callable[[str], None] = print,
-) -> Run:
-    """Returns a run; writes no file."""
-    config = config_lib.as_begun(config, model_dir, log)
-    plan = run_plan(config)
-    stages = progressive.build_stages(config, plan)
-    return Run(config, plan, stages, pathlib.Path(model_dir), log)
-
-
 @contextlib.contextmanager
-def claimed(run: Run) -> Iterator[None]:
+def claimed(run: Run, config: ml_collections.ConfigDict) -> Iterator[None]:
     """Holds a run's model_dir, which no other process then gets.
 
     Makes model_dir and writes config.yaml, or checks that it agrees.
@@ -198,13 +155,13 @@ def claimed(run: Run) -> Iterator[None]:
                 f"{folder} is in use by {lock.holder}. Wait for its end, "
                 "or name another --model_dir."
             )
-        _check_config(run)
+        _write_config(run, config)
         yield
 
 
-def _check_config(run: Run) -> None:
+def _write_config(run: Run, config: ml_collections.ConfigDict) -> None:
     """Writes config.yaml, which must agree with one that is there."""
-    folder = run.model_dir
+    folder, text = run.model_dir, config_lib.to_yaml(config)
     path = folder / config_lib.FILE
     # A start that failed before the first checkpoint binds nobody.
     if path.exists() and _has_begun(run):
@@ -212,15 +169,15 @@ def _check_config(run: Run) -> None:
         # What an earlier version wrote lacks the options that came later.
         changed = config_lib.differences(
             saved,
-            run.config.to_dict(),
+            config.to_dict(),
             (
                 *config_lib.FREE_OPTIONS,
-                *fingerprint.free_options(saved, run.config, folder),
+                *fingerprint.free_options(saved, config, folder),
             ),
             only_common=True,
         )
-        if run.config.train.extend and _is_longer(changed):
-            run.log(_describe_extension(run, saved["train"]["epochs"]))
+        if config.train.extend and _is_longer(changed):
+            run.log(_describe_extension(config, saved["train"]["epochs"]))
             changed = []
         if changed:
             lines = config_lib.format_differences(changed)
@@ -230,10 +187,9 @@ def _check_config(run: Run) -> None:
                 f"--hparam_str={path}."
             )
     begun = bool(checkpoints.list_steps(folder))
-    written = fingerprint.claim(run.config, folder, run.log, begun)
-    written[config_lib.FILE] = config_lib.to_yaml(run.config)
-    for name, text in written.items():
-        files.write_text(folder / name, text)
+    written = fingerprint.claim(config, folder, run.log, begun)
+    for name, content in {**written, config_lib.FILE: text}.items():
+        files.write_text(folder / name, content)
 
 
 def _has_begun(run: Run) -> bool:
@@ -248,21 +204,20 @@ def _is_longer(changed) -> bool:
     return keys == ["train.epochs"] and changed[0][2] > changed[0][1]
 
 
-def _describe_extension(run: Run, epochs: float) -> str:
+def _describe_extension(config: ml_collections.ConfigDict, epochs: float):
     """Returns what becomes of the schedules of a run with more epochs."""
-    before = run.config.copy_and_resolve_references().unlock()
+    before = config.copy_and_resolve_references().unlock()
     before.train.epochs = epochs
-    plan = run_plan(before)
-    step = plan.total_steps
-    old = float(schedules.learning_rate(before, plan)(step))
-    new = float(schedules.learning_rate(run.config, run.plan)(step))
-    stage = run.stage(step)
+    plan, old_plan = run_plan(config), run_plan(before)
+    step = old_plan.total_steps
+    old = float(optimizers.learning_rate(before, old_plan)(step))
+    new = float(optimizers.learning_rate(config, plan)(step))
     return (
-        f"Extended from {epochs:g} to {run.config.train.epochs:g} epochs. All "
-        f"schedules stretch over the {run.plan.total_steps:,} steps: after "
+        f"Extended from {epochs:g} to {config.train.epochs:g} epochs. All "
+        f"schedules stretch over the {plan.total_steps:,} steps: after "
         f"step {step:,} the learning rate is {new:.3g} (it was {old:.3g}) and "
-        f"the stage is {run.stage_of_steps[step] + 1} of {len(run.stages)} "
-        f"({stage.image_size} px)."
+        f"the stage is {plan.stage_of_steps[step] + 1} of {len(plan.stages)} "
+        f"({plan.stage(step).image_size} px)."
     )
 
 

@@ -9,19 +9,18 @@ import dataclasses
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import ml_collections
 import yaml
 
-from efficientnetv2 import checkpoints, formatting
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import faults, registry
+from efficientnetv2 import formatting, progressive
+from efficientnetv2.data import faults, loading, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import counting
 
@@ -30,7 +29,10 @@ BATCH_SIZES = (1, 8, 32)
 _WARM_UP = 3
 # What `efficientnetv2 benchmark --model_dir` leaves in the folder of a run.
 INFERENCE = "inference.json"
-_ROUNDS, _BATCHES = 7, 20
+
+
+def _silent(_: str) -> None:
+    """Logs nothing."""
 
 
 # --- A run as a whole --------------------------------------------------------
@@ -63,7 +65,7 @@ def measure(
 
 
 def measure_stages(
-    config: ml_collections.ConfigDict, steps: int, log=lambda _: None
+    config: ml_collections.ConfigDict, steps: int, log=_silent
 ) -> list[dict]:
     """Returns `measure_stage` of each stage."""
     results = []
@@ -190,6 +192,42 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def stage_maker(
+    config: ml_collections.ConfigDict,
+    plan: progressive.RunPlan,
+    stage: progressive.Stage,
+    source: loading.Source,
+    on_device: bool,
+    steps: int,
+) -> Callable[[int, int], Iterable]:
+    """Returns what makes the batches of one stage, as `Engine.dataset` asks.
+
+    Args:
+        config, plan: of the run.
+        stage: of the plan.
+        source: of the images.
+        on_device: see `pipeline.training_dataset`.
+        steps: that are used, of twice as many: a pipeline that reads no
+            further is faster.
+    """
+    from efficientnetv2.data import pipeline
+
+    plan = dataclasses.replace(plan, total_steps=2 * steps)
+    stage = dataclasses.replace(stage, first_step=0, last_step=2 * steps)
+
+    def make_dataset(worker: int, workers: int):
+        return pipeline.training_dataset(
+            source,
+            config,
+            plan,
+            [stage],
+            part=(worker, workers),
+            on_device=on_device,
+        )
+
+    return make_dataset
+
+
 def measure_stage(
     config: ml_collections.ConfigDict, index: int, steps: int
 ) -> dict[str, float]:
@@ -211,29 +249,19 @@ def measure_stage(
         UserError: for data that cannot be obtained, or several replicas.
     """
     from efficientnetv2 import engines, runs
-    from efficientnetv2.data import pipeline
 
-    run = runs.make_run(config, "", lambda _: None)
+    plan, data = config_lib.run_plan(config), runs.Splits(config, _silent)
     engines.set_up(config)
-    engine = engines.create(config, run.plan, run.log)
+    engine = engines.create(config, plan)
     if engine.replicas > 1:
         raise UserError(
             "The speed is measured on one device; add "
             "--hparam_str=runtime.strategy=gpu or cpu."
         )
-    source = faults.load_split(
-        config, config.train.split, faults.LeftOut(run.log)
-    )
-    stage = run.stages[index]
-    # Twice what is used: a pipeline that reads no further is faster.
-    total = 2 * (_WARM_UP + steps)
-    dataset = pipeline.training_dataset(
-        source,
-        config,
-        dataclasses.replace(run.plan, total_steps=total),
-        [dataclasses.replace(stage, first_step=0, last_step=total)],
-        on_device=engine.augments,
-    )
+    source, stage = data[config.train.split], plan.stages[index]
+    dataset = stage_maker(
+        config, plan, stage, source, engine.augments, _WARM_UP + steps
+    )(0, 1)
 
     def images_per_second(function):
         return steps * stage.batch_size / _repeat(function, steps)
@@ -377,48 +405,6 @@ def _percentiles(call, images, calls: int) -> dict[str, float]:
     return {
         f"p{percent}": float(np.percentile(times, percent))
         for percent in (50, 90, 99)
-    }
-
-
-def measure_inference(
-    config: ml_collections.ConfigDict, model_dir: str, batch_size: int
-) -> dict:
-    """Measures the best checkpoint's averaged weights on random images.
-
-    Returns:
-        'images_per_second', the median of several rounds after a warm-up,
-        'lowest' and 'highest' of the rounds, 'batch_size', 'image_size' in
-        pixels, 'rounds' and 'batches_per_round'.
-
-    Raises:
-        UserError: if there is no checkpoint.
-    """
-    import numpy as np
-
-    from efficientnetv2 import engines
-    from efficientnetv2.models import weights
-
-    engine = engines.create(config, config_lib.run_plan(config), training=False)
-    weights.load_averaged(
-        engine.network, checkpoints.load(checkpoints.find(model_dir, None))
-    )
-    size = config.eval.isize
-    images = np.random.default_rng(0).uniform(
-        -1.0, 1.0, [batch_size, size, size, 3]
-    )
-    images = images.astype(np.float32)
-
-    def images_per_second(batches):
-        seconds = _repeat(lambda: engine.logits(images), batches)
-        return batches * batch_size / seconds
-
-    images_per_second(_WARM_UP)
-    rates = [images_per_second(_BATCHES) for _ in range(_ROUNDS)]
-    return {
-        "images_per_second": statistics.median(rates),
-        **{"lowest": min(rates), "highest": max(rates)},
-        **{"batch_size": batch_size, "image_size": size},
-        **{"rounds": _ROUNDS, "batches_per_round": _BATCHES},
     }
 
 

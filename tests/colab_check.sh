@@ -79,7 +79,7 @@ try() {  # RUNTIME
     popd
     pip install --quiet "$checkout[test]"
     unchanged "$1"
-    local statement='from efficientnetv2.data import sources; sources.import_tfds()'
+    local statement='from efficientnetv2.data import loading; loading.import_tfds()'
     if ! python -c "$statement" 2> "$work/reason"; then
         # What its message tells the user to do.
         grep -q "pip install 'tensorflow-metadata<1.18'" "$work/reason"

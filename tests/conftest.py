@@ -87,7 +87,7 @@ def source():
 @pytest.fixture
 def small_data(monkeypatch, source):
     """Every split of every dataset is the same 200 examples."""
-    from efficientnetv2.data import registry, sources
+    from efficientnetv2.data import loading, registry
 
     splits = {
         name: registry.Split(200, part="train")
@@ -99,7 +99,7 @@ def small_data(monkeypatch, source):
         class_names=source.class_names,
     )
     monkeypatch.setattr(registry, "load_info", lambda _: info)
-    monkeypatch.setattr(sources, "load_split", lambda *_, **__: source)
+    monkeypatch.setattr(loading, "load_from", lambda *_, **__: source)
 
 
 @pytest.fixture(scope="session")
@@ -133,15 +133,15 @@ def folder_run(tmp_path_factory, source):
     return root / "run"
 
 
-def engine_and_batch(config, source, folder):
+def engine_and_batch(config, source):
     """Returns an engine that has done fifty steps, and a batch for it."""
-    from efficientnetv2 import engines, runs
+    from efficientnetv2 import engines
     from efficientnetv2.data import pipeline
 
-    run = runs.make_run(config, folder, print)
-    engine = engines.create(config, run.plan)
+    plan = config_lib.run_plan(config)
+    engine = engines.create(config, plan)
     engine.restore({**engine.arrays(), "step": np.int64(50)}, "the test")
     engine.optimizer.iterations.assign(50)
-    plan = config_lib.RunPlan(200, 6, run.plan.total_steps)
-    dataset = pipeline.training_dataset(source, config, plan, run.stages)
+    own = dataclasses.replace(plan, num_images=200, steps_per_epoch=6)
+    dataset = pipeline.training_dataset(source, config, own, plan.stages)
     return engine, next(iter(dataset))

@@ -145,7 +145,7 @@ def check_shards(first: int, last: int, report) -> dict[str, int]:
     """
     import tensorflow as tf
 
-    from efficientnetv2.data import faults, pipeline, registry, sources
+    from efficientnetv2.data import faults, loading, registry, sources
 
     records = [_record(number) for number in range(RECORDS)]
     written = {(image, label) for image, label, _ in records}
@@ -173,9 +173,9 @@ def check_shards(first: int, last: int, report) -> dict[str, int]:
                 with tf.io.TFRecordWriter(str(path)) as writer:
                     for _, _, record in records[:2]:
                         writer.write(damage(record, whole, chance))
-            source = sources.open_shards(info, split, pathlib.Path(folder))
+            source = loading.open_shards(info, split, pathlib.Path(folder))
             try:
-                for image, label in pipeline.encoded_examples(source):
+                for image, label in sources.encoded_examples(source):
                     pair = (image.numpy(), int(label))
                     if seed % 2 and pair not in written:
                         raise AssertionError(f"a record never written: {pair}")

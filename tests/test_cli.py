@@ -120,7 +120,6 @@ def test_all_entries_are_the_same_commands():
         ("efficientnetv2.predict", "predict"),
         ("efficientnetv2.data", "data"),
         ("efficientnetv2.models", "models"),
-        ("efficientnetv2.study.ablation", "study"),
     ):
         result = _run("--help", module=module)
         assert result.stdout == _run(name, "--help").stdout
@@ -134,7 +133,7 @@ def test_all_entries_are_the_same_commands():
         ("train --noadaptive_m", ["--noadaptive_mixing"]),
         ("train --recipe = fash", ["fashion_mnist", "fashion_mnist_best"]),
         ("train --strategy = ", list(cli.SHARED["strategy"].choices)),
-        ("study --study prog", ["progressive"]),
+        ("study --study reg", ["regularization"]),
         ("eval --strategy = g", ["gpu"]),
     ],
 )

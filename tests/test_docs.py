@@ -30,6 +30,7 @@ from efficientnetv2.commands import run
 from efficientnetv2.data import registry
 from efficientnetv2.study import definition
 from tests.conftest import TINY
+from tests.study.conftest import write_made_up
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -40,7 +41,6 @@ MODULES = {
     "efficientnetv2.predict": "predict",
     "efficientnetv2.data": "data",
     "efficientnetv2.models": "models",
-    "efficientnetv2.study.ablation": "study",
     "efficientnetv2.speed": "benchmark",
     "efficientnetv2.demo": "demo",
 }
@@ -151,7 +151,8 @@ def place(tmp_path_factory):
         Image.fromarray(pixels).save(folder / name)
     (folder / "runs").mkdir()
     (folder / "results").symlink_to(ROOT / "results")
-    shutil.copytree(ROOT / "results/ablation", folder / "runs/ablation")
+    study = definition.load("fused")
+    write_made_up(folder / "runs/study", study)
     for k, name in enumerate(("first", "second")):
         shutil.copytree(
             ROOT / f"results/fashion_mnist/seed{k}", folder / "runs" / name

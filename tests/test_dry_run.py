@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from efficientnetv2 import api, closing, dry_run, formatting, runs
+from efficientnetv2 import api, dry_run, formatting, notices, runs
 from efficientnetv2 import config as config_lib
 
 
@@ -31,7 +31,7 @@ def test_a_dry_run_measures_and_writes_nothing(
     assert "Augment" in text and "In all stages: " in text
     [measured] = [line for line in lines if line.startswith("Training, mea")]
     assert measured.count(";") == 1  # of two stages
-    assert "GiB" in text and "Estimated time of the whole run: 0:" in text
+    assert "GiB" in text and "Estimated time of the whole run: " in text
     assert not list(tmp_path.iterdir())
 
 
@@ -39,20 +39,21 @@ def test_the_estimate_adds_up_the_run(tiny_config):
     config = config_lib.load(
         "fashion_mnist", hparam_str="train.epochs=2,train.stages=2"
     )
-    run = runs.make_run(config, "", lambda _: None)
+    plan = config_lib.run_plan(config)
     timing = dry_run.Timing([100.0, 50.0], 1000.0, 30.0, 0, None)
     # 429 steps of 128 images in each stage; 5,000 images twice, 10,000 once.
     expected = 30 + 429 * 128 / 100 + 429 * 128 / 50 + 20_000 / 1000
-    assert dry_run.estimate(run, timing) == pytest.approx(expected)
+    assert dry_run.estimate(config, plan, timing) == pytest.approx(expected)
 
 
 def test_a_slow_choice_is_announced(monkeypatch):
-    monkeypatch.setattr(dry_run, "on_cpu", lambda: True)
+    monkeypatch.setattr(notices, "on_cpu", lambda: True)
 
     def warning(*arguments, **kwargs):
         config = config_lib.load(*arguments, **kwargs)
-        run = runs.make_run(config, "", lambda _: None)
-        return dry_run.slow_warning(run, dry_run.expected_seconds(run, 2))
+        plan = config_lib.run_plan(config)
+        seconds = notices.expected_seconds(config, plan, 2)
+        return notices.slow_warning(config, plan, seconds)
 
     assert warning("fashion_mnist") is None
     slow = {"model_name": "efficientnetv2-b0"}
@@ -62,7 +63,7 @@ def test_a_slow_choice_is_announced(monkeypatch):
     assert "about 8.1 hours" in text and "224 pixels" in text
     assert "--model_name=efficientnetv2-pico" in text
     assert "train.ft_init_ckpt" in text
-    monkeypatch.setattr(dry_run, "on_cpu", lambda: False)
+    monkeypatch.setattr(notices, "on_cpu", lambda: False)
     assert warning("fashion_mnist", hparam_str=overrides, **slow) is None
 
 
@@ -92,14 +93,14 @@ def test_the_weakest_classes_come_first():
     labels = np.array([0, 0, 0, 0, 1, 1, 2])
     predicted = np.array([0, 0, 0, 1, 1, 0, 2])
     names = ["ankle boot", "bag", "coat", "dress"]
-    assert closing.class_table(labels, predicted, names).splitlines() == [
+    assert notices.class_table(labels, predicted, names).splitlines() == [
         "class        top-1  correct  images",
         "bag          50.0%        1       2",
         "ankle boot   75.0%        3       4",
         "coat        100.0%        1       1",
     ]
     many = np.arange(25)
-    text = closing.class_table(many, many, [str(k) for k in many])
+    text = notices.class_table(many, many, [str(k) for k in many])
     assert text.splitlines()[-1] == "and 5 classes with a higher top-1"
 
 
@@ -133,8 +134,8 @@ def test_a_run_ends_with_classes_and_commands(tiny_config, tmp_path):
 
 def test_an_image_in_a_file_is_the_example(folder_run):
     config = config_lib.load(saved=config_lib.read_saved(folder_run))
-    run = runs.make_run(config, folder_run, lambda _: None)
-    path = pathlib.Path(closing.example_image(run))
+    source = runs.Splits(config, print)[config.eval.split]
+    path = pathlib.Path(notices.example_image(folder_run, source))
     assert path.is_relative_to(folder_run.parent / "photos/val")
 
 

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-from efficientnetv2 import api, runs, user_callbacks, zoo
+from efficientnetv2 import api, progressive, recovery, runs, zoo
 from efficientnetv2 import config as config_lib
-from efficientnetv2.engines import optimizers, schedules
+from efficientnetv2.engines import optimizers
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture
 
@@ -26,13 +26,11 @@ def variables():
 
 def _optimizer(overrides, epochs=4):
     config = config_lib.load("fashion_mnist", hparam_str=overrides)
-    plan = config_lib.RunPlan(1280, 10, 10 * epochs)
+    plan = progressive.RunPlan(1280, 10, 10 * epochs)
     config = config.copy_and_resolve_references().unlock()
     config.train.lr_sched, config.train.lr_warmup_epoch = "constant", 0.0
     config.train.lr_base, config.train.batch_size = 0.1, 256
-    return optimizers.build_optimizer(
-        config, schedules.learning_rate(config, plan)
-    )
+    return optimizers.build_optimizer(config, plan)
 
 
 def _values(variables):
@@ -172,6 +170,6 @@ def test_callbacks_by_name(tiny_config, tmp_path, monkeypatch):
         ("tracking_of_test:nothing", "no keras.callbacks.Callback"),
     ):
         with pytest.raises(UserError, match=words):
-            user_callbacks.create([wrong])
+            recovery.load_callbacks([wrong])
     with pytest.raises(UserError, match="module:Class"):
         tiny_config("train.callbacks=tracking_of_test")

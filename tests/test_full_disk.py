@@ -18,7 +18,7 @@ from efficientnetv2 import api, checkpoints, progress, runs
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import export, registry
 from efficientnetv2.errors import UserError
-from efficientnetv2.train import train
+from efficientnetv2.train import train_run
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.slow
@@ -208,22 +208,24 @@ def test_a_full_disk_is_not_taken_for_too_little_memory(disk, tiny_config):
     lines = []
     # No checkpoint is due before step 50.
     config = tiny_config("train.batch_size=4,train.epochs=1,train.stages=1")
-    run = runs.make_run(config, disk.folder / "run", lines.append)
-    run.callbacks = [Fill()]
+    run = runs.Run(disk.folder / "run", lines.append, [Fill()])
+    data = runs.Splits(config, run.log)
     words = re.escape(f"Cannot write {run.model_dir}/tensorboard: ")
     with pytest.raises(checkpoints.CheckpointError, match=words + disk.reason):
-        with runs.claimed(run):
-            train(run)
+        with runs.claimed(run, config):
+            train_run(config, data, run)
     assert "Out of memory" not in "\n".join(lines)
 
 
 def _claim(run):
-    with runs.claimed(run):
+    config = config_lib.load("fashion_mnist", hparam_str=TINY)
+    with runs.claimed(run, config):
         pass
 
 
 def _fill_and_plot(run, disk):
-    with runs.claimed(run):
+    config = config_lib.load("fashion_mnist", hparam_str=TINY)
+    with runs.claimed(run, config):
         disk.fill()
         (run.model_dir / "plot.png").write_bytes(bytes(MIB))
 
@@ -247,9 +249,9 @@ WRITES = {
 
 
 @pytest.fixture
-def run(disk, tiny_config):
+def run(disk):
     """A run on the disk that has a checkpoint."""
-    run = runs.make_run(tiny_config(), disk.folder / "run")
+    run = runs.Run(disk.folder / "run")
     _claim(run)
     checkpoints.save(run.model_dir, {"a": np.ones(9)}, {"step": 1}, keep=3)
     return run
@@ -274,12 +276,12 @@ def test_a_finished_run_on_a_full_disk(disk, folder_run, mode):
     assert disk.reason in str(error.value)
 
 
-def test_all_that_a_run_writes_to_a_full_disk(disk, run, tiny_config):
+def test_all_that_a_run_writes_to_a_full_disk(disk, run):
     _fails(_fill_and_plot, run, disk, reason=disk.reason)
     disk.fill()
     for write in WRITES.values():
         _fails(write, run, reason=disk.reason)
-    fresh = runs.make_run(tiny_config(), disk.folder / "fresh")
+    fresh = runs.Run(disk.folder / "fresh")
     _fails(_claim, fresh, reason=disk.reason)
     disk.free()
     assert checkpoints.load_latest(run.model_dir).meta["step"] == 1

@@ -1,5 +1,8 @@
 """Imports go down the list of layers and never up."""
 
+import ast
+import pathlib
+
 import grimp
 import pytest
 
@@ -7,24 +10,24 @@ import pytest
 # no line of their own.
 LAYERS = (
     "errors",
-    "backend quiet declarative files formatting normalizations progress",
+    "backend declarative files formatting normalizations progress",
     "checkpoints models.block_strings schema",
     "options",
     # What data there are: names, classes, fingerprints; reads no image.
-    "data.listing data.class_list data.folders data.csv_list "
-    "data.fashion_mnist data.registry data.fingerprint",
+    "data.listing data.class_list data.folders data.fashion_mnist "
+    "data.registry data.fingerprint",
     "cli combinations",
-    "config",
     "progressive",
+    "config",
     # These two do not know each other.
     "data models",
     "zoo catalog",
     "engines",
     "runs",
-    "evaluation recovery user_callbacks lr_finder",
+    "evaluation recovery lr_finder notices",
     "serving train",
     "speed",
-    "study closing dry_run",
+    "study dry_run",
     "reports overview",
     "demo",
     "api",
@@ -34,11 +37,8 @@ LAYERS = (
 LEVELS = {
     name: level for level, names in enumerate(LAYERS) for name in names.split()
 }
-# Only what runs as a program: `python -m efficientnetv2.study.ablation`.
-ENTRIES = {
-    ("demo", "commands.predict"),
-    ("study.ablation", "commands.study"),
-}
+# Only what runs as a program: `python -m efficientnetv2.demo`.
+ENTRIES = {("demo", "commands.predict")}
 
 
 def _level(module: str) -> int | None:
@@ -91,3 +91,17 @@ def test_serving_does_not_import_training(edges):
     for module, other in edges:
         if module.startswith("serving."):
             assert other.split(".")[0] not in above, f"{module}: {other}"
+
+
+def test_a_configuration_goes_down_only():
+    """Nobody reads the configuration that another object was given."""
+    libraries = {"self", "tf", "keras", "jax"}
+    # Of a class of its own, and of the runs that a list shows.
+    allowed = {"data/pipeline.py", "overview.py"}
+    package = pathlib.Path(__file__).parent.parent / "efficientnetv2"
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr == "config":
+                owner = ast.unparse(node.value)
+                name = str(path.relative_to(package))
+                assert owner in libraries or name in allowed, (name, owner)

@@ -98,3 +98,22 @@ def test_help_lists_the_flags():
         "adaptive_regularization formats allow_disagreement"
     ).split():
         assert name in result.stdout
+
+
+def test_a_program_imports_only_what_it_needs():
+    """What TensorFlow and Keras could use elsewhere costs seconds."""
+    code = """
+import gc, sys
+from efficientnetv2 import backend
+with backend.importing_tensorflow():
+    from efficientnetv2 import api
+    assert not {"jax", "sklearn", "matplotlib"} & {*sys.modules}, "imported"
+    # The page of the demo needs matplotlib.
+    from efficientnetv2 import demo
+import sklearn
+assert gc.isenabled() and gc.get_freeze_count() > 10_000
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

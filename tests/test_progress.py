@@ -5,34 +5,34 @@ import math
 
 import pytest
 
-from efficientnetv2 import runs
+from efficientnetv2 import config as config_lib
 from efficientnetv2.formatting import format_seconds
 from efficientnetv2.progress import Progress
 
 
-def shown(run, first_step=0, stream=None):
+def shown(config, first_step=0, stream=None):
     """Returns the progress of a run, in memory by default."""
+    plan = config_lib.run_plan(config)
     return Progress(
-        run.config,
-        run.stages,
-        run.stage_of_steps,
+        config,
+        plan.stages,
+        plan.stage_of_steps,
         first_step,
         stream=stream or io.StringIO(),
     )
 
 
 @pytest.fixture
-def run(tiny_config, tmp_path, small_data):
-    config = tiny_config(
+def config(tiny_config, small_data):
+    return tiny_config(
         "train.stages=2,train.epochs=2,train.isize=20,data.ibase=10,"
         "train.isize_rule=paper"
     )
-    return runs.make_run(config, tmp_path)
 
 
-def test_progress_estimates_by_pixels(run):
+def test_progress_estimates_by_pixels(config):
     # Two stages of six steps, of 10 and 20 pixels.
-    with shown(run, 3) as progress:
+    with shown(config, 3) as progress:
         progress.window = [(2, 0.0), (3, 0.1)]
         assert progress.images_per_second() == pytest.approx(320)
         # 3 steps of 0.1 s, then 6 of four times the pixels.
@@ -43,8 +43,8 @@ def test_progress_estimates_by_pixels(run):
 
 
 @pytest.mark.parametrize("columns", [20, 40, 64, 80, 200])
-def test_a_description_fits_its_columns(run, columns):
-    with shown(run) as progress:
+def test_a_description_fits_its_columns(config, columns):
+    with shown(config) as progress:
         progress.add({"loss": 12.3456, "top1": 1.0})
         progress.read()
         progress.window = [(0, 0.0), (1, 0.0001)]
@@ -53,7 +53,7 @@ def test_a_description_fits_its_columns(run, columns):
     assert ("stage ends in" in text) == (columns == 200)
 
 
-def test_a_terminal_gets_one_line_that_is_redrawn(run, monkeypatch):
+def test_a_terminal_gets_one_line_that_is_redrawn(config, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -61,8 +61,8 @@ def test_a_terminal_gets_one_line_that_is_redrawn(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
     terminal = Terminal()
-    with shown(run, stream=terminal) as progress:
-        for step in range(run.plan.total_steps):
+    with shown(config, stream=terminal) as progress:
+        for step in range(progress.total):
             progress.enter(step)
             progress.last_shown = -math.inf
             progress.add({"loss": 1.0, "top1": 0.5})

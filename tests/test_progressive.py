@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import progressive
-from efficientnetv2.config import ConfigError, RunPlan
+from efficientnetv2.config import ConfigError
 from efficientnetv2.data import registry
+from efficientnetv2.progressive import RunPlan
 from tests.conftest import examples
 
 

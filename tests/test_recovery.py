@@ -101,7 +101,7 @@ def test_micro_batches_give_the_gradients_of_the_batch(
             f"{SHORT},{EXACT},train.micro_batch_size={micro},"
             f"train.batch_parts={parts}"
         )
-        engine, batch = engine_and_batch(config, source, tmp_path)
+        engine, batch = engine_and_batch(config, source)
         metrics = engine.step(batch, 0.0)
         results.append(
             [v.numpy() for v in engine.network.weights]

@@ -17,9 +17,9 @@ def test_a_folder_of_an_earlier_version_lacks_options(tiny_config, tmp_path):
     path.write_text(yaml.safe_dump(old))
     # Without a checkpoint nothing has begun, and any configuration may begin.
     checkpoints.save(tmp_path, {"a": np.zeros(1)}, {"step": 1}, keep=1)
-    with runs.claimed(runs.make_run(config, tmp_path)):
+    with runs.claimed(runs.Run(tmp_path), config):
         assert "cutmix_labels: image" in path.read_text()
     other = tiny_config("data.cutmix_labels=batch")
     with pytest.raises(UserError, match="data.cutmix_labels: 'image' there"):
-        with runs.claimed(runs.make_run(other, tmp_path)):
+        with runs.claimed(runs.Run(tmp_path), other):
             pass

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from efficientnetv2 import cli, commands, runs, speed
+from efficientnetv2 import cli, commands, speed
 from efficientnetv2 import config as config_lib
 from efficientnetv2.commands import study
 from efficientnetv2.errors import UserError
@@ -36,7 +36,7 @@ def driver():
 def test_a_stage_is_measured(tiny_config, source, small_data):
     config = tiny_config("train.stages=2,data.augname=null")
     result = speed.measure_stage(config, 1, steps=2)
-    stage = runs.make_run(config, "").stages[1]
+    stage = config_lib.run_plan(config).stages[1]
     assert result["image_size"] == 24 and result["batch_size"] == 32
     assert result["steps"] == stage.last_step - stage.first_step
     for key in ("pipeline", "step", "both"):

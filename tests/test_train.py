@@ -26,9 +26,8 @@ from efficientnetv2 import (
     zoo,
 )
 from efficientnetv2 import config as config_lib
-from efficientnetv2.config import RunPlan
 from efficientnetv2.data import pipeline, registry
-from efficientnetv2.engines import schedules, strategies, tensorflow
+from efficientnetv2.engines import optimizers, strategies, tensorflow
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import weights
 from tests.conftest import engine_and_batch
@@ -352,18 +351,18 @@ def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
         "train.weight_decay=1e-3,train.weight_decay_inc=4,"
         "train.lr_warmup_epoch=0,train.lr_sched=constant"
     )
-    run = runs.make_run(config, tmp_path, print)
-    engine = engines.create(config, run.plan)
+    plan = config_lib.run_plan(config)
+    engine = engines.create(config, plan)
     # A reference copy that goes through Keras' own layers and tape.
-    network = engines.create(config, run.plan).network
+    network = engines.create(config, plan).network
     network.set_weights(engine.network.get_weights())
     engine.restore({**engine.arrays(), "step": np.int64(5)}, "the test")
-    plan = RunPlan(200, 6, run.plan.total_steps)
+    own = dataclasses.replace(plan, num_images=200, steps_per_epoch=6)
     batch = next(
-        iter(pipeline.training_dataset(source, config, plan, run.stages))
+        iter(pipeline.training_dataset(source, config, own, plan.stages))
     )
     images, labels = batch
-    coefficient = 1e-3 * (1 + 4 * 5 / run.plan.total_steps)
+    coefficient = 1e-3 * (1 + 4 * 5 / plan.total_steps)
     decayed = [
         not any(word in v.path for word in ("bias", "gamma", "beta"))
         for v in network.trainable_variables
@@ -394,7 +393,7 @@ def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
     logs = engine.step(batch, 0.0)
     new_state = engine.arrays()
     assert float(logs["loss"]) == pytest.approx(float(loss), rel=1e-5)
-    decay = schedules.ema_decay(config, 5)
+    decay = optimizers.ema_decay(config, 5)
     for old, gradient, name in zip(before, gradients, names, strict=True):
         square = 0.9 + 0.1 * gradient.numpy() ** 2
         expected = old - rate * gradient.numpy() / np.sqrt(square + 1e-3)
@@ -420,8 +419,8 @@ def test_the_waiting_for_batches_is_measured(
     config = tiny_config(
         "data.augname=null,train.stages=2,train.epochs=1,eval.val_split=null"
     )
-    run = runs.make_run(config, tmp_path)
-    batches = pipeline.training_dataset(source, config, run.plan, run.stages)
+    plan = config_lib.run_plan(config)
+    batches = pipeline.training_dataset(source, config, plan, plan.stages)
     options = tf.data.Options()
     # Nothing is read while a step computes, so that all sleep is waiting.
     options.experimental_optimization.inject_prefetch = False
@@ -474,7 +473,7 @@ def test_parts_of_a_batch_average_their_gradients(
     for parts in (1, 4):
         # Group normalization, so that parts do not change the statistics.
         config = tiny_config(f"{options}train.batch_parts={parts}")
-        engine, batch = engine_and_batch(config, source, tmp_path)
+        engine, batch = engine_and_batch(config, source)
         logs = engine.step(batch, 0.0)
         weights.append([v.numpy() for v in engine.network.weights])
         assert set(logs) == {"loss", "cross_entropy", "l2", "top1", "top5"}
@@ -484,7 +483,7 @@ def test_parts_of_a_batch_average_their_gradients(
 
 def test_a_batch_of_fewer_images_than_parts(tiny_config, source, tmp_path):
     config = tiny_config("train.batch_parts=4")
-    engine, (images, _) = engine_and_batch(config, source, tmp_path)
+    engine, (images, _) = engine_and_batch(config, source)
     images = images.numpy()[:5]
     np.testing.assert_allclose(
         engine.logits(images[:1]), engine.logits(images)[:1], atol=1e-5
@@ -498,7 +497,7 @@ def test_parts_at_once_give_what_parts_in_turn_give(
     config = tiny_config("train.stages=1,train.batch_parts=4")
     first, states = None, []
     for wrap in (lambda step: step, tf.function):
-        engine, batch = engine_and_batch(config, source, tmp_path)
+        engine, batch = engine_and_batch(config, source)
         if first is not None:
             engine.restore(first, "the first")
         first = engine.arrays()
@@ -600,7 +599,7 @@ def test_only_chosen_variables_train(tiny_config):
 def test_frozen_layers_keep_their_statistics(tiny_config, source, tmp_path):
     """Only what is trained changes, batch norm's statistics included."""
     config = tiny_config("train.varsexp=(head|logits)/.*")
-    engine, batch = engine_and_batch(config, source, tmp_path)
+    engine, batch = engine_and_batch(config, source)
     before = engine.arrays()
     engine.step(batch, 0.0)
     changed = {

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from absl import flags
 
 from efficientnetv2 import (
+    backend,
     catalog,
     cli,
     declarative,
     formatting,
     overview,
-    quiet,
 )
 from efficientnetv2 import config as config_lib
 from efficientnetv2.cli import Flag
@@ -163,7 +163,7 @@ def _by_class(counts: dict[str, int]) -> str:
 
 def _preview(given: flags.FlagValues) -> None:
     config = load_config(given)
-    with quiet.importing_tensorflow():
+    with backend.importing_tensorflow():
         from efficientnetv2.data import preview
     folder = pathlib.Path(given.output_dir or preview.FOLDER)
     for path in preview.write(config, folder, given.images):
@@ -174,11 +174,11 @@ def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
     if not given.output_dir:
         raise UserError("--output_dir is missing, such as photos.")
     info = registry.load_info(given.dataset)
-    with quiet.importing_tensorflow():
-        from efficientnetv2.data import export, sources
+    with backend.importing_tensorflow():
+        from efficientnetv2.data import export, loading
     path = export.write(
         info,
-        lambda split: sources.load_from(info, split, folder),
+        lambda split: loading.load_from(info, split, folder),
         pathlib.Path(given.output_dir),
         given.format,
         given.images_per_class,
@@ -200,10 +200,10 @@ def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
 
 def _check(given: flags.FlagValues, folder: pathlib.Path) -> int:
     info = registry.load_info(given.dataset)
-    with quiet.importing_tensorflow():
-        from efficientnetv2.data import checks, sources
-    wrong = checks.check(
-        info, lambda split: sources.load_from(info, split, folder)
+    with backend.importing_tensorflow():
+        from efficientnetv2.data import faults, loading
+    wrong = faults.check(
+        info, lambda split: loading.load_from(info, split, folder)
     )
     return 1 if wrong else 0
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from efficientnetv2 import cli, files, progress, quiet
+from efficientnetv2 import backend, cli, files, progress
 from efficientnetv2.cli import Flag
 from efficientnetv2.data import folders
 from efficientnetv2.errors import DataError, UserError
@@ -154,7 +154,7 @@ def _predict(
     skip: Callable[[str, str], None],
 ) -> None:
     # TensorFlow is imported only now: mistakes above are shown at once.
-    with quiet.importing_tensorflow():
+    with backend.importing_tensorflow():
         from efficientnetv2.serving import predict as prediction
         from efficientnetv2.serving import views
     classifier = _load(given)
@@ -301,7 +301,7 @@ def demo(given: flags.FlagValues, words: Sequence[str]) -> None:
         )
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     # TensorFlow is imported only now: mistakes above are shown at once.
-    with quiet.importing_tensorflow():
+    with backend.importing_tensorflow():
         from efficientnetv2 import demo as page
     classifier = _load(given)
     page.serve(classifier, given.model, given.host, given.port, given.share)

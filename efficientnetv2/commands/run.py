@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 from absl import flags
 
-from efficientnetv2 import cli, quiet
+from efficientnetv2 import backend, cli, progressive
 from efficientnetv2 import config as config_lib
 from efficientnetv2.cli import Flag
 from efficientnetv2.data import fingerprint
@@ -88,7 +88,7 @@ def _image_size(
     found: dict[str, Any] = {"eval.isize": size, "train.isize": size}
     by_hand = config_lib.parse_hparam_str(hparam_str).get("data", {})
     if "ibase" not in by_hand:
-        before = config_lib.resolve_image_size(config)
+        before = progressive.resolve_image_size(config)
         scaled = round(config.data.ibase * size / before)
         found["data.ibase"] = max(MIN_IMAGE_SIZE, scaled)
     return found
@@ -154,7 +154,7 @@ def _train(given: flags.FlagValues) -> None:
     if not given.dry_run:
         _execute(config, given, given.mode)
         return
-    with quiet.importing_tensorflow(given.backend):
+    with backend.importing_tensorflow(given.backend):
         from efficientnetv2 import dry_run
     dry_run.report(config)
 
@@ -207,7 +207,7 @@ def _evaluate_weights(given: flags.FlagValues) -> None:
         hparam_str=cli.value_of(given, "hparam_str") or "",
         flags=cli.overrides(given),
     )
-    with quiet.importing_tensorflow("tensorflow"):
+    with backend.importing_tensorflow("tensorflow"):
         from efficientnetv2 import api
     api.evaluate_weights(config, given.model_name, given.weights)
 
@@ -218,7 +218,7 @@ def report(given: flags.FlagValues, words: Sequence[str]) -> None:
 
         efficientnetv2 report runs/fashion_mnist
 
-    `efficientnetv2 study --report_only` writes the report of studies.
+    `efficientnetv2 study --only=report` writes the report of studies.
     """
     _take_model_dir(given, words)
     _execute(config_of_run(given), given, "report")
@@ -256,7 +256,7 @@ def find_lr(given: flags.FlagValues, words: Sequence[str]) -> None:
     """
     cli.no_words(words)
     config = load_config(given)
-    with quiet.importing_tensorflow(given.backend):
+    with backend.importing_tensorflow(given.backend):
         from efficientnetv2 import lr_finder
     result = lr_finder.find(config, given.steps)
     lr_finder.draw(result, given.output)
@@ -333,7 +333,7 @@ def _execute(
 ) -> None:
     """Runs a mode; see `api.execute`."""
     # TensorFlow is imported only now: mistakes above are shown at once.
-    with quiet.importing_tensorflow(_backend_for(given, mode)):
+    with backend.importing_tensorflow(_backend_for(given, mode)):
         from efficientnetv2 import api
 
     try:

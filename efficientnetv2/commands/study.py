@@ -6,78 +6,87 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
-from efficientnetv2 import cli, files, formatting
+from efficientnetv2 import backend, cli, files, formatting
 from efficientnetv2.cli import Flag
 from efficientnetv2.commands.run import config_of_run, load_config
 from efficientnetv2.errors import UserError
+
+_PARTS = ("measure", "tune", "train", "report")
 
 
 @cli.command(
     Flag("study", "Name in hparams/studies/, or a YAML file of that form."),
     Flag("dataset", "Dataset; default: the study's."),
     Flag(
-        "seeds",
-        "Number of seeds per arm: 0, 1, ...; default: 3.",
-        int,
-        default=3,
-        low=1,
-    ),
-    Flag(
         "output_dir",
-        "Folder of all studies; default: results/ablation.",
-        default="results/ablation",
+        "Folder of all studies; default: results/study.",
+        default="results/study",
     ),
-    Flag("arms", "Only these arms, such as plain,everything_on.", list),
-    Flag("shard", "2/4: the second of four parts of the runs.", default="1/1"),
-    "data_dir",
     Flag(
-        "report_only",
-        "Train nothing; write the report of --output_dir.",
-        bool,
-        default=False,
+        "only",
+        "measure, tune, train or report; default: all four, one by one.",
+        choices=_PARTS,
     ),
+    Flag("arm", "Train only this arm, with --seed, and compare the result."),
+    "seed data_dir",
 )
 def study(given: flags.FlagValues, words: Sequence[str]) -> None:
     r"""Train every arm of a study with every seed, and report on them.
 
-        efficientnetv2 study --study=regularization --seeds=3 \
-            --output_dir=runs/ablation
-        efficientnetv2 study --report_only --output_dir=runs/ablation
+        efficientnetv2 study --study=regularization --output_dir=runs/study
+        efficientnetv2 study --only=report --output_dir=runs/study
+        efficientnetv2 study --study=regularization --arm=fixed --seed=7
 
-    Each run is a process of its own. Rerun the command to resume a study.
-    `--shard=1/4` takes every fourth run, so that machines which share the
-    folder divide a study.
+    It measures the time of a step at each image size, with nothing else on the
+    machine; tunes each arm's strength of regularization on validation images;
+    trains the runs; and reports. Rerun the command to resume. Processes and
+    machines that share the folder divide the runs among themselves.
     """
     cli.no_words(words)
-    output = pathlib.Path(given.output_dir)
-    if given.report_only or _train(given, output):
-        # Only a report needs matplotlib and scipy.
+    if given.only != "report":
+        if not given.study:
+            raise UserError("--study is missing, such as regularization.")
+        with backend.importing_tensorflow():
+            from efficientnetv2.study import definition, work
+
+        at_work = work.Work(
+            definition.load(given.study, given.dataset),
+            given.output_dir,
+            given.data_dir,
+        )
+        if given.arm:
+            _rerun(at_work, given.arm, given.seed or 0)
+            return
+        at_work.claim()
+        for part in _PARTS[:-1]:
+            if given.only in (None, part):
+                getattr(at_work, part)()
+    if given.only in (None, "report"):
+        # Only a report needs matplotlib.
         from efficientnetv2.reports import study as report
 
-        report.build(output)
+        report.build(given.output_dir)
 
 
-def _train(given: flags.FlagValues, output: pathlib.Path) -> bool:
-    """Trains what is missing; returns whether the study is complete."""
-    if not given.study:
-        raise UserError("--study is missing, such as regularization.")
-    from efficientnetv2.study import ablation, definition, records
+def _rerun(at_work, arm: str, seed: int) -> None:
+    """Trains one arm, and prints whether it lands where the study says."""
+    from efficientnetv2.study import analysis
 
-    arms = definition.load(given.study, given.dataset)
-    configs = definition.resolve(arms, given.data_dir)
-    tasks = ablation.plan_tasks(
-        arms, given.seeds, given.arms, ablation.parse_shard(given.shard)
+    at_work.study.arm(arm)
+    at_work.check_options()
+    found = analysis.load(at_work.folder)
+    known = found.top1(arm, max(at_work.study.budgets))
+    top1 = 100 * at_work.rerun(arm, seed)["top1"]
+    text = f"{arm}, seed {seed}: test top-1 {top1:.2f}%."
+    if known.n < 2:
+        print(f"{text} {at_work.folder} has no interval to compare it with.")
+        return
+    low, high = known.of_one_more()
+    where = "inside" if low <= top1 <= high else "OUTSIDE"
+    print(
+        f"{text} Published: {known.mean:.2f}% over {known.n} seeds; 95% of "
+        f"single runs lie in [{low:.2f}%, {high:.2f}%]. This one lies {where}."
     )
-    children = ablation.Children()
-    driver = ablation.Driver(
-        arms,
-        configs,
-        records.Folder(output / arms.name),
-        given.data_dir,
-        children.run,
-    )
-    with children.receiving():
-        return driver.execute(tasks, given.seeds)
 
 
 @cli.command(
@@ -120,10 +129,10 @@ def benchmark(given: flags.FlagValues, words: Sequence[str]) -> None:
     """
     cli.no_words(words)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from efficientnetv2 import speed
+    from efficientnetv2 import evaluation, speed
 
     if given.model_dir:
-        result = speed.measure_inference(
+        result = evaluation.measure_inference(
             config_of_run(given), given.model_dir, given.inference_batch_size
         )
         files.write_json(

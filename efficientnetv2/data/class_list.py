@@ -29,8 +29,7 @@ def read(path: str | os.PathLike) -> list[str]:
     """Returns the names of a file.
 
     Raises:
-        OSError: if it cannot be read.
-        UnicodeDecodeError: if it is no UTF-8.
+        OSError, UnicodeDecodeError: if it cannot be read, or is no UTF-8.
     """
     text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     return text.removesuffix("\n").split("\n") if text else []
@@ -39,12 +38,8 @@ def read(path: str | os.PathLike) -> list[str]:
 def read_table(path: str | os.PathLike) -> dict[str, str]:
     """Returns the classes of a file with a name and, after a tab, words.
 
-    Args:
-        path: of a file with a class a line, in the order of the labels; lines
-            that begin with # are for people.
-
-    Returns:
-        Names to words; a name without words stands for itself.
+    Lines that begin with # are for people; a name without words stands for
+    itself.
 
     Raises:
         OSError, UnicodeDecodeError: see `read`.
@@ -53,20 +48,16 @@ def read_table(path: str | os.PathLike) -> dict[str, str]:
     return {name: (words or [name])[0] for name, *words in rows}
 
 
-def in_words(names: Sequence[str]) -> list[str]:
-    """Returns names of classes, ImageNet's in words.
-
-    Of 'n02123159' it returns 'tiger cat'; any other name stays.
-    """
-    if not any(_SYNSET.fullmatch(name) for name in names):
-        return list(names)
-    words = _imagenet()
-    return [words.get(name, name) for name in names]
-
-
 @functools.cache
 def _imagenet() -> dict[str, str]:
     return read_table(declarative_dir("datasets") / "imagenet_classes.txt")
+
+
+def in_words(names: Sequence[str]) -> list[str]:
+    """Returns 'tiger cat' for 'n02123159'; any other name stays."""
+    if not any(_SYNSET.fullmatch(name) for name in names):
+        return list(names)
+    return [_imagenet().get(name, name) for name in names]
 
 
 def folder_name(class_name: str) -> str:
@@ -106,10 +97,7 @@ def places(found: Sequence[str], wanted: Sequence[str]) -> list[int]:
 def both(
     one: Sequence[str], other: Sequence[str], one_is: str, other_is: str
 ) -> str:
-    """Returns two lists of names for an error, in two lines or more.
-
-    Of long lists only what differs is shown.
-    """
+    """Returns two lists of names for an error; of long ones what differs."""
     lines = []
     for label, names, others in ((one_is, one, other), (other_is, other, one)):
         shown = [f"{k} {name!r}" for k, name in enumerate(names)]

@@ -22,19 +22,18 @@ FIRST_BYTES = {
 }
 _EXIF = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
+_PILLOW_ERRORS = (
+    *(ValueError, SyntaxError, EOFError, struct.error),
+    Image.DecompressionBombError,
+)
 # TIFF's types of a number: one, two or four bytes.
 _BYTE, _SHORT, _LONG = 1, 3, 4
 _MOST_ENTRIES = 1024
-# EXIF orientations (1 to 8; 0 never): whether rows and columns are swapped
+# Of EXIF orientations (1 to 8; 0 never): whether rows and columns are swapped
 # in what is stored, and whether the rows, then the columns of what results
 # are in reverse order.
-_SWAPPED = [k >= 5 for k in range(9)]
-_REVERSED = [[k in (3, 4, 7, 8), k in (2, 3, 6, 7), False] for k in range(9)]
-# By which a JPEG can be decoded smaller.
-_RATIOS = (1, 2, 4, 8)
-# Pixels that are decoded around what is read: at the edge of what is decoded
-# colours, which a JPEG has at half the resolution, are interpolated otherwise.
-_MARGIN = 4
+SWAPPED = [k >= 5 for k in range(9)]
+REVERSED = [[k in (3, 4, 7, 8), k in (2, 3, 6, 7), False] for k in range(9)]
 
 
 # --- Reading bytes ----------------------------------------------------------
@@ -75,16 +74,10 @@ def _equal(values: tf.Tensor, expected: bytes) -> tf.Tensor:
 
 
 def _walk(data: tf.Tensor, start, step: Callable) -> tf.Tensor:
-    """Goes from part to part of a file, and returns a place in it.
+    """Goes from part to part of a file, and returns a place in it, or -1.
 
-    Args:
-        data: string scalar.
-        start: place of the first part.
-        step: maps a place to that which is looked for, or -1, and the place
-            of the next part, larger, or -1 for the end.
-
-    Returns:
-        int64 scalar, -1 if nothing is found.
+    `step` maps the place of a part to that which is looked for, or -1, and
+    the place of the next part, larger, or -1 for the end; int64 scalars.
     """
     length = tf.cast(tf.strings.length(data), tf.int64)
     _, found = tf.while_loop(
@@ -125,10 +118,7 @@ def format_of(data: tf.Tensor) -> tf.Tensor:
 
 
 def _jpeg_exif(data: tf.Tensor) -> tf.Tensor:
-    """Returns the place of a JPEG's EXIF, -1 if it has none.
-
-    EXIF stands among the application segments that a JPEG begins with.
-    """
+    """Returns the place of EXIF among a JPEG's first segments, or -1."""
     exif = tf.constant(list(b"\xff\xe1\0\0" + _EXIF), tf.int64)
     # Marker and size, each of two bytes.
     weights = tf.constant([[256, 1, 0, 0], [0, 0, 256, 1]], tf.int64)
@@ -139,10 +129,8 @@ def _jpeg_exif(data: tf.Tensor) -> tf.Tensor:
         is_exif = tf.reduce_all((head == exif) | (tf.range(10) // 2 == 1))
         is_application = (marker >= 0xFFE0) & (marker <= 0xFFEF)
         is_comment = marker == 0xFFFE
-        return (
-            _if(is_exif, place + 4),
-            _if(is_application | is_comment, place + 2 + size),
-        )
+        following = _if(is_application | is_comment, place + 2 + size)
+        return _if(is_exif, place + 4), following
 
     # Most have a JFIF segment without a thumbnail, and tables behind it.
     plain = _substring(data, 2, 4) == b"\xff\xe0\0\x10"
@@ -152,39 +140,26 @@ def _jpeg_exif(data: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _png_chunk(
-    data: tf.Tensor, name: bytes, before_pixels: bool = False
-) -> tf.Tensor:
+def _png_chunk(data: tf.Tensor, name: bytes, last: bytes = b"IEND"):
     """Returns the place of the content of a PNG's chunk, -1 without it."""
-    last = b"IDAT" if before_pixels else b"IEND"
 
     def step(place):
         head = _bytes(data, place, 8)
         end = place + 12 + _number(head[:4], False)
-        return (
-            _if(_equal(head[4:], name), place + 8),
-            _if(~_equal(head[4:], last), end),
-        )
+        found = _if(_equal(head[4:], name), place + 8)
+        return found, _if(~_equal(head[4:], last), end)
 
     return _walk(data, 8, step)
 
 
 def _webp_chunk(data: tf.Tensor, name: bytes, start=12) -> tf.Tensor:
-    """Returns the place of a WebP's chunk, -1 if it has none.
-
-    Args:
-        data: string scalar.
-        name: four letters, or fewer for all that begin so.
-        start: place of the first chunk.
-    """
+    """Returns the place of a WebP's first chunk whose name begins so, or -1."""
 
     def step(place):
         head = _bytes(data, place, 8)
         size = _number(head[4:], True)
-        return (
-            _if(_equal(head[: len(name)], name), place),
-            place + 8 + size + size % 2,
-        )
+        found = _if(_equal(head[: len(name)], name), place)
+        return found, place + 8 + size + size % 2
 
     return _walk(data, start, step)
 
@@ -193,13 +168,12 @@ def _webp_exif(data: tf.Tensor) -> tf.Tensor:
     """Returns the place of a WebP's EXIF, -1 if it has none."""
     head = _bytes(data, 12, 9)
     has_exif = _equal(head[:4], b"VP8X") & (head[8] // 8 % 2 == 1)
-    none = tf.constant(-1, tf.int64)
 
     def find():
         place = _webp_chunk(data, b"EXIF")
-        return tf.where(place < 0, none, place + 8)
+        return _if(place >= 0, place + 8)
 
-    return tf.cond(has_exif, find, lambda: none)
+    return tf.cond(has_exif, find, lambda: tf.constant(-1, tf.int64))
 
 
 # --- Orientation ------------------------------------------------------------
@@ -211,11 +185,8 @@ def orientation(
     """Returns an encoded image's EXIF orientation: int32 scalar in [1, 8].
 
     EXIF is looked for in JPEG (APP1), PNG (eXIf) and WebP (EXIF). 1, upright,
-    where there is none, or none that is valid.
-
-    Args:
-        data: string scalar.
-        kind: what `format_of` returns, if it is known.
+    where there is none, or none that is valid. `kind` is what `format_of`
+    returns, if it is known.
     """
     if kind is JPEG:
         place = _jpeg_exif(data)
@@ -230,9 +201,7 @@ def orientation(
             ],
         )
     return tf.cond(
-        place >= 0,
-        lambda: _orientation_at(data, place),
-        lambda: tf.constant(1),
+        place >= 0, lambda: _orientation_at(data, place), lambda: tf.constant(1)
     )
 
 
@@ -277,37 +246,14 @@ def turn(image: tf.Tensor, turned: tf.Tensor) -> tf.Tensor:
 
     def upright():
         swapped = tf.cond(
-            turned >= 5,
-            lambda: tf.transpose(image, [1, 0, 2]),
-            lambda: image,
+            turned >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image
         )
-        reverse = tf.constant(_REVERSED)[turned]
+        reverse = tf.constant(REVERSED)[turned]
         return tf.raw_ops.Reverse(tensor=swapped, dims=reverse)
 
     result = tf.cond(turned > 1, upright, lambda: image)
     result.set_shape([None, None, image.shape[2]])
     return result
-
-
-def _mirror(box, height, width, turned):
-    """Mirrors a box as `turn` does the upright image around it."""
-    rows, columns = tf.unstack(tf.constant(_REVERSED)[turned][:2])
-    top, left, high, wide = tf.unstack(box)
-    top = tf.where(rows, tf.cast(height, box.dtype) - top - high, top)
-    left = tf.where(columns, tf.cast(width, box.dtype) - left - wide, left)
-    return tf.stack([top, left, high, wide])
-
-
-def _swap(box, turned):
-    """Swaps rows and columns of a box, or of a height and width, if need be."""
-    order = [1, 0, 3, 2][: box.shape[0]]
-    swapped = tf.constant(_SWAPPED)[turned]
-    return tf.where(swapped, tf.gather(box, order), box)
-
-
-def upright_shape(data: tf.Tensor, turned: tf.Tensor) -> tf.Tensor:
-    """Returns height and width of a JPEG once it is upright: int32 [2]."""
-    return _swap(tf.io.extract_jpeg_shape(data)[:2], turned)
 
 
 # --- Decoding ---------------------------------------------------------------
@@ -373,7 +319,7 @@ def _decode_png(data: tf.Tensor) -> tf.Tensor:
 
 def _significant_bits(data: tf.Tensor) -> tf.Tensor:
     """Returns how many bits a PNG of 16 says that it uses: int64 scalar."""
-    place = _png_chunk(data, b"sBIT", before_pixels=True)
+    place = _png_chunk(data, b"sBIT", last=b"IDAT")
 
     def read():
         size = _number(_bytes(data, place - 8, 4), False)
@@ -422,18 +368,12 @@ def _decode_webp(data: tf.Tensor) -> tf.Tensor:
             tf.strings.join([b"RIFF", length, b"WEBP", chunk, padding])
         )
         # Where the frame lies on the canvas.
-        place = _bytes(data, frame + 8, 6)
-        left = 2 * _number(place[:3], True)
-        top = 2 * _number(place[3:], True)
-        width = 1 + _number(header[12:15], True)
-        height = 1 + _number(header[15:18], True)
-        shape = tf.cast(tf.shape(image), tf.int64)
-        around = [
-            [top, height - top - shape[0]],
-            [left, width - left - shape[1]],
-            [0, 0],
-        ]
-        return tf.pad(image, around)
+        places = tf.concat([_bytes(data, frame + 8, 6), header[12:]], 0)
+        places = tf.cast(_number(tf.reshape(places, [4, 3]), True), tf.int32)
+        left, top, width, height = tf.unstack(
+            places * [2, 2, 1, 1] + [0, 0, 1, 1]
+        )
+        return tf.image.pad_to_bounding_box(image, top, left, height, width)
 
     return tf.cond(animated, first_frame, lambda: still(data))
 
@@ -444,13 +384,7 @@ def _decode_with_pillow(data: bytes | np.ndarray) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
         raise OSError("no valid BMP") from None
-    except (
-        ValueError,
-        SyntaxError,
-        EOFError,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except _PILLOW_ERRORS as error:
         raise OSError(str(error)) from None
 
 
@@ -496,95 +430,3 @@ def from_pillow(image: Image.Image) -> bytes:
     except (ValueError, SyntaxError) as error:
         raise OSError(str(error)) from error
     return tf.io.encode_png(pixels).numpy()
-
-
-# --- Decoding a part --------------------------------------------------------
-
-
-def can_decode_part(data: tf.Tensor) -> tf.Tensor:
-    """Returns whether an image is a JPEG other than CMYK: bool scalar.
-
-    Args:
-        data: string scalar, see `decode`.
-    """
-    return tf.cond(
-        tf.io.is_jpeg(data),
-        lambda: tf.io.extract_jpeg_shape(data)[2] <= 3,
-        lambda: False,
-    )
-
-
-def decode_window(
-    data: tf.Tensor, window: tf.Tensor, turned: tf.Tensor
-) -> tf.Tensor:
-    """Decodes a part of a JPEG, upright.
-
-    Args:
-        data: string scalar, a JPEG.
-        window: int32 [4]: top, left, height, width in the upright image.
-        turned: its EXIF orientation, int32 scalar.
-
-    Returns:
-        uint8 [height, width, 3].
-    """
-    height, width = tf.unstack(upright_shape(data, turned))
-    window = _swap(_mirror(window, height, width, turned), turned)
-    image = tf.io.decode_and_crop_jpeg(data, window, channels=3)
-    return turn(image, turned)
-
-
-def decode_part(
-    data: tf.Tensor,
-    box: tf.Tensor,
-    size,
-    antialias: bool = False,
-    turned: tf.Tensor | None = None,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decodes the part of a JPEG that a crop reads, upright.
-
-    A box of at least 2, 4 or 8 times `size` is decoded smaller by that
-    factor: the decoder averages pixels, where resizing would skip them. With
-    antialiasing it is still twice as large as `size` then, so that resizing,
-    which averages too, makes of it what it makes of the whole image.
-    What lies below the crop is not read: an image that is cut short there is
-    no error.
-
-    Args:
-        data: string scalar, an image that `can_decode_part` accepts.
-        box: float32 [4]: top, left, height, width in pixels of the whole
-            image, upright, beyond which it may reach.
-        size: side to which the box will be resized, Python or tensor integer.
-        antialias: whether it will be resized with antialiasing.
-        turned: its EXIF orientation if it is known.
-
-    Returns:
-        uint8 [height, width, 3], and the box in its pixels, float32 [4].
-        `crop_resize_flip` gives the same of both as of the whole image and
-        its box, but for what is decoded smaller.
-    """
-    turned = orientation(data, JPEG) if turned is None else turned
-    shape = upright_shape(data, turned)
-    box = tf.convert_to_tensor(box)
-    box = _swap(_mirror(box, shape[0], shape[1], turned), turned)
-    ratios = tf.constant(_RATIOS)
-    wanted = size * ratios * (2 if antialias else 1)
-    fitting = tf.reduce_min(box[2:]) >= tf.cast(wanted, tf.float32)
-    chosen = tf.maximum(tf.reduce_sum(tf.cast(fitting, tf.int32)) - 1, 0)
-    box /= tf.cast(ratios[chosen], tf.float32)
-    extent = -(-_swap(shape, turned) // ratios[chosen])
-    first = tf.cast(tf.floor(box[:2]), tf.int32) - _MARGIN
-    last = tf.cast(tf.math.ceil(box[:2] + box[2:]), tf.int32) + _MARGIN
-    first = tf.clip_by_value(first, 0, extent - 1)
-    last = tf.clip_by_value(last, first + 1, extent)
-    window = tf.concat([first, last - first], 0)
-
-    def decode_by(ratio):
-        return lambda: tf.io.decode_and_crop_jpeg(
-            data, window, channels=3, ratio=ratio
-        )
-
-    image = tf.switch_case(chosen, [decode_by(ratio) for ratio in _RATIOS])
-    box -= tf.pad(tf.cast(first, tf.float32), [[0, 2]])
-    height, width = tf.unstack(_swap(last - first, turned))
-    box = _mirror(_swap(box, turned), height, width, turned)
-    return turn(image, turned), box

@@ -1,4 +1,4 @@
-"""The operations of `augment.ops` on an accelerator, as the host drew them.
+"""The operations of `ops` on an accelerator, as the host drew them.
 
 Written in `keras.ops`, for XLA on either backend: shapes are static, nothing
 branches on an image, and nothing calls back to the host. Each operation runs
@@ -20,20 +20,27 @@ import numpy as np
 from keras import ops
 
 from efficientnetv2 import normalizations
-from efficientnetv2.config import resolve_image_size
-from efficientnetv2.data.operations import (
-    BELOW_HALF,
-    FILL,
-    LUMA,
-    POLICIES,
-    RAND_AUGMENT_OPS,
-)
+from efficientnetv2.progressive import resolve_image_size
 
+RAND_AUGMENT_OPS = (
+    *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize"),
+    *("Color", "Contrast", "Brightness", "Sharpness", "ShearX", "ShearY"),
+    *("TranslateX", "TranslateY", "Cutout", "SolarizeAdd"),
+)
+"""The operations RandAugment draws from, each with the same probability."""
+POLICIES = ("randaug", "autoaug", "ra_aa")
+"""The policies of `policies.layers` that have a name."""
+
+# Grey level of the pixels that an operation uncovers or cuts out.
+FILL = 128
+LUMA = (0.2989, 0.587, 0.114)
+# The largest float32 below 0.5, which rounds ties away from zero.
+BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0.0))
 # Pixels from which on an accelerator augments.
 _SMALLEST = 96
 
-LAYERS = ("operation", "argument", "centre", "sources")
-"""What `apply` takes besides images."""
+# What `apply` takes besides images.
+_LAYERS = ("operation", "argument", "centre", "sources")
 
 # Of autocontrast, by the distance of the darkest and the brightest value. A
 # division on an accelerator may be off by a bit.
@@ -51,10 +58,7 @@ def _product(first, second):
 def _multiply_add(values, weight: float, total):
     """values * weight + total, rounded once, as the host's convolution does.
 
-    Args:
-      values: whole numbers up to 255, as float32.
-      weight: float32 in (0, 1).
-      total: float32, the sum of such products.
+    values: whole numbers up to 255; weight in (0, 1); total: of such products.
     """
     # 8 bits times 12 are exact, and so is the sum of what is left over.
     mantissa, exponent = math.frexp(weight)
@@ -230,15 +234,13 @@ def _layer(images, operation, argument, centre, sources):
 def apply(images, operation, argument, centre, sources):
     """Applies the layers of a policy, as `policies.apply` does on the host.
 
-    Tensors are those of the Keras backend.
-
     Args:
       images: uint8 [batch, height, width, 3], sides at least 3.
       operation: int32 [batch, layers], index into `RAND_AUGMENT_OPS`; their
         number leaves the image.
       argument: float32 [batch, layers], with its sign.
       centre: int32 [batch, layers, 2], the centre (y, x) of a cutout.
-      sources: float32 [batch, layers, 6], see `policies.sources`.
+      sources: float32 [batch, layers, 6], see `policies._sources`.
 
     Returns:
       float32 [batch, height, width, 3], whole numbers from 0 to 255.
@@ -283,14 +285,10 @@ def blend(
 
 
 def is_chosen(config: ml_collections.ConfigDict, accelerated: bool) -> bool:
-    """Resolves `data.augment_on`.
+    """Resolves `data.augment_on`; accelerated: on a GPU or TPU.
 
     A CPU's cores are not relieved by themselves, and below 96 pixels two of
     them augment more images a second than an accelerator trains on.
-
-    Args:
-        config: of the run.
-        accelerated: whether the run trains on a GPU or TPU.
     """
     if config.data.augment_on is not None:
         return config.data.augment_on == "device"
@@ -325,7 +323,7 @@ def finish(batch: Mapping, mode: str) -> tuple:
     if keras.backend.standardize_dtype(images.dtype) == "uint8":
         if images.shape[-1] == 1:
             images = ops.repeat(images, 3, axis=-1)
-        layers = {key: batch.pop(key) for key in LAYERS if key in batch}
+        layers = {key: batch.pop(key) for key in _LAYERS if key in batch}
         images = ops.cast(images, "float32")
         if layers:
             images = apply(images, **layers)

@@ -12,13 +12,13 @@ import tensorflow as tf
 import yaml
 
 from efficientnetv2 import progress
-from efficientnetv2.data import class_list, pipeline
+from efficientnetv2.data import class_list, sources
 from efficientnetv2.data.registry import DatasetInfo
 from efficientnetv2.data.sources import ArraySource, Source
 from efficientnetv2.errors import DataError
 
 FORMATS = ("folder", "tfrecord")
-YAML = "dataset.yaml"
+_YAML = "dataset.yaml"
 # The folder of each split; `trainval` is the first two when it is read.
 _FOLDERS = {"train": "train", "minival": "val", "eval": "test"}
 _SUFFIXES = {
@@ -43,7 +43,6 @@ def write(
     """Writes the splits train, minival and eval of a dataset.
 
     Args:
-        info: of the dataset.
         load: returns a split by its name.
         folder: empty, or not there yet.
         form: one of `FORMATS`.
@@ -70,36 +69,32 @@ def write(
         counts = {}
         for split in (name for name in _FOLDERS if name in info.splits):
             source = load(split)
-            examples = encoded(source, images_per_class)
             total = len(source)
             if images_per_class is not None:
                 total = min(total, images_per_class * info.num_classes)
+            examples = encoded(source, images_per_class)
+            examples = progress.track(examples, f"Writing {split}", total)
             if form == "folder":
                 place = folder / _FOLDERS[split]
-                _write_folder(examples, info.class_names, place, total)
+                _write_folder(examples, info.class_names, place)
             else:
-                examples = progress.track(examples, f"Writing {split}", total)
                 counts[split] = _write_shards(examples, folder, split)
         if form == "folder":
             (folder / class_list.FILE).write_text(
                 class_list.to_text(info.class_names), encoding="utf-8"
             )
             return folder
-        (folder / YAML).write_text(_describe(info, counts), encoding="utf-8")
+        (folder / _YAML).write_text(_describe(info, counts), encoding="utf-8")
     except OSError as error:
         raise DataError(f"Cannot write {folder}: {error.strerror}.") from None
-    return folder / YAML
+    return folder / _YAML
 
 
 def encoded(source: Source, images_per_class: int | None = None) -> Examples:
     """Yields encoded images and labels, in order.
 
-    Images in memory become PNG; others are what they were.
-
-    Args:
-        source: a split.
-        images_per_class: the first so many of each class, of an image's first
-            class where it has several; None for all.
+    Images in memory become PNG; others are what they were. `images_per_class`
+    are the first so many, of an image's first class where it has several.
 
     Yields:
         (image, label): bytes; int64 scalar, or float32 [classes] of zeros and
@@ -111,7 +106,7 @@ def encoded(source: Source, images_per_class: int | None = None) -> Examples:
             for image, label in zip(source.images, source.labels, strict=True)
         )
     else:
-        examples = iter(pipeline.encoded_examples(source))
+        examples = iter(sources.encoded_examples(source))
     counts: dict[int, int] = {}
     for image, label in examples:
         label = np.asarray(label)
@@ -122,16 +117,12 @@ def encoded(source: Source, images_per_class: int | None = None) -> Examples:
 
 
 def _write_folder(
-    examples: Examples,
-    class_names: Sequence[str],
-    folder: pathlib.Path,
-    total: int,
+    examples: Examples, class_names: Sequence[str], folder: pathlib.Path
 ) -> None:
     places = [folder / class_list.folder_name(name) for name in class_names]
     for place in places:
         place.mkdir(parents=True)
-    images = progress.track(examples, f"Writing {folder.name}", total)
-    for number, (image, label) in enumerate(images):
+    for number, (image, label) in enumerate(examples):
         suffix = _SUFFIXES.get(image[:2], ".png")
         (places[int(label)] / f"{number:06d}{suffix}").write_bytes(image)
 
@@ -152,17 +143,13 @@ def _write_shards(examples: Examples, folder: pathlib.Path, split: str) -> int:
 
 def _example(image: bytes, label: np.ndarray) -> bytes:
     labels = np.flatnonzero(label) if label.ndim else [label]
+    content, numbers = tf.train.BytesList, tf.train.Int64List
     feature = {
-        "image/encoded": tf.train.Feature(
-            bytes_list=tf.train.BytesList(value=[image])
-        ),
-        "image/class/label": tf.train.Feature(
-            int64_list=tf.train.Int64List(value=labels)
-        ),
+        "image/encoded": tf.train.Feature(bytes_list=content(value=[image])),
+        "image/class/label": tf.train.Feature(int64_list=numbers(value=labels)),
     }
-    return tf.train.Example(
-        features=tf.train.Features(feature=feature)
-    ).SerializeToString()
+    features = tf.train.Features(feature=feature)
+    return tf.train.Example(features=features).SerializeToString()
 
 
 def _describe(info: DatasetInfo, counts: dict[str, int]) -> str:

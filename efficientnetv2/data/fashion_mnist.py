@@ -67,26 +67,21 @@ _APT = (
 
 
 def load(
-    data_dir: pathlib.Path,
-    part: str,
-    log: Callable[[str], object] = print,
+    data_dir: pathlib.Path, part: str, log: Callable[[str], object] = print
 ) -> tuple["np.ndarray", "np.ndarray"]:
     """Returns all images and labels of a part, read once per process.
 
-    Their order is that of `fashion_mnist:3.0.1` of TensorFlow Datasets, so
-    slices hold the same images there and here. Several processes may call this
-    at once, and any of them may be killed.
+    Their order is that of `fashion_mnist:3.0.1` of TensorFlow Datasets.
+    Several processes may call this at once, and any of them may be killed.
 
     Args:
-        data_dir: folder that holds the archives (itself, or its folders
-            `fashion_mnist`, `manual` and `downloads/manual`), or will hold
-            them in `fashion_mnist`.
+        data_dir: holds the archives (itself, or its folders `fashion_mnist`,
+            `manual` and `downloads/manual`), or will in `fashion_mnist`.
         part: 'train' or 'test'.
         log: called with a line that says where missing archives came from.
 
     Returns:
-        Images, uint8 [n, 28, 28, 1] in [0, 255], and labels, int64 [n] in
-        [0, 9], both read-only.
+        Read-only images, uint8 [n, 28, 28, 1], and labels, int64 [n].
 
     Raises:
         DataError: an archive is missing and no source has it, or is damaged.
@@ -101,15 +96,11 @@ def is_here(data_dir: pathlib.Path) -> bool:
     return all(_find(data_dir, name) for name in ARCHIVES)
 
 
-def restore_archive(content: bytes, name: str) -> bytes:
+def _restore(content: bytes, name: str) -> bytes:
     """Gives an archive of Debian's package its official gzip header back.
 
     Debian's builds strip the name and change the time (RFC 1952); the deflate
     stream is the original one. Any other content is returned as it is.
-
-    Args:
-        content: of the file.
-        name: its official name, a key of `ARCHIVES`.
     """
     if content[:4] != b"\x1f\x8b\x08\x00":
         return content
@@ -129,7 +120,7 @@ def _find(data_dir: pathlib.Path, name: str) -> pathlib.Path | None:
 def _read(path: pathlib.Path) -> bytes:
     """Returns an archive as it is officially, or raises DataError."""
     try:
-        content = restore_archive(path.read_bytes(), path.name)
+        content = _restore(path.read_bytes(), path.name)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
     found = hashlib.sha256(content).hexdigest()
@@ -223,20 +214,18 @@ def _download(mirror: str, folder: pathlib.Path) -> None:
 def _unpack_package(data_dir: pathlib.Path, folder: pathlib.Path) -> None:
     """Raises OSError or SubprocessError if the package cannot be obtained."""
     with tempfile.TemporaryDirectory() as work:
-
-        def run(*command) -> None:
-            subprocess.run(
-                command,
-                cwd=work,
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
+        run = functools.partial(
+            subprocess.run,
+            cwd=work,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
 
         if not (debs := sorted(data_dir.glob(f"{PACKAGE}*.deb"))):
             try:
-                run(*_APT, "download", PACKAGE)
+                run([*_APT, "download", PACKAGE])
             except subprocess.CalledProcessError:
                 # A fresh container has no package lists, and only root may
                 # renew those of the system; so these are private.
@@ -244,10 +233,10 @@ def _unpack_package(data_dir: pathlib.Path, folder: pathlib.Path) -> None:
                     pathlib.Path(work, name).mkdir(parents=True)
                 private = [f"-oDir::State::Lists={work}/lists"]
                 private += [f"-oDir::Cache={work}/cache"]
-                run(*_APT, *private, "-oDebug::NoLocking=1", "update")
-                run(*_APT, *private, "download", PACKAGE)
+                run([*_APT, *private, "-oDebug::NoLocking=1", "update"])
+                run([*_APT, *private, "download", PACKAGE])
             debs = list(pathlib.Path(work).glob("*.deb"))
-        run("dpkg-deb", "-x", debs[0], work)
+        run(["dpkg-deb", "-x", debs[0], work])
         for name in ARCHIVES:
             content = _read(pathlib.Path(work, *INSTALLED.parts[1:], name))
             staged = folder / f".{name}.{os.getpid()}"

@@ -1,21 +1,29 @@
-"""Which example it was: looked for only after reading one has failed.
+"""Whether data can be read: at a glance before training, or image by image.
 
 A pipeline reads and decodes in TensorFlow's graph, whose errors name an
-operation and no file.
+operation and no file: which example it was is looked for only afterwards, by
+`named`. `before_training` reads the first bytes of every file, which takes
+seconds for a hundred thousand; `check` decodes everything.
 """
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import functools
-import hashlib
+import io
+import itertools
 import os
-from collections.abc import Callable, Iterator
+import pathlib
+import statistics
+import struct
+from collections.abc import Callable, Iterator, Mapping
 
 import ml_collections
 import tensorflow as tf
+from PIL import Image
 
-from efficientnetv2.data import decoding, sources, subset
+from efficientnetv2 import progress
+from efficientnetv2.data import decoding, preprocessing, sources
+from efficientnetv2.data.registry import DatasetInfo
 from efficientnetv2.data.sources import (
     ArraySource,
     EncodedSource,
@@ -25,19 +33,52 @@ from efficientnetv2.data.sources import (
 from efficientnetv2.errors import DataError
 
 _SHOWN = 5
-_AT_ONCE = 1_000
+_AT_ONCE = 500
+# Reading is waiting, above all on a network.
+_THREADS = 16
+_DECODERS = os.cpu_count() or 1
+# Of a file, to see what it is.
+_HEAD = 64
+_SAMPLE = 32
+# Files of one name and size in two splits, whose contents are compared.
+_COMPARED = 100
+# Shrunk by more than this, images that are sampled look unlike themselves.
+_MOST_SHRINKING = 2.0
 # TensorFlow quotes a record that it cannot parse in its message; where the
 # record is no UTF-8, raising the error fails itself.
 _NO_EXAMPLE = "Could not parse example input"
 READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
+FORMATS = "JPEG, PNG, GIF, BMP and WebP"
+# Other files by their first bytes, and by those of text in lower case.
+_OTHERS = {
+    "a TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "a Photoshop file": (b"8BPS",),
+    "a PDF": (b"%PDF",),
+    "a zip archive": (b"PK\x03\x04",),
+    "compressed by gzip": (b"\x1f\x8b",),
+    "a JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
+    "a JPEG 2000": (b"\0\0\0\x0cjP  ",),
+    "an icon": (b"\0\0\1\0",),
+    "a pointer of Git LFS (git lfs pull)": (b"version https://git-lfs",),
+}
+_PAGES = {
+    "an HTML page": (b"<!doctype html", b"<html"),
+    "an SVG": (b"<svg",),
+    "XML": (b"<?xml",),
+    "text": (b"{",),
+}
+_BRANDS = {
+    b"heic": "a HEIC",
+    b"heix": "a HEIC",
+    b"mif1": "a HEIC or AVIF",
+    b"avif": "an AVIF",
+    b"avis": "an AVIF",
+}
 
 
 @contextlib.contextmanager
 def named(*read_from: Source):
-    """Turns TensorFlow's errors about data into a `DataError`.
-
-    Args:
-        *read_from: the splits that are read inside.
+    """Turns TensorFlow's errors about the splits read inside into a DataError.
 
     Raises:
         DataError: names the file, or the shard and record, and the class. An
@@ -47,128 +88,240 @@ def named(*read_from: Source):
         yield
     except READ_ERRORS as error:
         for source in read_from:
-            fault = find(source)
-            if fault:
+            for fault in every(source):
                 raise DataError(fault) from error
         raise
 
 
-class LeftOut:
-    """Counts images that cannot be decoded and are left out.
+# --- At a glance ------------------------------------------------------------
+
+
+def fault_of_beginning(head: bytes, size: int) -> str | None:
+    """Returns why a file is no image by its first bytes, None if it may be.
 
     Args:
-        log: prints one line.
+        head: its first bytes, 64 or all.
+        size: of the file, in bytes.
     """
-
-    def __init__(self, log: Callable[[str], None]):
-        self.log = log
-        self.digests: set[bytes] = set()
-
-    def without_bad(self, source: Source, name: str) -> Source:
-        """Returns a split without the images that cannot be decoded.
-
-        A split of encoded images is decoded once, now; one in shards while it
-        is read.
-
-        Args:
-            source: the split.
-            name: what the log calls it.
-
-        Raises:
-            DataError: if no image is left.
-        """
-        if isinstance(source, ArraySource):
-            return source
-        if isinstance(source, StreamSource):
-            return dataclasses.replace(source, is_good=self._is_good)
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            faults = list(
-                pool.map(
-                    functools.partial(_fault_of_item, source), source.items
-                )
-            )
-        good = [k for k, fault in enumerate(faults) if not fault]
-        bad = [k for k, fault in enumerate(faults) if fault]
-        if not good:
-            raise DataError(
-                f"No image of {name} can be decoded; the first is "
-                f"{source.describe(0)}: {faults[0]}."
-            )
-        if bad:
-            shown = "; ".join(
-                f"{source.describe(k)}: {faults[k]}" for k in bad[:_SHOWN]
-            )
-            more = f"; and {len(bad) - _SHOWN:,} more" * (len(bad) > _SHOWN)
-            self.log(
-                f"{name}: left out {len(bad):,} of {len(faults):,} images: "
-                f"{shown}{more}"
-            )
-        return dataclasses.replace(
-            source,
-            items=[source.items[k] for k in good],
-            labels=source.labels[good],
-        )
-
-    def _is_good(self, data: bytes) -> bool:
-        if not fault_of_image(tf.constant(data)):
-            return True
-        self.digests.add(hashlib.sha256(data).digest())
-        return False
-
-    def report(self) -> None:
-        """Says how many images of shards were left out so far, if any."""
-        if self.digests:
-            self.log(
-                f"Left out {len(self.digests):,} different images that cannot "
-                "be decoded."
-            )
+    if not size:
+        return "it is empty"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        (length,) = struct.unpack("<I", head[4:8])
+        return "it is cut short" if size < length + 8 else None
+    if head.startswith(tuple(itertools.chain(*decoding.FIRST_BYTES.values()))):
+        return None
+    return f"it is {_kind(head)}, none of {FORMATS}"
 
 
-def load_split(
+def _kind(head: bytes) -> str:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for bytes_, kinds in ((head, _OTHERS), (text, _PAGES)):
+        for kind, beginnings in kinds.items():
+            if bytes_.startswith(beginnings):
+                return kind
+    if head[4:8] == b"ftyp":
+        return _BRANDS.get(head[8:12], "a video")
+    if not head.strip(b"\0"):
+        return "nothing but zeros"
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+        return "text"
+    return "of an unknown kind"
+
+
+def before_training(
     config: ml_collections.ConfigDict,
-    split: str,
-    left_out: LeftOut,
-    log: Callable[[str], None] = lambda _: None,
-) -> Source:
-    """Loads a split, without bad images where `data.on_corrupt` is skip.
-
-    Of the training split these are `data.images_per_class` of each class.
+    splits: Mapping[str, Source],
+    log: Callable[[str], None],
+) -> None:
+    """Looks at the data of a run before its first step.
 
     Args:
-        config: of the run.
-        split: a name of the dataset.
-        left_out: counts what is left out.
-        log: called with a line that says where the data came from.
+        splits: name to split, the training split first.
+        log: prints one line for what is worth knowing.
 
     Raises:
-        DataError: see `sources.load_from`.
+        DataError: names files that cannot be images.
     """
-    source = sources.load_split(config, split, log)
-    if config.data.on_corrupt == "skip":
-        source = left_out.without_bad(source, split)
-    per_class = config.data.images_per_class
-    if per_class and split == config.train.split:
-        source = subset.with_images_per_class(source, per_class)
-        log(
-            f"{split}: {len(source):,} of these images, {per_class:,} per class"
+    count, bad, deep = 0, [], 0
+    trained, pairs = {}, []
+    training = next(iter(splits.values()))
+    for source in splits.values():
+        in_files = isinstance(source, EncodedSource) and source.in_files
+        for number, (head, size, reason) in enumerate(_beginnings(source)):
+            count += 1
+            if reason:
+                bad.append(f"{source.describe(number)}: {reason}")
+            deep += _is_deep(head)
+            if in_files:
+                path = source.items[number]
+                key = os.path.basename(path), size
+                if source is training:
+                    trained[key] = path
+                elif trained.get(key, path) != path:
+                    pairs.append((path, trained[key]))
+    if bad:
+        more = f"\n  and {len(bad) - _SHOWN:,} more" * (len(bad) > _SHOWN)
+        raise DataError(
+            f"{len(bad):,} of {count:,} files cannot be read:\n  "
+            + "\n  ".join(bad[:_SHOWN])
+            + f"{more}\nRepair or remove them, or leave them out by "
+            "data.on_corrupt=skip. `python -m efficientnetv2.data check "
+            f"--dataset={config.data.ds_name}` decodes every image."
         )
-    return source
+    if deep:
+        log(
+            f"{deep:,} of {count:,} images are PNGs of 16 bits, of which the "
+            "upper eight count, or those that the file says it uses (sBIT)."
+        )
+    same = [
+        path
+        for path, other in pairs[:_COMPARED]
+        if pathlib.Path(path).read_bytes() == pathlib.Path(other).read_bytes()
+    ]
+    if same:
+        log(
+            f"{'At least ' * (len(pairs) > _COMPARED)}{len(same):,} images of "
+            f"validation or test are also training images, such as {same[0]}: "
+            "their accuracy says little."
+        )
+    factor = 0 if config.data.antialias else _shrinking(training, config)
+    if factor > _MOST_SHRINKING:
+        log(
+            f"Warning: images are shrunk by {factor:.1f} for evaluation at "
+            f"eval.isize={config.eval.isize}, and pixels are skipped: fine "
+            "patterns turn into others. data.antialias=true averages them; "
+            "this recipe keeps to the numbers of the released code."
+        )
 
 
-def _fault_of_item(source: EncodedSource, item) -> str | None:
-    try:
-        data = tf.io.read_file(item) if source.in_files else item
-        return fault_of_image(tf.constant(data))
-    except READ_ERRORS as error:
-        return _reason(error)
+def _is_deep(head: bytes) -> bool:
+    # A PNG whose samples have 16 bits.
+    return head[24:25] == b"\x10" and head[:4] == b"\x89PNG"
 
 
-def find(source: Source) -> str | None:
-    """Returns what is wrong with the first bad example, None if all are good.
+def _beginnings(source: Source) -> Iterator[tuple[bytes, int, str | None]]:
+    """Yields first bytes, size and what is wrong of each file, in order.
 
-    Reads and decodes examples until then.
+    Of shards the first bytes are not an image's, and are left out.
     """
-    return next(every(source), None)
+    if isinstance(source, ArraySource):
+        return
+    if isinstance(source, StreamSource):
+        items = [shard.path for shard in source.shards]
+        is_file, fault_of = True, _fault_of_shard
+    else:
+        items = source.items
+        is_file, fault_of = source.in_files, fault_of_beginning
+
+    def look(item):
+        if not is_file:
+            return item[:_HEAD], len(item), fault_of(item[:_HEAD], len(item))
+        try:
+            file = os.open(item, os.O_RDONLY)
+            try:
+                head, size = os.read(file, _HEAD), os.fstat(file).st_size
+            finally:
+                os.close(file)
+        except OSError as error:
+            return b"", 0, error.strerror
+        return head, size, fault_of(head, size)
+
+    def look_at_part(first):
+        return [look(item) for item in items[first : first + _AT_ONCE]]
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        for part in pool.map(look_at_part, range(0, len(items), _AT_ONCE)):
+            yield from part
+
+
+def _fault_of_shard(head: bytes, size: int) -> str | None:
+    """Checks the length that the first record has by its header."""
+    # A shard may hold no record. A record has eight bytes for its length, and
+    # two checksums of four.
+    if size and (size < 16 or struct.unpack("<Q", head[:8])[0] + 16 > size):
+        return "it is cut short, or no file of TFRecords"
+    return None
+
+
+def _shrinking(source: Source, config) -> float:
+    """Returns by how much typical images are shrunk for evaluation."""
+    shorter = [min(shape) for shape in _shapes(source)]
+    if not shorter:
+        return 1.0
+    mode = config.data.normalization
+    size, side = config.eval.isize, int(statistics.median(shorter))
+    if preprocessing.crops(size, mode, config.data.eval_transformations):
+        side = int(preprocessing.central_window(side, side, size)[2])
+    return side / size
+
+
+def _shapes(source: Source) -> Iterator[tuple[int, int]]:
+    """Yields width and height of some images that can be opened."""
+    if isinstance(source, ArraySource):
+        yield source.images.shape[1:3]
+        return
+    in_files = isinstance(source, EncodedSource) and source.in_files
+    if isinstance(source, StreamSource):
+        items = []
+        with contextlib.suppress(*READ_ERRORS):
+            for record in sources.records(source.shards[0]).take(_SAMPLE):
+                items.append(source.parse(record)[0].numpy())
+    else:
+        items = source.items[:: max(1, len(source) // _SAMPLE)]
+    for item in items:
+        with contextlib.suppress(OSError, ValueError, SyntaxError):
+            with Image.open(item if in_files else io.BytesIO(item)) as image:
+                yield image.size
+
+
+# --- Everything -------------------------------------------------------------
+
+
+def check(
+    info: DatasetInfo,
+    load: Callable[[str], Source],
+    log: Callable[[str], None] = progress.say,
+) -> int:
+    """Decodes every image of a dataset, and says which cannot be read.
+
+    Args:
+        load: returns a split by its name.
+        log: prints one line for each fault.
+
+    Returns:
+        The number of faults.
+    """
+    count = wrong = 0
+    splits = [k for k in ("train", "minival", "eval") if k in info.splits]
+    for split in splits:
+        source = load(split)
+        count += len(source)
+        with progress.bar(f"Reading {split}", len(source)) as bar:
+            for fault in every(source, bar.update):
+                log(fault)
+                wrong += 1
+        if isinstance(source, EncodedSource):
+            for note in _dark(source):
+                log(note)
+    ending = f"{wrong:,} faults." if wrong else "all can be read."
+    log(f"{count:,} images in {', '.join(splits)}: {ending}")
+    return wrong
+
+
+def _dark(source: EncodedSource) -> Iterator[str]:
+    """Yields a note for each PNG of 16 bits that is nearly black."""
+    for number, (head, *_) in enumerate(_beginnings(source)):
+        if not _is_deep(head):
+            continue
+        data = source.items[number]
+        with contextlib.suppress(*READ_ERRORS):
+            data = tf.io.read_file(data) if source.in_files else data
+            if tf.reduce_max(decoding.decode(tf.constant(data))) < 16:
+                yield (
+                    f"Note: {source.describe(number)} is nearly black: of its "
+                    "16 bits it uses at most 12 without saying so (sBIT). "
+                    "Scale it."
+                )
 
 
 def every(
@@ -179,39 +332,32 @@ def every(
     Reads and decodes every example, several at once.
 
     Args:
-        source: a split.
         advance: called with a number of examples when they are done.
     """
     if isinstance(source, ArraySource):
         advance(len(source))
         return
-    threads = os.cpu_count() or 1
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        if isinstance(source, EncodedSource):
-            yield from _in_examples(source, pool, advance)
-        else:
+    with concurrent.futures.ThreadPoolExecutor(_DECODERS) as pool:
+        if isinstance(source, StreamSource):
             yield from _in_shards(source, pool, advance)
+            return
+        fault_of = functools.partial(fault_of_item, source)
+        # Whoever wants one fault alone need not wait for the others.
+        for first in range(0, len(source), _AT_ONCE):
+            part = source.items[first : first + _AT_ONCE]
+            for index, reason in enumerate(pool.map(fault_of, part), first):
+                advance(1)
+                if reason:
+                    yield (
+                        f"{source.describe(index)} cannot be read: {reason}. "
+                        "Repair or remove it."
+                    )
 
 
-def _in_examples(source: EncodedSource, pool, advance) -> Iterator[str]:
-    fault_of = functools.partial(_fault_of_item, source)
-    # Whoever wants one fault alone need not wait for the others.
-    for first in range(0, len(source), _AT_ONCE):
-        part = source.items[first : first + _AT_ONCE]
-        for index, reason in enumerate(pool.map(fault_of, part), first):
-            advance(1)
-            if reason:
-                yield (
-                    f"{source.describe(index)} cannot be read: {reason}. "
-                    "Repair or remove it."
-                )
-
-
-def _in_shards(source: StreamSource, pool, advance) -> Iterator[str]:
+def _in_shards(source, pool, advance) -> Iterator[str]:
     total = 0
-    threads = os.cpu_count() or 1
-    for first in range(0, len(source.shards), threads):
-        part = source.shards[first : first + threads]
+    for first in range(0, len(source.shards), _DECODERS):
+        part = source.shards[first : first + _DECODERS]
         for count, faults in pool.map(
             lambda shard: _in_shard(source, shard, advance), part
         ):
@@ -265,6 +411,15 @@ def _decode():
         input_signature=[tf.TensorSpec([], tf.string)],
         autograph=False,
     )
+
+
+def fault_of_item(source: EncodedSource, item: bytes | str) -> str | None:
+    """Returns why an item of a source cannot be read, None if it can be."""
+    try:
+        data = tf.io.read_file(item) if source.in_files else item
+        return fault_of_image(tf.constant(data))
+    except READ_ERRORS as error:
+        return _reason(error)
 
 
 def fault_of_image(data: tf.Tensor) -> str | None:

@@ -15,7 +15,6 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import ml_collections
 
@@ -25,11 +24,7 @@ from efficientnetv2.errors import DataError, UserError
 
 FILE = "data.json"
 FILES = "data.csv"
-OPTION = "data.allow_changes"
 _SPLITS = ("train", "minival", "eval")
-_COLUMNS = ("file", "label", "split", "bytes")
-# Pairs of files of one name and size, whose contents are compared.
-_COMPARED = 100
 
 # (split, label, file) to bytes.
 Files = dict[tuple[str, str, str], int]
@@ -39,28 +34,25 @@ class ChangedDataError(UserError):
     """Data that are not those of the run."""
 
 
-# --- Taking one -------------------------------------------------------------
-
-
 def take(
     info: DatasetInfo,
-    folder: pathlib.Path,
+    folder: str | None = None,
     images_per_class: int | None = None,
 ) -> tuple[dict, Files]:
     """Returns the fingerprint of a dataset, and its files.
 
     Args:
-        info: of the dataset.
-        folder: of the data.
+        folder: `data.data_dir` of the run, see `registry.data_dir`.
         images_per_class: `data.images_per_class` of the run.
 
     Returns:
-        (fingerprint, files): the content of `FILE`; of single images and of
-        shards, split, label and relative name of each file to its bytes.
+        The content of `FILE`; and of single images and shards, split, label
+        and relative name of each file to its bytes.
 
     Raises:
         DataError: if the data cannot be obtained.
     """
+    folder = registry.data_dir(folder)
     content = {
         "dataset": info.name,
         "source": info.source,
@@ -73,37 +65,31 @@ def take(
     splits = [split for split in _SPLITS if split in info.splits]
     images = {split: info.splits[split].num_images for split in splits}
     if info.source in ("tfds", "idx"):
+        parts = {split: info.splits[split] for split in splits}
         content["splits"] = {
-            split: {"images": images[split], "of": _of(info.splits[split])}
-            for split in splits
+            split: {"images": images[split], "of": part.tfds_split or part.part}
+            for split, part in parts.items()
         }
         if info.source == "tfds":
-            return content | _tfds(info.tfds_name, folder), {}
-        archives = {
-            name: digest for name, (digest, _) in fashion_mnist.ARCHIVES.items()
+            # A dataset that is yet to be prepared has no version.
+            found = [None, *registry.tfds_versions(info, folder)]
+            content |= {"tfds_name": info.tfds_name, "version": found[-1]}
+        else:
+            archives = fashion_mnist.ARCHIVES.items()
+            content["archives"] = {
+                name: digest for name, (digest, _) in archives
+            }
+        return content, {}
+    if info.source == "tfrecord":
+        files = {
+            (split, "", path.name): path.stat().st_size
+            for split in splits
+            for path in registry.shards(info, info.splits[split], folder)
         }
-        return content | {"archives": archives}, {}
-    files = (
-        _shards(info, splits, folder)
-        if info.source == "tfrecord"
-        else _images(info, splits)
-    )
-    content["splits"] = _summary(files, splits, images)
+    else:
+        files = _images(info, splits)
+    content["splits"] = _summary(files, images)
     return content, files
-
-
-def _take_for(
-    config: ml_collections.ConfigDict, info: DatasetInfo
-) -> tuple[dict, Files]:
-    return take(
-        info,
-        registry.data_dir(config.data.data_dir),
-        config.data.images_per_class,
-    )
-
-
-def _of(split: Split) -> str:
-    return split.tfds_split or split.part
 
 
 def _images(info: DatasetInfo, splits: Iterable[str]) -> Files:
@@ -115,7 +101,7 @@ def _images(info: DatasetInfo, splits: Iterable[str]) -> Files:
             for file, label, name in zip(
                 part.files, part.labels, part.names, strict=True
             ):
-                labels = label if index.multi_label else [label]
+                labels = label if index.multi_label else (label,)
                 text = "|".join(index.class_names[k] for k in labels)
                 files[split, text, name] = os.stat(file).st_size
     except OSError as error:
@@ -125,37 +111,9 @@ def _images(info: DatasetInfo, splits: Iterable[str]) -> Files:
     return files
 
 
-def _shards(
-    info: DatasetInfo, splits: Iterable[str], folder: pathlib.Path
-) -> Files:
-    return {
-        (split, "", path.name): path.stat().st_size
-        for split in splits
-        for path in registry.shards(info, info.splits[split], folder)
-    }
-
-
-def _tfds(name: str, folder: pathlib.Path) -> dict[str, Any]:
-    """Returns name and version of a TFDS dataset.
-
-    The version is that prepared in the folder, None if none is.
-    """
-    found = sorted(
-        path.parent.name
-        for path in (folder / name.replace(":", "/")).rglob("dataset_info.json")
-    )
-    content: dict[str, Any] = {
-        "tfds_name": name,
-        "version": found[-1] if found else None,
-    }
-    return content
-
-
-def _summary(
-    files: Files, splits: Iterable[str], images: Mapping[str, int]
-) -> dict[str, dict]:
+def _summary(files: Files, images: Mapping[str, int]) -> dict[str, dict]:
     """Returns images and hash of each split and class."""
-    groups: dict[str, dict[str, list]] = {split: {} for split in splits}
+    groups: dict[str, dict[str, list]] = {split: {} for split in images}
     for (split, label, name), size in sorted(files.items()):
         groups[split].setdefault(label, []).append((name, size))
     summary = {}
@@ -177,17 +135,14 @@ def _digest(rows: Iterable[tuple]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def to_csv(files: Files) -> str:
+def _to_csv(files: Files) -> str:
     """Returns the content of `FILES`."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer.writerow(("file", "label", "split", "bytes"))
     for (split, label, name), size in sorted(files.items()):
         writer.writerow((name, label, split, size))
     return buffer.getvalue()
-
-
-# --- What a run has ---------------------------------------------------------
 
 
 def read(model_dir: str | os.PathLike) -> dict | None:
@@ -237,15 +192,14 @@ def class_names(model_dir: str | os.PathLike) -> list[str] | None:
     content = read(model_dir)
     if content is None:
         return names
-    if names is not None and names != content["class_names"]:
-        lists = class_list.both(
-            content["class_names"], names, FILE, class_list.FILE
-        )
+    known = content["class_names"]
+    if names is not None and names != known:
+        lists = class_list.both(known, names, FILE, class_list.FILE)
         raise ChangedDataError(
             f"{path} was edited: it has other names than the run.\n{lists}\n"
             f"Write those of {FILE}, or remove {path}."
         )
-    return content["class_names"]
+    return known
 
 
 def names_of_run(
@@ -264,12 +218,7 @@ def free_options(
     """Returns the options that need not agree with a run's `config.yaml`.
 
     Paths of data may differ: of the same place, or where the run keeps a
-    fingerprint, by which it knows its data.
-
-    Args:
-        saved: the content of the file.
-        config: to compare with.
-        model_dir: of the run.
+    fingerprint, by which it knows its data. `saved` is the file's content.
     """
     names = [saved.get("data", {}).get("ds_name"), config.data.ds_name]
     known = read(model_dir) is not None
@@ -279,36 +228,24 @@ def free_options(
 
 
 def remember(model_dir: str | os.PathLike, name: str) -> None:
-    """Lets a run be used without its data, see `registry.remember`.
-
-    Args:
-        model_dir: of the run.
-        name: of its dataset, as its configuration has it.
-    """
+    """Lets a run be used without its dataset, see `registry.remember`."""
     content = read(model_dir)
     if content is None:
         return
-    splits = {
-        split: Split(part["images"])
-        for split, part in content["splits"].items()
-    }
-    if "minival" in splits:
-        both = splits["train"].num_images + splits["minival"].num_images
-        splits["trainval"] = Split(both)
+    images = {k: part["images"] for k, part in content["splits"].items()}
+    if "minival" in images:
+        images["trainval"] = images["train"] + images["minival"]
     registry.remember(
         DatasetInfo(
             name=name,
             source=registry.ABSENT,
             num_classes=len(content["class_names"]),
-            splits=splits,
+            splits={split: Split(count) for split, count in images.items()},
             class_names=content["class_names"],
             recipe="own_images",
             multi_label=content["multi_label"],
         )
     )
-
-
-# --- Comparing --------------------------------------------------------------
 
 
 def claim(
@@ -320,9 +257,6 @@ def claim(
     """Checks that data are those of a run before it trains.
 
     Args:
-        config: of the run.
-        model_dir: of the run.
-        log: prints one line.
         begun: whether the run has trained before.
 
     Returns:
@@ -335,7 +269,7 @@ def claim(
     """
     info = registry.load_info(config.data.ds_name)
     _check_names(info, model_dir)
-    new, files = _take_for(config, info)
+    new, files = take(info, config.data.data_dir, config.data.images_per_class)
     old = read(model_dir) if begun else None
     if old is None and begun and info.source in registry.LISTED:
         log(
@@ -345,23 +279,20 @@ def claim(
             "so that it may have trained on images of its new validation and "
             "test splits."
         )
-    changes = _changes(old, new, model_dir, files) if old else []
+    changes = _changes(old, new, model_dir, files) if old else ""
     if changes:
-        text = "\n".join(f"  {line}" for line in changes)
         if not config.data.allow_changes:
             raise ChangedDataError(
                 f"{info.name} has changed since {model_dir} was begun:\n"
-                f"{text}\nRestore the data, or name another --model_dir to "
-                f"train on them; --hparam_str={OPTION}=true goes on with this "
-                "run nevertheless."
+                f"{changes}\nRestore the data, or name another --model_dir to "
+                "train on them; --hparam_str=data.allow_changes=true goes on "
+                "with this run nevertheless."
             )
-        log(f"Going on, although {info.name} has changed:\n{text}")
-    for note in _same_in_two(info, files):
-        log(note)
+        log(f"Going on, although {info.name} has changed:\n{changes}")
     return {
         class_list.FILE: class_list.to_text(info.class_names),
         FILE: json.dumps(new, indent=1, ensure_ascii=False) + "\n",
-        **({FILES: to_csv(files)} if files else {}),
+        **({FILES: _to_csv(files)} if files else {}),
     }
 
 
@@ -389,11 +320,6 @@ def say_changes(
     """Says if the data of a run are not those that it trained on.
 
     Nothing is said about other data, nor where the run has no fingerprint.
-
-    Args:
-        config: of an evaluation.
-        model_dir: of the run.
-        log: prints one line.
     """
     old = read(model_dir)
     if old is None or old["dataset"] != config.data.ds_name:
@@ -401,11 +327,12 @@ def say_changes(
     info = registry.load_info(config.data.ds_name)
     if info.source == registry.ABSENT:
         return
-    new, files = _take_for(config, info)
+    new, files = take(info, config.data.data_dir, config.data.images_per_class)
     changes = _changes(old, new, model_dir, files)
     if changes:
-        text = "\n".join(f"  {line}" for line in changes)
-        log(f"{info.name} has changed since {model_dir} was trained:\n{text}")
+        log(
+            f"{info.name} has changed since {model_dir} was trained:\n{changes}"
+        )
 
 
 def check_is_of_run(
@@ -416,7 +343,6 @@ def check_is_of_run(
     Args:
         name: of the dataset, see `registry.load_info`.
         of_run: name of the run's dataset in its configuration.
-        model_dir: of the run.
 
     Raises:
         ChangedDataError: if they are others.
@@ -427,12 +353,10 @@ def check_is_of_run(
         return
     old = read(model_dir)
     if old is not None:
-        new, _ = take(
-            registry.load_info(name),
-            registry.data_dir(),
-            old.get("images_per_class"),
-        )
-        if _essence(old) == _essence(new):
+        info = registry.load_info(name)
+        new, _ = take(info, None, old.get("images_per_class"))
+        # Wherever they lie.
+        if new | {"dataset": None} == old | {"dataset": None}:
             return
     raise ChangedDataError(
         f"--dataset={name}: {model_dir} is a run on {of_run}, and only "
@@ -440,158 +364,74 @@ def check_is_of_run(
     )
 
 
-def _essence(content: Mapping) -> dict:
-    """Returns what decides whether data are the same."""
-    return {key: value for key, value in content.items() if key != "dataset"}
-
-
 def _changes(
     old: Mapping, new: Mapping, model_dir: pathlib.Path, files: Files
-) -> list[str]:
+) -> str:
     """Returns what differs between two fingerprints, a line each."""
-    if _essence(old) == _essence(new):
-        return []
     lines = []
     for key in ("source", "tfds_name", "version", "archives", "multi_label"):
         before, now = old.get(key), new.get(key)
-        # A dataset that is yet to be prepared has no version.
         if before != now and None not in (before, now):
             lines.append(f"{key}: {before!r} then, {now!r} now")
-    before, now = (each.get("images_per_class") for each in (old, new))
+    before, now = (each.get("images_per_class", "all") for each in (old, new))
     if before != now:
-        lines.append(
-            f"images per class: {before or 'all'} then, {now or 'all'} now"
-        )
-    if lines:
-        return lines
-    before = _read_files(model_dir)
-    if _summary_of(before, old) == old["splits"]:
-        return _changes_of_files(before, files)
-    return _changes_of_counts(old["splits"], new["splits"])
-
-
-def _summary_of(files: Files, content: Mapping) -> dict:
-    images = {k: part["images"] for k, part in content["splits"].items()}
-    try:
-        return _summary(files, images, images)
-    except KeyError:
-        return {}
+        lines.append(f"images per class: {before} then, {now} now")
+    if not lines and old["splits"] != new["splits"]:
+        before = _read_files(model_dir)
+        images = {k: part["images"] for k, part in old["splits"].items()}
+        is_list = {split for split, *_ in before} <= images.keys()
+        if is_list and _summary(before, images) == old["splits"]:
+            lines = _changes_of_files(before, files)
+        else:
+            lines = _changes_of_counts(old["splits"], new["splits"])
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def _changes_of_files(before: Files, now: Files) -> list[str]:
-    removed = {key: size for key, size in before.items() if key not in now}
-    added = {key: size for key, size in now.items() if key not in before}
-    lines = []
+    removed, added = before.keys() - now.keys(), now.keys() - before.keys()
+    changes = collections.defaultdict(list)
     # What went in one place and came in another with its name and size.
     came = collections.defaultdict(list)
-    for (split, label, name), size in added.items():
-        came[os.path.basename(name), size].append((split, label, name))
-    moved = collections.defaultdict(list)
-    for key, size in list(removed.items()):
+    for key in sorted(added):
+        came[os.path.basename(key[2]), now[key]].append(key)
+    for key in sorted(removed):
         split, label, name = key
-        candidates = came[os.path.basename(name), size]
         # Rather to the same class, and to the same split.
+        candidates = came[os.path.basename(name), before[key]]
         candidates.sort(key=lambda k: (k[1] == label, k[0] == split))
-        if candidates:
-            to = candidates.pop()
-            del removed[key], added[to]
-            way = f"within the class {label!r}"
-            if label != to[1]:
-                way = f"from the class {label!r} to {to[1]!r}"
-            elif split != to[0]:
-                way = f"from the split {split!r} to {to[0]!r}"
-            moved[way].append(name)
-    for way, names in sorted(moved.items()):
-        lines.append(_line(f"moved {way}", names))
-    for what, keys in (("added", added), ("removed", removed)):
-        of_splits = collections.defaultdict(list)
-        for split, _, name in keys:
-            of_splits[split].append(name)
-        for split, names in of_splits.items():
-            way = "to" if what == "added" else "from"
-            lines.append(_line(f"{what} {way} {split!r}", names))
-    resized = [k[2] for k in before if k in now and before[k] != now[k]]
-    if resized:
-        lines.append(_line("of another size", resized))
-    return lines
-
-
-def _line(what: str, names: list[str]) -> str:
-    files = "file" if len(names) == 1 else "files"
-    return f"{len(names):,} {files} {what}, such as {names[0]}"
+        to = candidates.pop() if candidates else None
+        added.discard(to)
+        if to is None:
+            way = f"removed from {split!r}"
+        elif label != to[1]:
+            way = f"moved from the class {label!r} to {to[1]!r}"
+        elif split != to[0]:
+            way = f"moved from the split {split!r} to {to[0]!r}"
+        else:
+            way = f"moved within the class {label!r}"
+        changes[way].append(name)
+    for split, _, name in sorted(added):
+        changes[f"added to {split!r}"].append(name)
+    for key in sorted(before.keys() & now.keys()):
+        if before[key] != now[key]:
+            changes["of another size"].append(key[2])
+    return [
+        f"{len(names):,} file{'s' * (len(names) > 1)} {way}, such as {names[0]}"
+        for way, names in changes.items()
+    ]
 
 
 def _changes_of_counts(old: Mapping, new: Mapping) -> list[str]:
     lines = []
     for split in sorted(old.keys() | new.keys()):
-        before, now = old.get(split, {}), new.get(split, {})
-        if before == now:
-            continue
-        line = (
-            f"{split}: {before.get('images', 0):,} images then, "
-            f"{now.get('images', 0):,} now"
-        )
-        one, other = before.get("classes", {}), now.get("classes", {})
-        differ = [
-            label
-            for label in sorted(one.keys() | other.keys())
-            if one.get(label) != other.get(label)
-        ]
-        if any(differ):
-            line += f"; other files of {differ[0]!r}"
-            if len(differ) > 1:
-                line += f" and {len(differ) - 1:,} more classes"
-        elif before.get("of") != now.get("of"):
-            line += f"; {before.get('of')} then, {now.get('of')} now"
-        lines.append(line)
+        one, other = old.get(split, {}), new.get(split, {})
+        if one != other:
+            of = [
+                f" {each['of']}" if "of" in each else ""
+                for each in (one, other)
+            ]
+            lines.append(
+                f"{split}: {one.get('images', 0):,} images{of[0]} then, "
+                f"{other.get('images', 0):,}{of[1]} now, not all the same"
+            )
     return lines
-
-
-# --- The same image in two splits -------------------------------------------
-
-
-def _same_in_two(info: DatasetInfo, files: Files) -> list[str]:
-    """Returns a line if images of other splits are also in training.
-
-    Only files of one name and size are compared, and only some of them.
-    """
-    if info.source not in registry.LISTED:
-        return []
-    index = registry.listing(info.folder)
-    paths = {
-        (split, name): path
-        for split in _SPLITS
-        for name, path in zip(
-            index.splits[split].names, index.splits[split].files, strict=True
-        )
-    }
-    trained = {
-        (os.path.basename(name), size): name
-        for (split, _, name), size in files.items()
-        if split == "train"
-    }
-    pairs = [
-        (split, name, trained[os.path.basename(name), size])
-        for (split, _, name), size in files.items()
-        if split != "train" and (os.path.basename(name), size) in trained
-    ][:_COMPARED]
-    same = [
-        (split, name)
-        for split, name, other in pairs
-        if _bytes(paths[split, name]) == _bytes(paths["train", other])
-    ]
-    if not same:
-        return []
-    split, name = same[0]
-    least = "At least " if len(pairs) == _COMPARED else ""
-    return [
-        f"{least}{len(same):,} images of validation or test are also training "
-        f"images, such as {name} ({split}): their accuracy says little."
-    ]
-
-
-def _bytes(path: str) -> bytes:
-    try:
-        return pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from None

@@ -1,23 +1,15 @@
-"""Folders of images: one sub-folder per class.
+"""Folders of images: one sub-folder per class, see docs/own_data.md.
 
 Either the class folders lie in the folder itself, which is then split by a
-rule that depends on each file's name only:
-
-    photos/cat/1.jpg  photos/dog/7.png
-
-or they lie in train/ and validation/, and perhaps test/, or under another
-common name of these splits:
-
-    photos/train/cat/1.jpg  photos/validation/cat/2.jpg
-
-The classes are numbered in the order of their folders' names, or as the lines
-of a file class_names.txt in the folder name them.
+rule that depends on each file's name only, or they lie in train/ and val/, and
+perhaps test/, or under another common name of these splits.
 
 The splits are `train`, `minival` (chooses the best checkpoint), `trainval`
 (both) and `eval`. What the folders do not give is taken from the training
 images: about a tenth for `minival`, a tenth for `eval`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -29,8 +21,8 @@ from efficientnetv2.data import class_list
 from efficientnetv2.data.listing import (
     Listing,
     divide,
+    folded,
     normal_form,
-    notes_on_classes,
     some,
     split_of,
 )
@@ -44,31 +36,11 @@ SUFFIXES = (
     *(".bmp", ".dib"),
     ".webp",
 )
-# Written by file managers and archivers, not by people.
-_LITTER = {
-    "thumbs.db",
-    "ehthumbs.db",
-    "desktop.ini",
-    "__macosx",
-    "@eadir",
-    "$recycle.bin",
-    "lost+found",
-}
-
-
-def scan(path: str | os.PathLike) -> Listing:
-    """Lists the images of a folder; opens none of them.
-
-    A folder is listed once until `registry.forget` is called.
-
-    Raises:
-        DataError: if the folder is missing, holds no class folders, a class
-            has no images, two classes have the same name but for case and
-            encoding, a split has no images, class_names.txt names other
-            classes, or it is not clear what are classes and what are splits.
-            The message names the folder and what to do.
-    """
-    return scan_absolute(expand(path).absolute())
+# Written by file managers, archivers and editors, not by people.
+_LITTER = set(
+    "thumbs.db ehthumbs.db desktop.ini __macosx @eadir $recycle.bin lost+found "
+    ".git .cache .ipynb_checkpoints .thumbnails .trash .dvc".split()
+)
 
 
 def expand(path: str | os.PathLike) -> pathlib.Path:
@@ -79,9 +51,6 @@ def expand(path: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(os.path.expanduser(path))
 
 
-# --- What lies in a folder --------------------------------------------------
-
-
 @dataclasses.dataclass
 class _Tree:
     """A folder and all that is below, without hidden files and litter.
@@ -89,8 +58,10 @@ class _Tree:
     Attributes:
         path: of the folder.
         name: in normal form, see `normal_form`.
-        images, others: names of files.
-        folders: with files.
+        images: names of files.
+        others: likewise; 'NAME (broken link)'; '.NAME/', a hidden folder that
+            holds images.
+        folders: below it.
     """
 
     path: str
@@ -128,36 +99,36 @@ def _read(path: str, above: frozenset = frozenset()) -> _Tree:
             entries = sorted(found, key=lambda entry: entry.name)
         for entry in entries:
             name = entry.name
-            if name.startswith(".") or name.casefold() in _LITTER:
+            if name.casefold() in _LITTER:
                 continue
-            _check_name(entry.path)
+            if name.startswith("."):
+                with contextlib.suppress(OSError):
+                    inside = os.listdir(entry.path)
+                    if any(n.lower().endswith(SUFFIXES) for n in inside):
+                        tree.others.append(f"{name}/")
+                continue
+            name.encode()
             if entry.is_dir():
                 tree.folders.append(_read(entry.path, here))
             elif name.lower().endswith(SUFFIXES) and entry.is_file():
                 tree.images.append(name)
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                tree.others.append(f"{name} (broken link)")
             else:
                 tree.others.append(name)
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{entry.path!r}: the name of a file or folder is not valid UTF-8. "
+            "Rename it."
+        ) from None
     except OSError as error:
         place = error.filename or path
         raise DataError(f"Cannot read {place}: {error.strerror}.") from None
     return tree
 
 
-def _check_name(path: str) -> None:
-    name = os.path.basename(path)
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise DataError(
-            f"{path!r}: the name of a file or folder is not valid UTF-8. "
-            "Rename it."
-        ) from None
-
-
 def images_below(folder: str | os.PathLike) -> list[str]:
     """Returns the images of a folder and all its sub-folders, in no order.
-
-    What begins with a dot is passed over; links to folders are followed.
 
     Raises:
         DataError: if a folder cannot be read.
@@ -170,7 +141,17 @@ def images_below(folder: str | os.PathLike) -> list[str]:
 
 
 @functools.lru_cache(maxsize=8)
-def scan_absolute(root: pathlib.Path) -> Listing:
+def scan(root: pathlib.Path) -> Listing:
+    """Lists the images of a folder; opens none of them.
+
+    An absolute path is listed once until `registry.forget` is called.
+
+    Raises:
+        DataError: if the folder is missing, holds no class folders, a class
+            or split has no images, two classes have one name but for case,
+            spaces and encoding, class_names.txt names other classes, or it is
+            not clear what are classes and what are splits.
+    """
     if not root.is_dir():
         raise DataError(
             f"There is no folder of images at {root}. Give a folder with one "
@@ -191,26 +172,26 @@ def scan_absolute(root: pathlib.Path) -> Listing:
     }
     found = list(listed["train"])
     _check_classes(parts, listed, found)
-    class_names = found
     if declared is not None:
         _check_declared(names_file, declared, found)
-        class_names = declared
+    class_names = found if declared is None else declared
     labels = {
         class_list.folder_name(name): k for k, name in enumerate(class_names)
     }
     entries = {
         split: sorted(
-            (labels[name], f"{name}/{normal_form(file)}", f"{place}/{file}")
+            (
+                labels[name],
+                f"{name}/{normal_form(file)}",
+                f"{folder.path}/{file}",
+            )
             for name, folder in classes.items()
-            for place in [folder.path]
             for file in folder.files("images")
         )
         for split, classes in listed.items()
     }
-    splits = divide(entries, str(root), class_names)
     notes += _notes_on_files(tree, parts, listed, unused)
-    notes += notes_on_classes(splits, class_names, str(root))
-    return Listing(class_names, splits, notes)
+    return divide(entries, str(root), class_names, notes)
 
 
 def _parts(
@@ -300,7 +281,8 @@ def _classes(
             f"{tree.path} holds one folder only, {inner.name}/, with folders "
             f"of images in it. Give --dataset={inner.path}."
         )
-    folded: dict[str, str] = {}
+    names: dict[str, str] = {}
+    places: dict[str, str] = {}
     classes = {}
     for folder in sorted(tree.folders, key=lambda folder: folder.name):
         name = folder.name
@@ -309,20 +291,27 @@ def _classes(
                 f"{folder.path!r}: the name of a class has a control "
                 "character, such as a line break. Rename the folder."
             )
-        other = folded.setdefault(name.casefold(), name)
+        other = names.setdefault(folded(name), name)
         if other != name or name in classes:
             raise DataError(
                 f"{tree.path} has two folders of one class, {other!r} and "
-                f"{name!r}, that differ only in upper and lower case or in "
-                "how accents are encoded. Merge them."
+                f"{name!r}, that differ only in upper and lower case, in "
+                "spaces or in how accents are encoded. Merge them."
+            )
+        other = places.setdefault(os.path.realpath(folder.path), name)
+        if other != name:
+            raise DataError(
+                f"{tree.path}: {other!r} and {name!r} are the same folder, by "
+                "a link. An image has one class; remove the link."
             )
         if folder.has_images:
             classes[name] = folder
         elif split == "train":
+            kinds = sorted({_kind(name) for name in folder.files("others")})
+            but = f", but {some(kinds)}" if kinds else ""
             raise DataError(
                 f"The class folder {folder.path} has no images "
-                f"({', '.join(SUFFIXES)}){_kinds_there(folder)}. Remove it, "
-                "or put some there."
+                f"({', '.join(SUFFIXES)}){but}. Remove it, or put some there."
             )
         if folder.holds_folders and not folder.images and declared is None:
             inner = [f.name for f in folder.folders if f.has_images]
@@ -335,24 +324,20 @@ def _classes(
     return classes
 
 
-def _kinds_there(folder: _Tree) -> str:
-    kinds = sorted({_kind(name) for name in folder.files("others")})
-    return f", but {some(kinds)}" if kinds else ""
-
-
 def _kind(name: str) -> str:
-    return os.path.splitext(name)[1].lower() or "files without a suffix"
+    if name.endswith("/"):
+        return "hidden folder(s) with images"
+    return os.path.splitext(name)[1].lower() or "file(s) without a suffix"
 
 
 def _check_classes(parts, listed, found: list[str]) -> None:
     """Refuses classes that only some split has, and a single class."""
     for split, classes in listed.items():
-        unknown = sorted(classes.keys() - set(found))
-        if unknown:
-            near = nearest(unknown[0], found)
+        for unknown in sorted(classes.keys() - set(found))[:1]:
+            near = nearest(unknown, found)
             hint = f" Did you mean {near!r}?" if near else ""
             raise DataError(
-                f"{parts[split].path} has the class {unknown[0]!r}, which "
+                f"{parts[split].path} has the class {unknown!r}, which "
                 f"{parts['train'].path} has not.{hint}"
             )
     if len(found) < 2:
@@ -385,9 +370,6 @@ def _check_declared(
         )
 
 
-# --- What may surprise ------------------------------------------------------
-
-
 def _notes_on_files(tree, parts, listed, unused) -> list[str]:
     notes = []
     left_out = [
@@ -396,21 +378,20 @@ def _notes_on_files(tree, parts, listed, unused) -> list[str]:
         if os.path.basename(name) != class_list.FILE
     ]
     stray = [
-        f"{folder.name}/{n}"
-        for folder in unused
-        for n in folder.files("images")
+        f"{each.name}/{n}" for each in unused for n in each.files("images")
     ]
-    for part in {id(part): part for part in [tree, *parts.values()]}.values():
-        place = "" if part is tree else f"{part.name}/"
-        stray += [place + name for name in part.images]
+    stray += tree.images
+    for part in parts.values():
+        if part is not tree:
+            stray += [f"{part.name}/{name}" for name in part.images]
     if left_out or stray:
         notes.append(left_out_note(tree.path, left_out, stray))
     nested = [
-        f"{name}/{file}"
+        f"{name}/{inner.name}/{file}"
         for classes in listed.values()
         for name, folder in classes.items()
         for inner in folder.folders
-        for file in (f"{inner.name}/{n}" for n in inner.files("images"))
+        for file in inner.files("images")
     ]
     if nested:
         notes.append(
@@ -423,28 +404,19 @@ def _notes_on_files(tree, parts, listed, unused) -> list[str]:
 def left_out_note(
     root: str, others: Iterable[str], stray: Sequence[str] = ()
 ) -> str:
-    """Returns the line about files that are not used.
+    """Returns the line about files of a folder that are not used.
 
-    Args:
-        root: the folder.
-        others: files that have no suffix of an image.
-        stray: images outside the class folders.
+    `others` have no suffix of an image, `stray` are outside class folders.
     """
     kinds: dict[str, list[str]] = {}
     for name in others:
         kinds.setdefault(_kind(name), []).append(name)
-    counted = [
-        f"{len(names):,} {kind} (such as {names[0]})"
-        for kind, names in sorted(
-            kinds.items(), key=lambda item: (-len(item[1]), item[0])
-        )
-    ]
+    ordered = sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))
     if stray:
-        counted.insert(
-            0,
-            f"{len(stray):,} images outside the class folders (such as "
-            f"{stray[0]})",
-        )
-    total = len(stray) + sum(map(len, kinds.values()))
+        ordered.insert(0, ("images outside the class folders", [*stray]))
+    counted = [
+        f"{len(names):,} {kind} (such as {names[0]})" for kind, names in ordered
+    ]
+    total = sum(len(names) for _, names in ordered)
     files = "file" if total == 1 else "files"
     return f"{root}: {total:,} {files} left out: {some(counted)}."

@@ -1,17 +1,31 @@
-"""Images that are listed by file: folders, and lists in CSV.
+"""Images that are listed by file: in folders, or in a CSV file.
 
-Here is what both share: which names stand for which split, and how images are
-divided where their splits are not given.
+    file,label,split
+    scans/1.jpg,cat,train
+    scans/2.png,dog,test
+
+Paths are relative to the CSV file. Where the second column is called `labels`
+an image may have several, joined by '|': 'cat|indoors'. Without the column
+`split`, or where it leaves out validation or test, images are chosen by a hash
+of their paths, as for folders.
+
+Classes are numbered in the order of their names; if all are whole numbers, in
+the order of these.
 """
 
+import csv
 import dataclasses
+import functools
 import hashlib
+import os
+import pathlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from efficientnetv2.errors import DataError
 
+_CSV = (".csv", ".tsv")
 _ALIASES = {
     "train": "train training trn",
     "minival": "minival validation valid val validate validating dev devel "
@@ -19,15 +33,19 @@ _ALIASES = {
     "eval": "eval evaluation evaluate evaluating test testing tst holdout "
     "heldout",
 }
-_SPLIT_OF = {
-    alias: split
-    for split, aliases in _ALIASES.items()
-    for alias in aliases.split()
-}
+_SPLIT_OF = {a: split for split, all_ in _ALIASES.items() for a in all_.split()}
 # What surrounds such a name: train_set, val2017, test-images.
 _DECORATION = re.compile(r"set|sets|split|data|images?|imgs?|photos|files")
 # Shares of the unit interval, into which the hash of a name falls.
 _HELD_OUT = {"eval": (0.0, 0.1), "minival": (0.1, 0.2)}
+# What the header of a CSV file may call a column; the first is ours.
+_COLUMNS = {
+    "file": "file files filename filenames file_name filepath file_path path "
+    "image images image_path img",
+    "label": "label class class_name category target",
+    "labels": "labels classes categories tags targets",
+    "split": "split set subset partition",
+}
 _SHOWN = 4
 
 
@@ -37,7 +55,7 @@ class ListedSplit:
 
     Attributes:
         files: paths.
-        labels: numbers of classes; lists of them where an image may have
+        labels: numbers of classes; tuples of them where an image may have
             several.
         names: of the files, relative to the folder: 'cat/1.jpg'. The same on
             every machine.
@@ -49,6 +67,11 @@ class ListedSplit:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def classes(self) -> Iterator[int]:
+        """Yields the class of each image, or its classes."""
+        for label in self.labels:
+            yield from label if isinstance(label, tuple) else (label,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +92,25 @@ class Listing:
 
     def counts(self, split: str) -> dict[str, int]:
         """Returns the number of images of each class in a split."""
-        counts = [0] * len(self.class_names)
-        for label in self.splits[split].labels:
-            for each in label if self.multi_label else (label,):
-                counts[each] += 1
-        return dict(zip(self.class_names, counts, strict=True))
+        counts = dict.fromkeys(self.class_names, 0)
+        for each in self.splits[split].classes():
+            counts[self.class_names[each]] += 1
+        return counts
 
 
 def normal_form(name: str) -> str:
     """Returns a name as NFC, in which systems agree on accents."""
     return unicodedata.normalize("NFC", name)
+
+
+def folded(name: str) -> str:
+    """Returns a name without upper case and spaces that nobody sees."""
+    return " ".join(normal_form(name).casefold().split())
+
+
+def is_csv(path: str | os.PathLike) -> bool:
+    """Whether a path is that of a CSV file."""
+    return os.fspath(path).lower().endswith(_CSV)
 
 
 def split_of(name: str) -> str | None:
@@ -87,14 +119,14 @@ def split_of(name: str) -> str | None:
     'Train', 'train_set', 'val2017', 'hold-out' and the like are such names.
     """
     words = re.findall(r"[a-z]+", normal_form(name).casefold())
-    kept = [word for word in words if not _DECORATION.fullmatch(word)]
-    joined = "".join(kept)
+    joined = "".join(w for w in words if not _DECORATION.fullmatch(w))
     if joined not in _SPLIT_OF:
         joined = re.sub(f"({_DECORATION.pattern})$", "", joined)
     return _SPLIT_OF.get(joined)
 
 
 def some(names: Sequence[str]) -> str:
+    """Returns the first names, and how many more there are."""
     more = len(names) - _SHOWN
     text = ", ".join(names[:_SHOWN])
     return f"{text} and {more:,} more" if more > 0 else text
@@ -107,8 +139,12 @@ def share(name: str) -> float:
 
 
 def divide(
-    entries: dict[str, list[tuple]], root: str, class_names: Sequence[str]
-) -> dict[str, ListedSplit]:
+    entries: dict[str, list[tuple]],
+    root: str,
+    class_names: list[str],
+    notes: list[str],
+    multi_label: bool = False,
+) -> Listing:
     """Returns all splits, those that lack taken from 'train' by name.
 
     In which split an image falls depends on its name alone, so that images
@@ -117,8 +153,9 @@ def divide(
     Args:
         entries: (label, name, path) of the images of 'train' and perhaps
             'minival' and 'eval', sorted.
-        root: for errors.
-        class_names: likewise.
+        root: of the images, for messages.
+        class_names, notes, multi_label: see `Listing`; to the notes a line
+            comes for each split that lacks classes.
 
     Raises:
         DataError: if a split has no images, or a class none for training.
@@ -126,75 +163,213 @@ def divide(
     if entries.keys() == {"train", "minival"}:
         # What is called validation is what people report.
         entries["eval"] = entries.pop("minival")
-    lacking = [split for split in _HELD_OUT if split not in entries]
-    parts = {split: [] for split in ("train", *lacking)}
+    lacking = {k: v for k, v in _HELD_OUT.items() if k not in entries}
+    parts: dict[str, list] = {split: [] for split in ("train", *lacking)}
     for entry in entries["train"]:
         place = share(entry[1])
-        split = next(
-            (
-                split
-                for split in lacking
-                if _HELD_OUT[split][0] <= place < _HELD_OUT[split][1]
-            ),
-            "train",
-        )
-        parts[split].append(entry)
+        parts[
+            next(
+                (
+                    k
+                    for k, (low, high) in lacking.items()
+                    if low <= place < high
+                ),
+                "train",
+            )
+        ].append(entry)
     total = len(entries["train"])
     entries |= parts
     remedy = (
         "Add images, or divide them yourself: train/CLASS, val/CLASS and "
         "test/CLASS."
     )
-    for split, part in entries.items():
-        if part:
-            continue
+    empty = next((split for split, part in entries.items() if not part), None)
+    if empty:
         raise DataError(
-            f"The split {split!r} of {root} has no images: a tenth of "
+            f"The split {empty!r} of {root} has no images: a tenth of "
             f"{total:,} is chosen by a hash of each name, by which none was. "
             f"{remedy}"
         )
-    trained = {
-        each
-        for label, *_ in entries["train"]
-        for each in (label if isinstance(label, tuple) else (label,))
-    }
-    without = [n for k, n in enumerate(class_names) if k not in trained]
-    if without:
-        raise DataError(
-            f"{root}: no image of {some(list(map(repr, without)))} is left "
-            f"for training: what has few images may fall into other splits by "
-            f"the hash of their names. {remedy}"
-        )
     entries["trainval"] = sorted(entries["train"] + entries["minival"])
-    return {
-        split: ListedSplit(
-            [path for *_, path in part],
-            [
-                list(label) if isinstance(label, tuple) else label
-                for label, *_ in part
-            ],
-            [name for _, name, _ in part],
+    splits = {}
+    for split in ("train", "minival", "eval", "trainval"):
+        part = entries[split]
+        labels, names, paths = map(list, zip(*part, strict=True))
+        splits[split] = ListedSplit(paths, labels, names)
+        found = set(splits[split].classes())
+        lacks = [repr(n) for k, n in enumerate(class_names) if k not in found]
+        if lacks and split == "train":
+            raise DataError(
+                f"{root}: no image of {some(lacks)} is left for training: what "
+                "has few images may fall into other splits by the hash of "
+                f"their names. {remedy}"
+            )
+        if lacks and split != "trainval":
+            notes.append(
+                f"The split {split!r} of {root} ({len(part):,} images) has no "
+                f"image of {some(lacks)}: {len(lacks):,} of "
+                f"{len(class_names):,} classes."
+            )
+    return Listing(class_names, splits, notes, multi_label)
+
+
+# --- CSV files --------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=8)
+def scan_csv(path: pathlib.Path) -> Listing:
+    """Reads a list of images; opens none of them.
+
+    A list is read once until `registry.forget` is called.
+
+    Raises:
+        DataError: if the file cannot be read or has no such columns, a row
+            has no file, label or known split, a file is listed twice or is
+            not there, or a split has no images. The message names the row.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            delimiter = max(",;\t", key=first.count)
+            file.seek(0)
+            rows = list(csv.reader(file, delimiter=delimiter, strict=True))
+    except UnicodeDecodeError:
+        raise DataError(
+            f"Cannot read {path}: it is no UTF-8. Save it as CSV in UTF-8."
+        ) from None
+    except (OSError, csv.Error) as error:
+        raise DataError(f"Cannot read {path}: {error}.") from None
+    columns = _find_columns(path, rows[0] if rows else [])
+    several = "labels" in columns
+    entries: dict[str, list] = {}
+    seen: dict[str, int] = {}
+    missing = []
+    for number, row in enumerate(rows[1:], 2):
+        if not any(cell.strip() for cell in row):
+            continue
+        where = f"{path}, row {number}"
+        if len(row) != len(rows[0]):
+            raise DataError(
+                f"{where}: {len(row)} cells, where the header has "
+                f"{len(rows[0])}. Quote what contains {delimiter!r}."
+            )
+        cells = {name: row[k].strip() for name, k in columns.items()}
+        if not cells["file"]:
+            raise DataError(f"{where}: no file.")
+        place = os.path.normpath(path.parent / cells["file"])
+        if "\\" in place and not os.path.isfile(place):
+            # As Windows writes them.
+            place = os.path.normpath(place.replace("\\", "/"))
+        # The same wherever the list and its images lie.
+        name = normal_form(os.path.relpath(place, path.parent))
+        if name in seen:
+            raise DataError(
+                f"{where}: {cells['file']} stands in row {seen[name]}, too. "
+                "Join several labels by '|' in a column 'labels'."
+            )
+        seen[name] = number
+        if not os.path.isfile(place):
+            missing.append(f"{cells['file']} (row {number})")
+        labels = _labels(cells, several, where)
+        split = split_of(cells.get("split", "train"))
+        if split is None:
+            raise DataError(
+                f"{where}: {cells['split']!r} is no split: write train, val or "
+                "test."
+            )
+        entries.setdefault(split, []).append((labels, name, place))
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing):,} of {len(seen):,} files are not there, "
+            f"such as {some(missing)}. Paths are relative to {path.parent}."
         )
+    if "train" not in entries:
+        raise DataError(f"{path} lists no images for training.")
+    return _index(path, entries, several)
+
+
+def _find_columns(path: pathlib.Path, header: list[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for number, title in enumerate(header):
+        for name, aliases in _COLUMNS.items():
+            if title.strip().casefold().replace(" ", "_") in aliases.split():
+                if name in found:
+                    raise DataError(
+                        f"{path} has two columns for {name!r}: "
+                        f"{header[found[name]]!r} and {title!r}."
+                    )
+                found[name] = number
+    if "file" not in found or ("label" in found) == ("labels" in found):
+        raise DataError(
+            f"{path} needs a header with the columns 'file' and either "
+            "'label' or 'labels' (several, joined by '|'), and perhaps "
+            f"'split'; its first line is {','.join(header)[:80]!r}."
+        )
+    return found
+
+
+def _labels(cells: dict[str, str], several: bool, where: str) -> list[str]:
+    text = cells["labels" if several else "label"]
+    labels = text.split("|") if several and text else [text]
+    labels = [normal_form(label.strip()) for label in labels]
+    if several and not text:
+        return []
+    if not all(labels) or len(set(labels)) < len(labels):
+        raise DataError(f"{where}: {text!r} is no label.")
+    if not several and "|" in text:
+        raise DataError(
+            f"{where}: {text!r} are several labels. Call the column 'labels' "
+            "if an image may have several."
+        )
+    return labels
+
+
+def _index(path: pathlib.Path, entries, several: bool) -> Listing:
+    every = [labels for part in entries.values() for labels, *_ in part]
+    names = sorted({label for labels in every for label in labels})
+    if all(name.isdecimal() for name in names):
+        names.sort(key=lambda name: (int(name), name))
+    if len(names) < 2:
+        raise DataError(
+            f"{path} has one class only: {', '.join(map(repr, names))}."
+        )
+    notes = []
+    alike: dict[str, str] = {}
+    for name in names:
+        other = alike.setdefault(folded(name), name)
+        if other != name:
+            notes.append(
+                f"{path}: {other!r} and {name!r}, which differ only in upper "
+                "and lower case or in spaces, are two classes."
+            )
+    if several and all(len(labels) < 2 for labels in every):
+        joined = next((name for name in names if _is_joined(name, names)), None)
+        if joined:
+            raise DataError(
+                f"{path}: {joined!r} looks like several labels, which are to "
+                "be joined by '|'. If each is the name of one class, call the "
+                "column 'label'."
+            )
+        notes.append(
+            f"{path}: no image has several labels, though its column allows "
+            "it. Call it 'label' if each has exactly one class."
+        )
+    numbers = {name: k for k, name in enumerate(names)}
+
+    def number(labels):
+        found = tuple(sorted(numbers[label] for label in labels))
+        return found if several else found[0]
+
+    numbered = {
+        split: sorted((number(labels), *rest) for labels, *rest in part)
         for split, part in entries.items()
     }
+    return divide(numbered, str(path), names, notes, several)
 
 
-def notes_on_classes(
-    splits: Mapping[str, ListedSplit],
-    class_names: Sequence[str],
-    root: str,
-) -> list[str]:
-    """Returns a line for each split that lacks classes."""
-    notes = []
-    for split in ("minival", "eval"):
-        found = set()
-        for label in splits[split].labels:
-            found.update(label if isinstance(label, list) else (label,))
-        missing = [n for k, n in enumerate(class_names) if k not in found]
-        if missing:
-            notes.append(
-                f"The split {split!r} of {root} ({len(splits[split]):,} "
-                f"images) has no image of {some(list(map(repr, missing)))}: "
-                f"{len(missing):,} of {len(class_names):,} classes."
-            )
-    return notes
+def _is_joined(name: str, names: list[str]) -> bool:
+    """Whether a label looks like several, joined by something else than |."""
+    words = name.split()
+    return bool(re.search("[,;/]", name)) or (
+        len(words) > 1 and set(words) < set(names)
+    )

@@ -1,4 +1,4 @@
-"""Mixup and CutMix on batches, with one-hot labels.
+"""Mixup and CutMix on batches, with one-hot labels; fine-tuning's cutout.
 
 As in the released code, an image's partner is the one at the mirrored place
 of the batch; with both alphas above zero, Mixup takes the first half of the
@@ -11,30 +11,23 @@ import tensorflow.experimental.numpy as tnp
 
 from efficientnetv2.data import device
 
-# Draws an image: Mixup's weight, CutMix's area, the centre of its box.
-_WEIGHT, _AREA, _CENTRE = slice(0, 4), slice(4, 8), slice(8, 10)
-DRAWS = 10
+# Of an image: 4 for Mixup's weight, 4 for CutMix's area, 2 for the centre.
+_DRAWS = 10
 # Below this, a Beta(alpha, alpha) draw is 0 or 1 in float32.
 _MIN_ALPHA = 1e-6
 
 
 def symmetric_beta(uniforms, alpha, ops=tnp):
-    """Turns uniform draws into draws from Beta(alpha, alpha).
+    """Turns uniforms, float32 [..., 4], into draws of Beta(alpha, alpha).
 
-    Exact for every alpha above 0, without rejection and without a Gamma
-    distribution, which XLA has no kernel for. A draw B from Beta(a, a) with
-    a = alpha + 1 is the shadow on one axis of a point in a disc, by Ulrich's
-    method (Devroye, Non-Uniform Random Variate Generation, 1986, section
-    IX.3). As Gamma(alpha) is Gamma(alpha + 1) * U ** (1 / alpha), the result's
-    logit is that of B plus a Laplace draw divided by alpha.
+    Exact for every alpha above 0, scalar or [...], without rejection and
+    without a Gamma distribution, which XLA has no kernel for. A draw B from
+    Beta(a, a) with a = alpha + 1 is the shadow on one axis of a point in a
+    disc, by Ulrich's method (Devroye, Non-Uniform Random Variate Generation,
+    1986, section IX.3). As Gamma(alpha) is Gamma(alpha + 1) * U ** (1 /
+    alpha), the result's logit is that of B plus a Laplace draw over alpha.
 
-    Args:
-        uniforms: float32 [..., 4] in [0, 1).
-        alpha: float32 scalar or [...].
-        ops: a module with NumPy's names: `keras.ops`, `jax.numpy`, ...
-
-    Returns:
-        float32 [...] in [0, 1].
+    `ops` is a module with NumPy's names: `keras.ops`, `jax.numpy`, ...
     """
     alpha = ops.maximum(alpha, ops.full_like(alpha, _MIN_ALPHA))
     logs = ops.log1p(-uniforms[..., :3])
@@ -48,15 +41,10 @@ def symmetric_beta(uniforms, alpha, ops=tnp):
 
 
 def partners(batch_size, mixup_alpha, cutmix_alpha) -> tuple:
-    """Returns (partner, in_mixup): the pairing of a batch.
+    """Returns the pairing of a batch: partner, in_mixup.
 
-    Args:
-        batch_size: scalar integer.
-        mixup_alpha, cutmix_alpha: scalars, Python or tensors.
-
-    Returns:
-        int32 [batch], the index of each image's partner, and bool [batch],
-        whether Mixup rather than CutMix is applied.
+    These are int32 [batch], the index of each image's partner, and bool
+    [batch], whether Mixup rather than CutMix is applied.
     """
     has_mixup = tf.cast(mixup_alpha, tf.float32) > 0
     has_cutmix = tf.cast(cutmix_alpha, tf.float32) > 0
@@ -71,14 +59,11 @@ def partners(batch_size, mixup_alpha, cutmix_alpha) -> tuple:
     return partner, in_mixup
 
 
-def cutmix_boxes(size, uniforms: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
+def _cutmix_boxes(size, uniforms: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
     """Draws the rectangle in which each image shows its partner.
 
-    Args:
-        size: side of the images in pixels.
-        uniforms: float32 [batch, 6] in [0, 1).
-        alpha: scalar; the part of the image that is kept, before the box is
-            cut off at the border, is a draw from Beta(alpha, alpha).
+    The part of the image that is kept, before the box is cut off at the
+    border, is a draw from Beta(alpha, alpha); uniforms: float32 [batch, 6].
 
     Returns:
         int32 [2, 2, batch]: first and last (excluded) pixel, by axis.
@@ -88,12 +73,6 @@ def cutmix_boxes(size, uniforms: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
     centre = tf.cast(tf.floor(tf.transpose(uniforms[:, 4:]) * sizef), tf.int32)
     half = tf.cast(tf.sqrt(1.0 - kept) * sizef, tf.int32) // 2
     return tf.clip_by_value(tf.stack([centre - half, centre + half]), 0, size)
-
-
-def _areas(boxes: tf.Tensor, size) -> tf.Tensor:
-    """Returns the boxes' parts of the image: float32 [batch]."""
-    sides = tf.cast(boxes[1] - boxes[0], tf.float32) / tf.cast(size, tf.float32)
-    return sides[0] * sides[1]
 
 
 def parameters(
@@ -127,21 +106,17 @@ def parameters(
     mixup_alpha = tf.cast(mixup_alpha, tf.float32)
     cutmix_alpha = tf.cast(cutmix_alpha, tf.float32)
     # One algorithm, so that every device draws the same.
-    draws = tf.random.stateless_uniform(
-        [whole_batch, DRAWS], seed, alg="philox"
-    )
+    shape = [whole_batch, _DRAWS]
+    draws = tf.random.stateless_uniform(shape, seed, alg="philox")
     partner, in_mixup = partners(tf.size(rows), mixup_alpha, cutmix_alpha)
-    weight = symmetric_beta(tf.gather(draws, rows)[:, _WEIGHT], mixup_alpha)
+    weight = symmetric_beta(tf.gather(draws, rows)[:, :4], mixup_alpha)
     weight = tf.maximum(weight, 1.0 - weight)
     image_part = 1.0 - tf.where(in_mixup, weight, 1.0)
 
     in_cutmix = tf.cast(~in_mixup & (cutmix_alpha > 0), tf.int32)
-    boxes = cutmix_boxes(
-        size,
-        tf.concat([draws[:, _AREA], draws[:, _CENTRE]], 1),
-        cutmix_alpha,
-    )
-    areas = _areas(boxes, size)
+    boxes = _cutmix_boxes(size, draws[:, 4:], cutmix_alpha)
+    sides = tf.cast(boxes[1] - boxes[0], tf.float32) / tf.cast(size, tf.float32)
+    areas = sides[0] * sides[1]
     boxes = tf.gather(boxes, rows, axis=2) * in_cutmix
     if cutmix_labels == "batch":
         _, others = partners(whole_batch, mixup_alpha, cutmix_alpha)
@@ -167,8 +142,7 @@ def apply(
 
     Args:
         images: float32, float16 or bfloat16 [batch, size, size, channels].
-        labels: float32 [batch, classes], one-hot; each row sums to one
-            before and after.
+        labels: float32 [batch, classes].
         partner, **parts: see `parameters`.
 
     Returns:
@@ -192,3 +166,29 @@ def apply(
         **parts,
         ops=tf,
     )
+
+
+def random_cutout(
+    images: tf.Tensor, uniforms: tf.Tensor, noise_seed: tf.Tensor
+) -> tf.Tensor:
+    """Fine-tuning's cutout: a random square becomes noise in [0, 1).
+
+    Args:
+        images: float32 [batch, size, size, 3], normalized.
+        uniforms: float32 [batch, 2] in [0, 1): centre of the square, whose
+            side is half of the image's, cut off at the border.
+        noise_seed: int32 [2].
+    """
+    size = tf.shape(images)[1]
+    pad = size // 4
+    centre = tf.cast(uniforms * tf.cast(size, tf.float32), tf.int32)
+    line = tf.range(size)[tf.newaxis]
+
+    def inside(middle):
+        middle = middle[:, tf.newaxis]
+        return (line >= middle - pad) & (line < middle + pad)
+
+    rows, columns = inside(centre[:, 0]), inside(centre[:, 1])
+    mask = rows[:, :, tf.newaxis, tf.newaxis] & columns[:, None, :, None]
+    noise = tf.random.stateless_uniform(tf.shape(images), noise_seed)
+    return tf.where(mask, noise, images)

@@ -5,11 +5,11 @@ batches of an uninterrupted one. Stages differ in numbers only, which are
 looked up by step: one pipeline, traced once, serves all of them.
 
 Images that are in memory are gathered, cropped and resized as a batch. Encoded
-images are decoded, cropped and resized one by one, in the order and with the
-random numbers that the same images in memory would have; of a JPEG only the
-crop is decoded, and smaller where it will be small. Shards are read in
-an order of their own: files in random order, several in turn, and records in
-random order within windows.
+images are decoded, cropped and resized one by one, with the random numbers
+that the same images in memory would have; of a JPEG only the crop is decoded,
+and smaller where it will be small. Shards are read in an order of their own:
+files in random order, several in turn, and records in random order within
+windows.
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,21 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2.config import RunPlan
-from efficientnetv2.data import decoding, mixing, preprocessing, sources
-from efficientnetv2.data.augment import policies
+from efficientnetv2.data import (
+    decoding,
+    mixing,
+    policies,
+    preprocessing,
+    sources,
+)
 from efficientnetv2.data.sources import (
     ArraySource,
     EncodedSource,
-    Shard,
     Source,
     StreamSource,
     in_parallel,
 )
-from efficientnetv2.progressive import Stage, stage_of_steps
+from efficientnetv2.progressive import RunPlan, Stage, stage_of_steps
 
 _CROP_TRIES = 10
 # More epochs than a run has, so that no two windows share a seed.
@@ -50,18 +53,19 @@ def epoch_indices(
     """Returns the examples of a step: int64 [batch_size].
 
     Within an epoch no example is seen twice.
-
-    Args:
-        config: of the run.
-        plan: of the run.
-        step: int64 scalar.
     """
     batch = config.train.batch_size
     epoch, position = step // plan.steps_per_epoch, step % plan.steps_per_epoch
+    index = position * batch + tf.range(batch, dtype=tf.int64)
+    return _shuffled(index, plan.num_images, _seed(config, _SHUFFLE, epoch))
+
+
+def _shuffled(index: tf.Tensor, count: int, seed: tf.Tensor) -> tf.Tensor:
+    """Returns where places in a random order of so many things lead."""
     return tf.raw_ops.RandomIndexShuffle(
-        index=position * batch + tf.range(batch, dtype=tf.int64),
-        seed=tf.concat([_seed(config, _SHUFFLE, epoch), [0]], 0),
-        max_index=tf.constant(plan.num_images - 1, tf.int64),
+        index=index,
+        seed=tf.concat([seed, [0]], 0),
+        max_index=tf.constant(count - 1, tf.int64),
         rounds=4,
     )
 
@@ -74,13 +78,10 @@ def _boxes(config, uniforms, height: int, width: int):
     boxes = tf.tile(tf.concat([[0.0, 0.0], size], 0)[tf.newaxis], [batch, 1])
     flip, uniforms = uniforms[:, 0], uniforms[:, 1:]
     if "crop" in names:
+        tries, uniforms = tf.split(uniforms, [4 * _CROP_TRIES, -1], axis=1)
         boxes = preprocessing.random_crop_boxes(
-            uniforms[:, : 4 * _CROP_TRIES],
-            height,
-            width,
-            config.data.crop_area_min,
+            tries, height, width, config.data.crop_area_min
         )
-        uniforms = uniforms[:, 4 * _CROP_TRIES :]
     if "shift" in names:
         shift = (2.0 * uniforms[:, :2] - 1.0) * config.data.shift
         boxes += tf.pad(shift * size, [[0, 0], [0, 2]])
@@ -103,13 +104,8 @@ def rows_of_part(batch: int, part: int, parts: int) -> np.ndarray:
     """Returns the rows of a batch that one of several workers prepares.
 
     Mixup and CutMix pair the rows from both ends of the batch, or of each of
-    its halves; a part holds both rows of each pair, and pairs them alike.
-
-    Args:
-        batch: images a step; a multiple of four times `parts`, if there are
-            several.
-        part: from 0.
-        parts: number of parts.
+    its halves; a part holds both rows of each pair, and pairs them alike. The
+    batch is a multiple of four times `parts`, if there are several.
 
     Returns:
         int64 [batch / parts], ascending.
@@ -135,7 +131,7 @@ class _Schedule:
         on_device: bool,
     ):
         self.config, self.plan, self.skipped = config, plan, skipped
-        self.on_device = on_device
+        self.on_device, self.antialias = on_device, config.data.antialias
         self.rows = rows_of_part(config.train.batch_size, *part)
         self.mode, self.policy = config.data.normalization, config.data.augname
         self.draws = _number_of_draws(config, self.policy)
@@ -173,12 +169,9 @@ class _Schedule:
         """Crops, resizes and flips; returns images and unused draws."""
         height, width = tf.unstack(tf.shape(images)[1:3])
         boxes, flip, uniforms = _boxes(self.config, uniforms, height, width)
+        size, antialias = self.sizes[self.stage(step)], self.antialias
         images = preprocessing.crop_resize_flip(
-            images,
-            boxes,
-            flip,
-            self.sizes[self.stage(step)],
-            self.config.data.antialias,
+            images, boxes, flip, size, antialias
         )
         return images, uniforms
 
@@ -190,12 +183,13 @@ class _Schedule:
             return self.crop(image[tf.newaxis], uniforms, step)
 
         def decode_part():
-            size = self.sizes[self.stage(step)]
-            antialias = self.config.data.antialias
+            size, antialias = self.sizes[self.stage(step)], self.antialias
             turned = decoding.orientation(encoded, decoding.JPEG)
-            height, width = tf.unstack(decoding.upright_shape(encoded, turned))
+            height, width = tf.unstack(
+                preprocessing.upright_shape(encoded, turned)
+            )
             boxes, flip, unused = _boxes(self.config, uniforms, height, width)
-            image, box = decoding.decode_part(
+            image, box = preprocessing.decode_part(
                 encoded, boxes[0], size, antialias, turned
             )
             images = preprocessing.crop_resize_flip(
@@ -206,7 +200,7 @@ class _Schedule:
         if not self.config.data.fast_jpeg:
             return decode_all()
         return tf.cond(
-            decoding.can_decode_part(encoded), decode_part, decode_all
+            preprocessing.can_decode_part(encoded), decode_part, decode_all
         )
 
     def quantize(self, images):
@@ -219,8 +213,7 @@ class _Schedule:
         """Augments and mixes a batch of images of the stage's size.
 
         Args:
-            images: [batch, size, size, channels], in [0, 255]: from
-                `quantize`.
+            images: [batch, size, size, channels], from `quantize`.
             labels: int64 [batch], or float32 [batch, classes].
             uniforms: float32 [batch, ...], unused draws.
             step: int64 scalar.
@@ -249,7 +242,7 @@ class _Schedule:
                 preprocessing.to_rgb(images), self.mode
             )
         if self.policy == "cutout":
-            images = preprocessing.random_cutout(
+            images = mixing.random_cutout(
                 images, uniforms, self.seed(_NOISE, step)
             )
         if self.mixes:
@@ -280,10 +273,7 @@ class _Schedule:
 def to_vectors(labels: tf.Tensor, classes: int) -> tf.Tensor:
     """Returns labels as float32 [batch, classes].
 
-    Args:
-        labels: int64 [batch], or float32 [batch, at most classes] of zeros
-            and ones.
-        classes: width of the result.
+    They are int64 [batch], or float32 [batch, at most classes].
     """
     if labels.shape.rank == 1:
         return tf.one_hot(labels, classes)
@@ -303,10 +293,6 @@ def training_dataset(
     """Returns the batches of all steps from `first_step` on.
 
     Args:
-        source: the training split.
-        config: of the run.
-        plan: of the run.
-        stages: of the run.
         first_step: where to begin, above 0 in a resumed run.
         skipped: batches of data that were left out before: a step takes the
             batch that otherwise belongs to so many steps later, but keeps its
@@ -334,42 +320,30 @@ def training_dataset(
 
 
 def _from_arrays(source: ArraySource, schedule: _Schedule, steps):
-    images_in_memory = tf.constant(source.images)
-    labels_in_memory = tf.constant(source.labels)
+    in_memory = tf.constant(source.images), tf.constant(source.labels)
 
     def make_batch(step):
         index = schedule.examples(step)
-        images, uniforms = schedule.crop(
-            tf.gather(images_in_memory, index), schedule.uniforms(step), step
-        )
-        labels = tf.gather(labels_in_memory, index)
-        return schedule.finish(
-            schedule.quantize(images), labels, uniforms, step
-        )
+        images, labels = (tf.gather(each, index) for each in in_memory)
+        images, uniforms = schedule.crop(images, schedule.uniforms(step), step)
+        images = schedule.quantize(images)
+        return schedule.finish(images, labels, uniforms, step)
 
     return in_parallel(steps, make_batch)
 
 
 def _from_encoded(
-    source: EncodedSource | StreamSource,
-    schedule: _Schedule,
-    steps,
-    first_step: int,
+    source: EncodedSource | StreamSource, schedule: _Schedule, steps, first: int
 ):
     batch = len(schedule.rows)
     draws = in_parallel(
-        steps,
-        lambda step: (tf.repeat(step, batch), schedule.uniforms(step)),
+        steps, lambda step: (tf.repeat(step, batch), schedule.uniforms(step))
     ).unbatch()
     if isinstance(source, EncodedSource):
-        read = _reader(source)
-        order = in_parallel(
-            steps,
-            schedule.examples,
-        ).unbatch()
-        examples = in_parallel(order, read)
+        order = in_parallel(steps, schedule.examples).unbatch()
+        examples = in_parallel(order, sources.reader(source))
     else:
-        examples = _shuffled_stream(source, schedule, first_step)
+        examples = _shuffled_stream(source, schedule, first)
 
     def load(example, draw):
         (encoded, label), (step, uniforms) = example, draw
@@ -386,20 +360,6 @@ def _from_encoded(
     )
 
 
-def _reader(source: EncodedSource):
-    """Returns a function from an index to (encoded image, label)."""
-    items = tf.constant(np.asarray(source.items, dtype=object))
-    labels = tf.constant(source.labels)
-
-    def read(index):
-        # Where bad images are left out there are fewer than the plan says.
-        index %= len(source)
-        item = items[index]
-        return tf.io.read_file(item) if source.in_files else item, labels[index]
-
-    return read
-
-
 def _shuffled_stream(
     source: StreamSource, schedule: _Schedule, first_step: int
 ) -> tf.data.Dataset:
@@ -411,39 +371,32 @@ def _shuffled_stream(
     """
     config, plan = schedule.config, schedule.plan
     batch = len(schedule.rows)
-    first_epoch, unused = divmod(
-        first_step + schedule.skipped, plan.steps_per_epoch
-    )
-    last_step = plan.total_steps + schedule.skipped
-    last_epoch = -(-last_step // plan.steps_per_epoch)
-    length = plan.steps_per_epoch * batch
+    steps = plan.steps_per_epoch
+    first_epoch, unused = divmod(first_step + schedule.skipped, steps)
+    last_epoch = -(-(plan.total_steps + schedule.skipped) // steps)
+    length = steps * batch
 
     def read_epoch(epoch):
         seed = _seed(config, _SHUFFLE, epoch)
-        order = tf.raw_ops.RandomIndexShuffle(
-            index=tf.range(len(source.shards), dtype=tf.int64),
-            seed=tf.concat([seed, [0]], 0),
-            max_index=tf.constant(len(source.shards) - 1, tf.int64),
-            rounds=4,
-        )
+        files = len(source.shards)
+        order = _shuffled(tf.range(files, dtype=tf.int64), files, seed)
         dataset = tf.data.Dataset.from_tensor_slices(order)
         dataset = dataset.interleave(
-            _shard_reader(source),
-            cycle_length=min(16, len(source.shards)),
+            sources.shard_reader(source),
+            cycle_length=min(16, files),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
         windows = dataset.batch(config.data.shuffle_buffer).enumerate()
 
         def shuffle_window(number, window):
+            other = tf.stack([0, tf.cast(number * _EPOCHS, tf.int32)])
             return tf.random.experimental.stateless_shuffle(
-                window,
-                seed + tf.stack([0, tf.cast(number * _EPOCHS, tf.int32)]),
+                window, seed + other
             )
 
-        dataset = source.examples(
-            in_parallel(windows, shuffle_window).unbatch()
-        )
+        records = in_parallel(windows, shuffle_window).unbatch()
+        dataset = source.examples(records)
         if source.is_good is not None or batch < config.train.batch_size:
             # Others take the places of what is left out, or of what other
             # workers' shards have more.
@@ -451,10 +404,8 @@ def _shuffled_stream(
         dataset = dataset.take(length).apply(
             tf.data.experimental.assert_cardinality(length)
         )
-        return dataset.skip(
-            tf.where(epoch == first_epoch, tf.constant(unused, tf.int64), 0)
-            * batch
-        )
+        skip = tf.constant(unused * batch, tf.int64)
+        return dataset.skip(tf.where(epoch == first_epoch, skip, 0))
 
     epochs = tf.data.Dataset.range(first_epoch, last_epoch)
     return epochs.flat_map(read_epoch)
@@ -478,44 +429,21 @@ def evaluation_dataset(
         image = preprocessing.decode_for_eval(
             encoded, size, mode, chosen, antialias
         )
-        image.set_shape([size, size, 3])
-        return image, label
+        return tf.ensure_shape(image, [size, size, 3]), label
 
     def preprocess(images, labels):
         images = preprocessing.preprocess_for_eval(
             preprocessing.to_rgb(images), size, mode, chosen, antialias
         )
-        images.set_shape([None, size, size, 3])
-        return images, labels
+        return tf.ensure_shape(images, [None, size, size, 3]), labels
 
+    batch = config.eval.batch_size
     if isinstance(source, ArraySource):
-        dataset = tf.data.Dataset.from_tensor_slices(
-            (source.images, source.labels)
+        arrays = source.images, source.labels
+        dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(batch)
+        dataset = in_parallel(dataset, preprocess)
+    else:
+        dataset = in_parallel(sources.encoded_examples(source), decode).batch(
+            batch
         )
-        dataset = dataset.batch(config.eval.batch_size)
-        return in_parallel(dataset, preprocess).prefetch(tf.data.AUTOTUNE)
-    dataset = in_parallel(encoded_examples(source), decode)
-    dataset = dataset.batch(config.eval.batch_size)
     return dataset.prefetch(tf.data.AUTOTUNE)
-
-
-def encoded_examples(
-    source: EncodedSource | StreamSource,
-) -> tf.data.Dataset:
-    """Returns (encoded image, label) of every example, in order."""
-    if isinstance(source, EncodedSource):
-        return in_parallel(tf.data.Dataset.range(len(source)), _reader(source))
-    shards = tf.data.Dataset.range(len(source.shards))
-    return source.examples(shards.flat_map(_shard_reader(source)))
-
-
-def _shard_reader(source: StreamSource):
-    """Returns a function from the number of a shard to its records."""
-    paths = tf.constant([shard.path for shard in source.shards])
-    skips = tf.constant([shard.skip for shard in source.shards], tf.int64)
-    takes = tf.constant([shard.take for shard in source.shards], tf.int64)
-
-    def read(index):
-        return sources.records(Shard(paths[index], skips[index], takes[index]))
-
-    return read

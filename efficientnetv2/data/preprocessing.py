@@ -8,14 +8,18 @@ import tensorflow as tf
 
 from efficientnetv2 import normalizations
 from efficientnetv2.data import decoding
-from efficientnetv2.normalizations import (  # noqa: F401
-    MODES,
-    NORMALIZATIONS,
-)
+from efficientnetv2.normalizations import MODES, NORMALIZATIONS  # noqa: F401
 
 _CROP_PADDING = 32
+# Width / height of random crops.
+_ASPECT_RATIOS = (0.75, 1.33)
 # Modes that crop at every size, with the margin rounded up.
 _V1_CROPS = ("v1", "lite")
+# By which a JPEG can be decoded smaller.
+_RATIOS = (1, 2, 4, 8)
+# Pixels that are decoded around what is read: at the edge of what is decoded
+# colours, which a JPEG has at half the resolution, are interpolated otherwise.
+_MARGIN = 4
 
 
 def normalize(images: tf.Tensor, mode: str) -> tf.Tensor:
@@ -47,22 +51,14 @@ def central_window(height, width, size, rounding: int = 0) -> tf.Tensor:
     """Returns the central square that becomes `size` after resizing.
 
     Its side is size / (size + 32) of the image's shorter side, at least 1.
-
-    Args:
-        height, width: of the image, integers.
-        size: side of the image after resizing, in pixels.
-        rounding: added before halving the margin: 1 in V1 and Lite.
+    `rounding` is added before halving the margin: 1 in V1 and Lite.
 
     Returns:
         int32 [4]: top, left, height, width.
     """
     size = tf.cast(size, tf.float32)
-    side = tf.cast(
-        size
-        / (size + _CROP_PADDING)
-        * tf.cast(tf.minimum(height, width), tf.float32),
-        tf.int32,
-    )
+    shorter = tf.cast(tf.minimum(height, width), tf.float32)
+    side = tf.cast(size / (size + _CROP_PADDING) * shorter, tf.int32)
     side = tf.maximum(side, 1)
     top = (height - side + rounding) // 2
     left = (width - side + rounding) // 2
@@ -93,8 +89,8 @@ def resize(
             averaged where they would otherwise be sampled.
     """
     images = tf.convert_to_tensor(images)
-    single = images.shape.rank == 3
-    images = images[tf.newaxis] if single else images
+    if images.shape.rank == 3:
+        return resize(images[tf.newaxis], size, mode, antialias)[0]
     sides = tf.stack([size, size])
 
     def sample():
@@ -108,12 +104,10 @@ def resize(
         method = "bicubic" if mode == "v1" else "bilinear"
         return tf.image.resize(images, sides, method, antialias=True)
 
-    if antialias:
-        larger = tf.reduce_max(tf.shape(images)[1:3]) > size
-        resized = tf.cond(larger, average, sample)
-    else:
-        resized = sample()
-    return resized[0] if single else resized
+    if not antialias:
+        return sample()
+    larger = tf.reduce_max(tf.shape(images)[1:3]) > size
+    return tf.cond(larger, average, sample)
 
 
 def preprocess_for_eval(
@@ -127,11 +121,9 @@ def preprocess_for_eval(
 
     Args:
         images: uint8 [height, width, 3] or [batch, height, width, 3].
-        size: side of the result in pixels, Python or tensor integer.
-        mode: one of `MODES`.
+        size, mode, antialias: see `resize`.
         transformations: ['crop'] or []; None for the released code's rule,
             which crops below 320 pixels ('ft' never, 'v1' and 'lite' always).
-        antialias: see `resize`.
 
     Returns:
         float32 [..., size, size, 3].
@@ -150,6 +142,94 @@ def preprocess_for_eval(
     return images if mode == "ft" else normalize(images, mode)
 
 
+def _mirror(box, height, width, turned):
+    """Mirrors a box as `turn` does the upright image around it."""
+    rows, columns = tf.unstack(tf.constant(decoding.REVERSED)[turned][:2])
+    top, left, high, wide = tf.unstack(box)
+    top = tf.where(rows, tf.cast(height, box.dtype) - top - high, top)
+    left = tf.where(columns, tf.cast(width, box.dtype) - left - wide, left)
+    return tf.stack([top, left, high, wide])
+
+
+def _swap(box, turned):
+    """Swaps rows and columns of a box, or of a height and width, if need be."""
+    order = [1, 0, 3, 2][: box.shape[0]]
+    swapped = tf.constant(decoding.SWAPPED)[turned]
+    return tf.where(swapped, tf.gather(box, order), box)
+
+
+def upright_shape(data: tf.Tensor, turned: tf.Tensor) -> tf.Tensor:
+    """Returns height and width of a JPEG once it is upright: int32 [2]."""
+    return _swap(tf.io.extract_jpeg_shape(data)[:2], turned)
+
+
+def can_decode_part(data: tf.Tensor) -> tf.Tensor:
+    """Returns whether an encoded image is a JPEG other than CMYK."""
+    return tf.cond(
+        tf.io.is_jpeg(data),
+        lambda: tf.io.extract_jpeg_shape(data)[2] <= 3,
+        lambda: False,
+    )
+
+
+def decode_part(
+    data: tf.Tensor,
+    box: tf.Tensor,
+    size,
+    antialias: bool = False,
+    turned: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes the part of a JPEG that a crop reads, upright.
+
+    A box of at least 2, 4 or 8 times `size` is decoded smaller by that
+    factor: the decoder averages pixels, where resizing would skip them. With
+    antialiasing it is still twice as large as `size` then, so that resizing,
+    which averages too, makes of it what it makes of the whole image.
+    What lies below the crop is not read: an image that is cut short there is
+    no error.
+
+    Args:
+        data: string scalar, an image that `can_decode_part` accepts.
+        box: float32 [4]: top, left, height, width in pixels of the whole
+            image, upright, beyond which it may reach.
+        size, antialias: of resizing, see `resize`.
+        turned: its EXIF orientation if it is known.
+
+    Returns:
+        uint8 [height, width, 3], and the box in its pixels, float32 [4].
+        `crop_resize_flip` gives the same of both as of the whole image and
+        its box, but for what is decoded smaller.
+    """
+    turned = (
+        decoding.orientation(data, decoding.JPEG) if turned is None else turned
+    )
+    shape = upright_shape(data, turned)
+    box = tf.convert_to_tensor(box)
+    box = _swap(_mirror(box, shape[0], shape[1], turned), turned)
+    ratios = tf.constant(_RATIOS)
+    wanted = size * ratios * (2 if antialias else 1)
+    fitting = tf.reduce_min(box[2:]) >= tf.cast(wanted, tf.float32)
+    chosen = tf.maximum(tf.reduce_sum(tf.cast(fitting, tf.int32)) - 1, 0)
+    box /= tf.cast(ratios[chosen], tf.float32)
+    extent = -(-_swap(shape, turned) // ratios[chosen])
+    first = tf.cast(tf.floor(box[:2]), tf.int32) - _MARGIN
+    last = tf.cast(tf.math.ceil(box[:2] + box[2:]), tf.int32) + _MARGIN
+    first = tf.clip_by_value(first, 0, extent - 1)
+    last = tf.clip_by_value(last, first + 1, extent)
+    window = tf.concat([first, last - first], 0)
+
+    def decode_by(ratio):
+        return lambda: tf.io.decode_and_crop_jpeg(
+            data, window, channels=3, ratio=ratio
+        )
+
+    image = tf.switch_case(chosen, [decode_by(ratio) for ratio in _RATIOS])
+    box -= tf.pad(tf.cast(first, tf.float32), [[0, 2]])
+    height, width = tf.unstack(_swap(last - first, turned))
+    box = _mirror(_swap(box, turned), height, width, turned)
+    return decoding.turn(image, turned), box
+
+
 def decode_for_eval(
     data: tf.Tensor,
     size,
@@ -161,31 +241,26 @@ def decode_for_eval(
     """Decodes an encoded image and preprocesses it for evaluation.
 
     As in the released code, 'v1' decodes only the crop of a JPEG, which
-    changes the colours at the edges a little.
-
-    Args:
-        data: string scalar, see `decoding.decode`.
-        size, mode, transformations, antialias: see `preprocess_for_eval`.
-        portable: see `decoding.decode`.
+    changes the colours at the edges a little. For the arguments see
+    `decoding.decode` and `preprocess_for_eval`.
 
     Returns:
         float32 [size, size, 3].
     """
 
     def decode_all():
+        image = decoding.decode(data, portable)
         return preprocess_for_eval(
-            decoding.decode(data, portable),
-            size,
-            mode,
-            transformations,
-            antialias,
+            image, size, mode, transformations, antialias
         )
 
     def decode_crop():
         turned = decoding.orientation(data, decoding.JPEG)
-        height, width = tf.unstack(decoding.upright_shape(data, turned))
+        height, width = tf.unstack(upright_shape(data, turned))
         window = central_window(height, width, size, 1)
-        image = decoding.decode_window(data, window, turned)
+        window = _swap(_mirror(window, height, width, turned), turned)
+        image = tf.io.decode_and_crop_jpeg(data, window, channels=3)
+        image = decoding.turn(image, turned)
         return preprocess_for_eval(image, size, mode, [], antialias)
 
     if mode in _V1_CROPS and crops(size, mode, transformations):
@@ -201,27 +276,20 @@ def to_rgb(images: tf.Tensor) -> tf.Tensor:
 
 
 def random_crop_boxes(
-    uniforms: tf.Tensor,
-    height,
-    width,
-    area_min: float,
-    aspect_ratio_range: tuple[float, float] = (0.75, 1.33),
+    uniforms: tf.Tensor, height, width, area_min: float
 ) -> tf.Tensor:
     """Draws the boxes of a random resized crop.
 
     The distribution is that of TensorFlow's `sample_distorted_bounding_box`,
-    which the released code uses: a uniform aspect ratio, then a uniform
-    height among those whose area lies in [area_min, 1] and that fit, by one
-    pixel more or less where rounding misses the area, then a uniform place.
-    A box smaller than the image never touches its lower or right edge. Boxes
-    that still miss the area are drawn again, and the whole image is used
-    where all tries fail: 10 here, 100 in TensorFlow.
+    which the released code uses: a uniform aspect ratio in [0.75, 1.33], then
+    a uniform height among those whose part of the area lies in [area_min, 1]
+    and that fit, by one pixel more or less where rounding misses the area,
+    then a uniform place. A box smaller than the image never touches its lower
+    or right edge. Boxes that still miss the area are drawn again, and the
+    whole image is used where all tries fail: 10 here, 100 in TensorFlow.
 
     Args:
         uniforms: float32 [batch, 4 * tries] in [0, 1).
-        height, width: of the images.
-        area_min: smallest part of the image's area.
-        aspect_ratio_range: of width / height.
 
     Returns:
         float32 [batch, 4]: top, left, height, width, whole pixels.
@@ -230,7 +298,7 @@ def random_crop_boxes(
     width = tf.cast(width, tf.float32)
     area = height * width
     draws = tf.reshape(uniforms, [tf.shape(uniforms)[0], -1, 4])
-    low, high = aspect_ratio_range
+    low, high = _ASPECT_RATIOS
     aspect = low + (high - low) * draws[..., 0]
     tallest = tf.round(tf.sqrt(area / aspect))
     widest = tf.floor((width + 0.5) / aspect)
@@ -245,14 +313,9 @@ def random_crop_boxes(
     box_height -= tf.cast(box_area > area, tf.float32)
     box_width = tf.round(box_height * aspect)
     box_area = box_height * box_width
-    valid = (
-        (box_area >= area_min * area)
-        & (box_area <= area)
-        & (box_width <= width)
-        & (box_height <= height)
-        & (box_height > 0)
-        & (box_width > 0)
-    )
+    valid = (box_area >= area_min * area) & (box_area <= area)
+    valid &= (box_width <= width) & (box_height <= height)
+    valid &= (box_height > 0) & (box_width > 0)
     top = tf.floor(draws[..., 2] * (height - box_height))
     left = tf.floor(draws[..., 3] * (width - box_width))
     boxes = tf.stack([top, left, box_height, box_width], axis=-1)
@@ -278,9 +341,7 @@ def crop_resize_flip(
         images: [batch, height, width, channels], any numeric type.
         boxes: float32 [batch, 4]: top, left, height, width in pixels.
         flip: bool [batch].
-        size: side of the result, Python or tensor integer.
-        antialias: whether boxes that are larger than `size` in either
-            direction are averaged where they would otherwise be sampled.
+        size, antialias: see `resize`.
 
     Returns:
         float32 [batch, size, size, channels].
@@ -299,9 +360,8 @@ def crop_resize_flip(
                 (images, boxes),
                 fn_output_signature=tf.float32,
             )
-        averaged = tf.where(
-            flip[:, None, None, None], averaged[:, :, ::-1], averaged
-        )
+        flipped = flip[:, None, None, None]
+        averaged = tf.where(flipped, averaged[:, :, ::-1], averaged)
         if images.shape[0] == 1:
             return averaged
         # What becomes of an image does not depend on the others.
@@ -334,9 +394,8 @@ def _average(image: tf.Tensor, box: tf.Tensor, size) -> tf.Tensor:
             part = tf.gather(part, places, axis=axis)
         return part
 
-    part = tf.cond(
-        tf.reduce_all((first >= 0) & (last <= shape)), inside, beyond
-    )
+    is_inside = tf.reduce_all((first >= 0) & (last <= shape))
+    part = tf.cond(is_inside, inside, beyond)
     scale = tf.cast(size, tf.float32) / box[2:]
     return tf.raw_ops.ScaleAndTranslate(
         images=part[tf.newaxis],
@@ -355,19 +414,11 @@ def _sample(images, boxes, flip, size) -> tf.Tensor:
     scale_y, scale_x = height / sizef, width / sizef
     zeros = tf.zeros_like(top)
     last = sizef - 1.0
-    transforms = tf.stack(
-        [
-            tf.where(flip, -scale_x, scale_x),
-            zeros,
-            0.5 * scale_x - 0.5 + left + tf.where(flip, last * scale_x, 0.0),
-            zeros,
-            scale_y,
-            0.5 * scale_y - 0.5 + top,
-            zeros,
-            zeros,
-        ],
-        axis=1,
-    )
+    flipped = tf.where(flip, last * scale_x, 0.0)
+    offset_x = 0.5 * scale_x - 0.5 + left + flipped
+    row_x = [tf.where(flip, -scale_x, scale_x), zeros, offset_x]
+    row_y = [zeros, scale_y, 0.5 * scale_y - 0.5 + top]
+    transforms = tf.stack([*row_x, *row_y, zeros, zeros], axis=1)
     shape = tf.shape(images)
     # The kernel's clamp is per tap, while tf.image.resize clamps the sampling
     # position: equal for bilinear, as both taps are then the border pixel.
@@ -380,29 +431,3 @@ def _sample(images, boxes, flip, size) -> tf.Tensor:
         fill_mode="NEAREST",
     )
     return tf.reshape(result, [shape[0], size, size, images.shape[-1]])
-
-
-def random_cutout(
-    images: tf.Tensor, uniforms: tf.Tensor, noise_seed: tf.Tensor
-) -> tf.Tensor:
-    """Fine-tuning's cutout: a random square becomes noise in [0, 1).
-
-    Args:
-        images: float32 [batch, size, size, 3], normalized.
-        uniforms: float32 [batch, 2] in [0, 1): centre of the square, whose
-            side is half of the image's, cut off at the border.
-        noise_seed: int32 [2].
-    """
-    size = tf.shape(images)[1]
-    pad = size // 4
-    centre = tf.cast(uniforms * tf.cast(size, tf.float32), tf.int32)
-    line = tf.range(size)[tf.newaxis]
-
-    def inside(middle):
-        middle = middle[:, tf.newaxis]
-        return (line >= middle - pad) & (line < middle + pad)
-
-    rows, columns = inside(centre[:, 0]), inside(centre[:, 1])
-    mask = rows[:, :, tf.newaxis, tf.newaxis] & columns[:, None, :, None]
-    noise = tf.random.stateless_uniform(tf.shape(images), noise_seed)
-    return tf.where(mask, noise, images)

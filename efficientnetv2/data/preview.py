@@ -10,11 +10,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import progressive
-from efficientnetv2.config import RunPlan
-from efficientnetv2.data import faults, pipeline, preprocessing, registry
+from efficientnetv2.data import (
+    faults,
+    loading,
+    pipeline,
+    preprocessing,
+    registry,
+)
 from efficientnetv2.data.sources import Source
 from efficientnetv2.errors import DataError
-from efficientnetv2.progressive import Stage
+from efficientnetv2.progressive import RunPlan, Stage
 
 FOLDER = "preview"
 _COLUMNS = 6
@@ -33,16 +38,11 @@ def write(
     images: int = 24,
     log: Callable[[str], None] = print,
 ) -> list[pathlib.Path]:
-    """Loads the training split and writes a sheet for each stage of a run.
+    """Loads the training split and writes sheets, see `write_sheets`.
 
     Args:
-        config: of the run.
-        folder: where the sheets go, as stage_1.png, ...; made if needed.
+        folder: where the sheets go.
         images: on a sheet.
-        log: prints one line.
-
-    Returns:
-        The files, in the order of the stages.
 
     Raises:
         DataError: for data that cannot be obtained or read, or a folder that
@@ -50,7 +50,7 @@ def write(
     """
     config = with_batch_size(config, images)
     split = config.train.split
-    source = faults.load_split(config, split, faults.LeftOut(log), log)
+    source = loading.load_split(config, split, log)
     with faults.named(source):
         return write_sheets(
             source,
@@ -86,7 +86,6 @@ def write_sheets(
     """Writes one sheet a stage: the first batch of the stage.
 
     Args:
-        source: the training split.
         config: from `with_batch_size`.
         folder: where the sheets go, as stage_1.png, ...; made if needed.
         title: what is shown: dataset and split.
@@ -109,17 +108,14 @@ def write_sheets(
             f"{title}, stage {number} of {len(stages)}",
             _describe(stage, config),
         )
-        paths.append(folder / f"stage_{number}.png")
-        _save(sheet, paths[-1])
+        path = folder / f"stage_{number}.png"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sheet.save(path)
+        except OSError as error:
+            raise DataError(f"Cannot write {path}: {error.strerror}.") from None
+        paths.append(path)
     return paths
-
-
-def _save(sheet: Image.Image, path: pathlib.Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
-    except OSError as error:
-        raise DataError(f"Cannot write {path}: {error.strerror}.") from None
 
 
 def _first_step(stage: Stage, plan: RunPlan) -> int:
@@ -136,21 +132,17 @@ def _describe(stage: Stage, config: ml_collections.ConfigDict) -> str:
     parts = [f"{stage.image_size} x {stage.image_size} pixels"]
     if progressive.uses_magnitude(config.data.augname):
         parts.append(f"RandAugment {stage.randaugment_magnitude:.3g}")
-    for name, alpha in (
-        ("Mixup", stage.mixup_alpha),
-        ("CutMix", stage.cutmix_alpha),
-    ):
-        if alpha:
-            parts.append(f"{name} {alpha:.3g}")
+    if stage.mixup_alpha:
+        parts.append(f"Mixup {stage.mixup_alpha:.3g}")
+    if stage.cutmix_alpha:
+        parts.append(f"CutMix {stage.cutmix_alpha:.3g}")
     return ", ".join(parts)
 
 
 def caption(label: np.ndarray, class_names: Sequence[str]) -> list[str]:
     """Returns the classes of an image, heaviest first, a line each.
 
-    Args:
-        label: float32 [classes]; the weights of mixed classes are written.
-        class_names: one a class.
+    label: float32 [classes]; the weights of mixed classes are written.
     """
     order = [k for k in np.argsort(-label, kind="stable") if label[k] > _LEAST]
     lines = [
@@ -190,9 +182,8 @@ def draw(
     large = ImageFont.load_default(_TITLE)
     wide = width - 2 * _GAP
     pen.text((_GAP, _GAP), _fit(title, large, wide), "black", large)
-    pen.text(
-        (_GAP, _GAP + _TITLE + 8), _fit(subtitle, font, wide), "#555555", font
-    )
+    below = _GAP, _GAP + _TITLE + 8
+    pen.text(below, _fit(subtitle, font, wide), "#555555", font)
     for number, (pixels, lines) in enumerate(
         zip(images, captions, strict=True)
     ):
@@ -202,12 +193,8 @@ def draw(
         )
         sheet.paste(image, (left, upper))
         for row, text in enumerate(lines):
-            pen.text(
-                (left, upper + CELL + 3 + row * _LINE),
-                _fit(text, font, CELL),
-                "black",
-                font,
-            )
+            below = left, upper + CELL + 3 + row * _LINE
+            pen.text(below, _fit(text, font, CELL), "black", font)
     return sheet
 
 

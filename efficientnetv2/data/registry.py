@@ -13,8 +13,8 @@ from typing import Any, Literal
 import ml_collections
 
 from efficientnetv2 import schema
-from efficientnetv2.data import class_list, csv_list, fashion_mnist, folders
-from efficientnetv2.data.listing import Listing
+from efficientnetv2.data import class_list, fashion_mnist, folders
+from efficientnetv2.data.listing import Listing, is_csv, scan_csv
 from efficientnetv2.declarative import (
     ConfigError,
     declarative_dir,
@@ -95,9 +95,8 @@ _NEEDED = {"tfds": "tfds_split", "tfrecord": "files", "idx": "part"}
 def data_dir(folder: str | None = None) -> pathlib.Path:
     """Returns the folder of the data.
 
-    Args:
-        folder: what the user named; None for EFFICIENTNETV2_DATA_DIR, or the
-            default below the user's cache.
+    That is what the user named, else EFFICIENTNETV2_DATA_DIR, else one below
+    the user's cache.
     """
     folder = folder or os.environ.get("EFFICIENTNETV2_DATA_DIR")
     return folders.expand(folder or DEFAULT_DATA_DIR)
@@ -110,10 +109,6 @@ def shard_folders(
 
     These are a folder of the dataset's name, that of the data and, for a
     user's YAML file, the one that holds it.
-
-    Args:
-        info: of the dataset.
-        folder: of the data.
     """
     path = pathlib.Path(info.name)
     beside = [path.parent] if path.suffix in _YAML else []
@@ -126,8 +121,6 @@ def shards(
     """Returns the files of a split of TFRecord shards, in order.
 
     Args:
-        info: of the dataset.
-        split: with `files` and `shards`.
         folder: of the data, see `shard_folders`.
 
     Raises:
@@ -156,11 +149,7 @@ def is_registered(name: str) -> bool:
 
 
 def normalized(name: str) -> str:
-    """Returns one name for a dataset, however and wherever it was written.
-
-    Args:
-        name: in `datasets/`, which stays, or a path, which becomes absolute.
-    """
+    """Returns one name for a dataset: a path becomes absolute."""
     path = folders.expand(name)
     if is_registered(name) or not (_is_path(name) or path.is_dir()):
         return name
@@ -173,19 +162,15 @@ def title(name: str) -> str:
 
 
 def _is_path(name: str) -> bool:
-    return "/" in name or name.endswith((*_YAML, *csv_list.SUFFIXES))
+    return "/" in name or name.endswith(_YAML) or is_csv(name)
 
 
 def num_images(
     info: DatasetInfo, split: str, config: ml_collections.ConfigDict
 ) -> int:
-    """Returns the images of a split as a run sees it.
+    """Returns the images of a split as a run with this config sees it.
 
-    Args:
-        info: of the dataset.
-        split: a name of `info.splits`; of the training split there may be
-            fewer, see `data.images_per_class`.
-        config: of the run.
+    Of the training split there may be fewer, see `data.images_per_class`.
     """
     per_class = config.data.images_per_class
     if per_class and split == config.train.split:
@@ -194,29 +179,27 @@ def num_images(
 
 
 def state(info: DatasetInfo, folder: pathlib.Path) -> str:
-    """Returns what of a dataset is on this machine, '-' for nothing.
-
-    Args:
-        info: of the dataset.
-        folder: of the data.
-    """
-    if info.source in LISTED:
-        return "here"
-    if info.source == ABSENT:
-        return "-"
+    """Returns what of a dataset is on this machine, '-' for nothing."""
+    if info.source == "tfrecord":
+        found = {
+            path
+            for place in shard_folders(info, folder)
+            for split in info.splits.values()
+            for path in place.glob(split.files)
+        }
+        return f"{len(found)} shards" if found else "-"
+    here = info.source in LISTED
     if info.source == "idx":
-        return "here" if fashion_mnist.is_here(folder) else "-"
+        here = fashion_mnist.is_here(folder)
     if info.source == "tfds":
-        place = folder / info.tfds_name.replace(":", "/")
-        return "here" if any(place.rglob("dataset_info.json")) else "-"
-    patterns = {split.files for split in info.splits.values()}
-    found = {
-        path
-        for place in shard_folders(info, folder)
-        for pattern in patterns
-        for path in place.glob(pattern)
-    }
-    return f"{len(found)} shards" if found else "-"
+        here = bool(tfds_versions(info, folder))
+    return "here" if here else "-"
+
+
+def tfds_versions(info: DatasetInfo, folder: pathlib.Path) -> list[str]:
+    """Returns the prepared versions of a TFDS dataset, the newest last."""
+    place = folder / info.tfds_name.replace(":", "/")
+    return sorted(path.parent.name for path in place.rglob("dataset_info.json"))
 
 
 def load_info(name: str) -> DatasetInfo:
@@ -256,19 +239,18 @@ def remember(info: DatasetInfo) -> None:
 
 def forget() -> None:
     """Lists folders and CSV files again when they are next needed."""
-    folders.scan_absolute.cache_clear()
-    csv_list.scan.cache_clear()
+    folders.scan.cache_clear()
+    scan_csv.cache_clear()
 
 
 def listing(path: str | os.PathLike) -> Listing:
     """Returns the images of a folder or of a CSV file.
 
     Raises:
-        DataError: see `folders.scan` and `csv_list.scan`.
+        DataError: see `folders.scan` and `scan_csv`.
     """
-    if str(path).endswith(csv_list.SUFFIXES):
-        return csv_list.scan(folders.expand(path).absolute())
-    return folders.scan(path)
+    scan = scan_csv if is_csv(path) else folders.scan
+    return scan(folders.expand(path).absolute())
 
 
 def notes(info: DatasetInfo) -> list[str]:
@@ -289,8 +271,9 @@ def _load_info(name: str) -> DatasetInfo:
     path = folders.expand(name)
     if path.is_dir() or _is_path(name):
         return _listed_info(name, path)
-    here = [path.name for path in pathlib.Path(".").iterdir() if path.is_dir()]
-    folder = nearest(name, here)
+    folder = nearest(
+        name, [p.name for p in pathlib.Path().iterdir() if p.is_dir()]
+    )
     hint = f" There is a folder {folder!r} here." if folder else ""
     raise ConfigError(
         f"Unknown dataset {name!r}.{hint}"
@@ -306,7 +289,6 @@ def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
     Raises:
         ConfigError: names the file, the option and what it should be.
     """
-
     where, values = f"dataset {name}", dict(content)
     if values.get("source") in LISTED:
         return _parse_listed(name, values, where)
@@ -318,7 +300,7 @@ def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
     known = schema.describe(DatasetInfo)["num_classes"]
     classes = known.convert(classes, where)
     if class_names is None:
-        class_names = [str(index) for index in range(classes)]
+        class_names = list(range(classes))
     if not isinstance(class_names, list) or len(class_names) != classes:
         raise ConfigError(
             f"{where}: class_names must be a list of {classes} names, or a "
@@ -355,9 +337,8 @@ def _read_class_names(name: str, file: str, where: str) -> list[str]:
 
 def _parse_split(content: Any, source: str, where: str) -> Split:
     values = schema.read(Split, content, where)
-    needed = _NEEDED[source]
-    if not values.get(needed):
-        raise ConfigError(f"{where} needs '{needed}: ...'.")
+    if not values.get(_NEEDED[source]):
+        raise ConfigError(f"{where} needs '{_NEEDED[source]}: ...'.")
     return Split(**values | {"shards": tuple(values.get("shards", [None] * 2))})
 
 
@@ -378,8 +359,7 @@ def _parse_listed(name: str, values: dict, where: str) -> DatasetInfo:
     values = schema.read(DatasetInfo, values, where, ("name", *of_folder))
     base = pathlib.Path(name).parent if name.endswith(_YAML) else "."
     path = folders.expand(pathlib.Path(base, values["folder"]))
-    is_csv = path.name.endswith(csv_list.SUFFIXES)
-    if is_csv != (source == "csv"):
+    if is_csv(path) != (source == "csv"):
         raise ConfigError(f"{where}: source {source} does not go with {path}.")
     found = _listed_info(name, path)
     return dataclasses.replace(found, **values | {"folder": str(path)})
@@ -389,7 +369,7 @@ def _listed_info(name: str, path: pathlib.Path) -> DatasetInfo:
     index = listing(path)
     return DatasetInfo(
         name=name,
-        source="csv" if path.name.endswith(csv_list.SUFFIXES) else "folder",
+        source="csv" if is_csv(path) else "folder",
         num_classes=len(index.class_names),
         class_names=index.class_names,
         splits={key: Split(len(part)) for key, part in index.splits.items()},

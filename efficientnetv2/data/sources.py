@@ -1,4 +1,4 @@
-"""Where examples come from, and how a split of them is read.
+"""What a split of a dataset is, once it is found; `loading` finds it.
 
 There are three kinds of splits. An `ArraySource` holds images of one size in
 memory, an `EncodedSource` holds encoded images or the names of their files,
@@ -6,34 +6,17 @@ both in any order; a `StreamSource` reads shards from the first record to the
 last.
 """
 
-import contextlib
 import dataclasses
-import http.client
-import pathlib
-import re
-import threading
-import types
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import ml_collections
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
-from efficientnetv2 import formatting
-from efficientnetv2.data import (
-    class_list,
-    decoding,
-    fashion_mnist,
-    registry,
-)
-from efficientnetv2.data.registry import DatasetInfo, Split
+from efficientnetv2.data import class_list, decoding
+from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import DataError
 
-# A TFDS split of images of several sizes is kept in memory, encoded, up to
-# this number of images, and read from its shards above.
+# Of a split in shards at most so many images are kept in memory, encoded.
 MOST_IN_MEMORY = 10_000
 
 
@@ -91,6 +74,12 @@ class Shard:
     path: str
     skip: int = 0
     take: int = -1
+
+
+def records(shard: Shard) -> tf.data.Dataset:
+    """Returns the serialized records of a shard."""
+    dataset = tf.data.TFRecordDataset(shard.path)
+    return dataset.skip(shard.skip).take(shard.take)
 
 
 def in_parallel(
@@ -164,16 +153,46 @@ class StreamSource:
 Source = ArraySource | EncodedSource | StreamSource
 
 
+def reader(source: EncodedSource):
+    """Returns a function from an index to (encoded image, label)."""
+    items = tf.constant(np.asarray(source.items, dtype=object))
+    labels = tf.constant(source.labels)
+
+    def read(index):
+        # Where bad images are left out there are fewer than the plan says.
+        index %= len(source)
+        item = items[index]
+        return tf.io.read_file(item) if source.in_files else item, labels[index]
+
+    return read
+
+
+def encoded_examples(source: EncodedSource | StreamSource) -> tf.data.Dataset:
+    """Returns (encoded image, label) of every example, in order."""
+    if isinstance(source, EncodedSource):
+        return in_parallel(tf.data.Dataset.range(len(source)), reader(source))
+    shards = tf.data.Dataset.range(len(source.shards))
+    return source.examples(shards.flat_map(shard_reader(source)))
+
+
+def shard_reader(source: StreamSource):
+    """Returns a function from the number of a shard to its records."""
+    paths = tf.constant([shard.path for shard in source.shards])
+    skips = tf.constant([shard.skip for shard in source.shards], tf.int64)
+    takes = tf.constant([shard.take for shard in source.shards], tf.int64)
+
+    def read(index):
+        return records(Shard(paths[index], skips[index], takes[index]))
+
+    return read
+
+
 def in_order_of(source: Source, class_names: Sequence[str]) -> Source:
     """Returns a split whose labels are places in a list of names.
 
-    Args:
-        source: of any number and order of classes.
-        class_names: of which each class of the source is one, as a class or
-            as the name of its folder.
-
     Raises:
-        DataError: names the classes that are not in the list, and both lists.
+        DataError: names the classes that are not in the list, as classes or
+            as names of folders, and both lists.
     """
     class_names = list(class_names)
     if list(source.class_names) == class_names:
@@ -201,303 +220,125 @@ def in_order_of(source: Source, class_names: Sequence[str]) -> Source:
     return dataclasses.replace(source, labels=labels, class_names=class_names)
 
 
-def parse_slice(text: str) -> tuple[str, slice]:
-    """Splits 'train[55000:]' into the split 'train' and a slice.
+def with_images_per_class(
+    source: Source, per_class: int
+) -> ArraySource | EncodedSource:
+    """Returns so many images of each class, in the order of the split.
+
+    They are chosen at random, always the same, and each choice contains all
+    smaller ones. Shards are read whole for it, and what is chosen of them is
+    kept in memory.
 
     Raises:
-        ValueError: for any other form.
+        DataError: if a class has fewer, if images have several classes, or if
+            of shards more than 10,000 images are chosen.
     """
-    match = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", text)
-    if not match:
-        raise ValueError(f"{text!r} is no split such as 'train[:55000]'.")
-    first, last = (int(part) if part else None for part in match.groups()[1:])
-    return match[1], slice(first, last)
-
-
-def load_split(
-    config: ml_collections.ConfigDict,
-    split: str,
-    log: Callable[[str], None] = print,
-) -> Source:
-    """Loads a split of the configured dataset; see `load_from`."""
-    return load_from(
-        registry.load_info(config.data.ds_name),
-        split,
-        registry.data_dir(config.data.data_dir),
-        log,
-    )
-
-
-def load_from(
-    info: DatasetInfo,
-    split: str,
-    folder: pathlib.Path,
-    log: Callable[[str], None] = print,
-) -> Source:
-    """Loads a split, preparing the dataset if needed.
-
-    Args:
-        info: of the dataset.
-        split: a name of `info.splits`.
-        folder: of the data.
-        log: called with one line that says where the data came from.
-
-    Raises:
-        DataError: if the data cannot be obtained or are not what the registry
-            says.
-    """
-    expected = info.splits[split]
-    for note in registry.notes(info):
-        log(note)
-    if info.source == registry.ABSENT:
-        raise DataError(info.how_to_get)
-    if info.source in registry.LISTED:
-        return _load_listed(info, split, log)
-    if info.source == "tfrecord":
-        return open_shards(info, expected, folder)
-    if info.source == "idx":
-        part, rows = parse_slice(expected.part)
-        images, labels = fashion_mnist.load(folder, part, log)
-        source = ArraySource(images[rows], labels[rows], info.class_names)
-        log(f"{info.name}: {len(source):,} images ({split})")
-        advice = "Correct its YAML file."
-    else:
-        source = _load_tfds(info, expected, folder, log)
-        advice = "Remove its folder there to prepare it anew."
-    if len(source) != expected.num_images:
-        raise DataError(
-            f"{info.name}: the split {split!r} has {len(source):,} images in "
-            f"{folder}, not {expected.num_images:,} as the registry says. "
-            f"{advice}"
-        )
-    return source
-
-
-# --- Folders and lists of images --------------------------------------------
-
-
-def _load_listed(
-    info: DatasetInfo, split: str, log: Callable[[str], None]
-) -> EncodedSource:
-    index = registry.listing(info.folder)
-    part = index.splits[split]
-    place = formatting.near(info.folder)
-    log(f"{registry.title(info.name)}: {len(part):,} images ({split}), {place}")
-    if index.multi_label:
-        labels = np.zeros((len(part), len(index.class_names)), np.float32)
-        for row, found in zip(labels, part.labels, strict=True):
-            row[found] = 1.0
-    else:
-        labels = np.array(part.labels, np.int64)
-    return EncodedSource(part.files, True, labels, index.class_names)
-
-
-# --- TFRecord shards --------------------------------------------------------
-
-
-def open_shards(
-    info: DatasetInfo,
-    split: Split,
-    folder: pathlib.Path,
-) -> StreamSource:
-    """Finds the shards of a split.
-
-    Args:
-        info: of the dataset.
-        split: with `files` and `shards`.
-        folder: with the shards, or with a folder of the dataset's name that
-            holds them.
-
-    Raises:
-        DataError: if no file matches.
-    """
-    paths = registry.shards(info, split, folder)
-
-    def parse(record):
-        return _parse_example(record, info)
-
-    return StreamSource(
-        [Shard(str(path)) for path in paths],
-        parse,
-        split.num_images,
-        info.class_names,
-    )
-
-
-def _parse_example(record: tf.Tensor, info: DatasetInfo):
-    label_shape = tf.io.VarLenFeature(tf.int64)
-    if not info.multi_label:
-        label_shape = tf.io.FixedLenFeature([], tf.int64)
-    parsed = tf.io.parse_single_example(
-        record,
-        {
-            info.image_key: tf.io.FixedLenFeature([], tf.string),
-            info.label_key: label_shape,
-        },
-    )
-    labels = parsed[info.label_key]
-    if info.multi_label:
-        labels = labels.values
-    labels += info.label_offset
-    known = (labels >= 0) & (labels < info.num_classes)
-    check = tf.debugging.Assert(
-        tf.reduce_all(known),
-        ["label out of range", labels, info.num_classes],
-    )
-    with tf.control_dependencies([check]):
-        labels = tf.identity(labels)
-    if info.multi_label:
-        labels = tf.reduce_max(tf.one_hot(labels, info.num_classes), axis=0)
-        labels = tf.maximum(labels, 0.0)
-    return parsed[info.image_key], labels
-
-
-# --- TensorFlow Datasets ----------------------------------------------------
-
-
-def import_tfds() -> types.ModuleType:
-    """Imports TensorFlow Datasets.
-
-    Its own import logs what went wrong, and leaves a module without names.
-
-    Raises:
-        DataError: says why it cannot be imported, and what to install.
-    """
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)
-    try:
-        import tensorflow_datasets as tfds
-        import tensorflow_datasets.public_api
-    except Exception as error:
-        package = "tensorflow-datasets"
-        if "protobuf" in str(error).lower():
-            # That of Colab is generated by a newer protobuf than is there.
-            package = "'tensorflow-metadata<1.18'"
-        raise DataError(
-            f"TensorFlow Datasets cannot be imported: {error}\nRun `pip "
-            f"install {package}` and then the command again."
-        ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-    return tfds
-
-
-def _load_tfds(
-    info: DatasetInfo,
-    split: Split,
-    folder: pathlib.Path,
-    log: Callable[[str], None],
-) -> Source:
-    with _explained_tfds(info, folder) as state:
-        builder = _prepare_tfds(info.tfds_name, folder, state, log)
-        shape = builder.info.features["image"].shape
-        if None not in shape:
-            examples = builder.as_dataset(split=split.tfds_split, batch_size=-1)
-            return ArraySource(
-                examples["image"].numpy(),
-                examples["label"].numpy(),
-                info.class_names,
+    option = f"data.images_per_class={per_class}"
+    if isinstance(source, StreamSource):
+        images = per_class * len(source.class_names)
+        if images > MOST_IN_MEMORY:
+            raise DataError(
+                f"{option} chooses {images:,} images, and of a split in shards "
+                f"at most {MOST_IN_MEMORY:,} are kept in memory. Choose at "
+                f"most {MOST_IN_MEMORY // len(source.class_names)} per class, "
+                "or write the images to a folder."
             )
-        stream = _tfds_stream(builder, info, split)
-        if split.num_images > MOST_IN_MEMORY:
-            return stream
-        items, labels = [], []
-        for shard in stream.shards:
-            for item, label in records(shard).map(stream.parse):
-                items.append(item.numpy())
-                labels.append(label.numpy())
-    return EncodedSource(
-        items, False, np.array(labels, np.int64), info.class_names
-    )
-
-
-def records(shard: Shard) -> tf.data.Dataset:
-    """Returns the serialized records of a shard."""
-    dataset = tf.data.TFRecordDataset(shard.path)
-    return dataset.skip(shard.skip).take(shard.take)
-
-
-def _tfds_stream(builder, info: DatasetInfo, split: Split) -> StreamSource:
-    tfds = import_tfds()
-    features = builder.info.features
-    decoders = {"image": tfds.decode.SkipDecoding()}
-
-    def parse(record):
-        example = features.deserialize_example(record, decoders=decoders)
-        return example["image"], example["label"]
-
-    instructions = builder.info.splits[split.tfds_split].file_instructions
-    shards = [
-        Shard(str(each.filename), each.skip, each.take) for each in instructions
-    ]
-    return StreamSource(
-        shards,
-        parse,
-        sum(each.examples_in_shard for each in instructions),
-        info.class_names,
-    )
-
-
-def _prepare_tfds(name: str, folder: pathlib.Path, state: dict, log):
-    tfds = import_tfds()
-    builder = tfds.builder(name, data_dir=folder)
-    state["prepared"] = builder.data_path.exists()
-    if not state["prepared"]:
-        _probe(pathlib.Path(tfds.__file__).parent, builder.name)
-        log(f"{name}: downloading to {folder} ...")
-        builder.download_and_prepare()
+        labels = np.array([label for _, label in _in_shards(source)])
     else:
-        log(f"{name}: prepared in {builder.data_path}.")
-    return builder
-
-
-@contextlib.contextmanager
-def _explained_tfds(info: DatasetInfo, folder: pathlib.Path):
-    """Turns any error of TFDS, which have no common class, into ours."""
-    state = {"prepared": False}
-    try:
-        yield state
-    except DataError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        problem = (
-            f"the data in {folder} cannot be read"
-            if state["prepared"]
-            else f"not found prepared in {folder}, and no download"
-        )
+        labels = source.labels
+    if labels.ndim > 1:
         raise DataError(
-            f"{info.tfds_name}: {problem} ({reason}). Prepare it on a machine "
-            f"with a network by `tfds build {info.tfds_name.split(':')[0]} "
-            f"--data_dir={folder}` and copy that folder, or name another one "
-            "with --data_dir."
-        ) from error
+            f"{option}: images have several classes, so that no number of "
+            "images per class is exact. Leave it out."
+        )
+    # No labels at all are an array of floats.
+    labels = labels.astype(np.int64)
+    counts = np.bincount(labels, minlength=len(source.class_names))
+    least = int(counts.argmin())
+    if counts[least] < per_class:
+        raise DataError(
+            f"{option}: the class {source.class_names[least]!r} has only "
+            f"{counts[least]:,} training images. Choose at most so many."
+        )
+    # Unlike that of a Generator, this stream is the same in every NumPy.
+    order = np.random.RandomState(0).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    firsts = np.cumsum(counts) - counts
+    chosen = np.sort(np.concatenate([order[k : k + per_class] for k in firsts]))
+    if isinstance(source, ArraySource):
+        return dataclasses.replace(
+            source, images=source.images[chosen], labels=labels[chosen]
+        )
+    if isinstance(source, EncodedSource):
+        items = [source.items[k] for k in chosen]
+        return dataclasses.replace(source, items=items, labels=labels[chosen])
+    places = set(chosen.tolist())
+    examples = enumerate(_in_shards(source))
+    items = [image for k, (image, _) in examples if k in places]
+    return EncodedSource(items, False, labels[chosen], source.class_names)
 
 
-def _probe(package: pathlib.Path, name: str) -> None:
-    """Raises an OSError within seconds if a dataset's host does not answer.
-
-    TFDS itself tries for minutes. The host is read from its checksums.
-    """
-    checksums = package / "url_checksums" / f"{name}.txt"
-    if not checksums.exists():
-        return
-    url = checksums.read_text().split()[0]
-    answers: list[Exception | None] = []
-
-    def ask():
-        request = urllib.request.Request(url, method="HEAD")
+def _in_shards(source: StreamSource) -> Iterator[tuple[bytes, np.ndarray]]:
+    """Yields encoded images and labels, in order."""
+    for shard in source.shards:
         try:
-            urllib.request.urlopen(request, timeout=5).close()
-            answers.append(None)
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            answers.append(error)
+            yield from source.examples(records(shard)).as_numpy_iterator()
+        except tf.errors.OpError as error:
+            raise DataError(
+                f"data.images_per_class reads all shards, and {shard.path} "
+                f"cannot be read: {error.message}"
+            ) from error
 
-    # Looking up a host name knows no time-out; a thread sets the limit.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(8)
-    host = urllib.parse.urlsplit(url).hostname
-    if not answers or answers[0] is not None:
-        reason = answers[0] if answers else "no reply in 8 s"
-        raise OSError(f"{host} does not answer: {reason}")
+
+def class_weights(
+    option: Sequence[str] | None, source: Source
+) -> np.ndarray | None:
+    """Returns a weight in the loss for each class of a split.
+
+    Args:
+        option: `train.class_weights`: ['balanced'] for images / (classes *
+            images of the class), whose mean over the images is 1; or 'NAME:2'
+            for some classes, all others having 1. None or empty: no weights.
+
+    Returns:
+        float32 [classes], or None.
+
+    Raises:
+        DataError: for a name that is no class, a weight that is no positive
+            number, or a split in shards, whose classes are not counted.
+    """
+    if not option:
+        return None
+    names = list(source.class_names)
+    weights = np.ones(len(names), np.float32)
+    if list(option) == ["balanced"]:
+        if isinstance(source, StreamSource):
+            raise DataError(
+                "train.class_weights=balanced counts the images of each class, "
+                "which are not known for data in shards. Give numbers instead, "
+                f"such as train.class_weights={names[0]}:2."
+            )
+        labels = np.asarray(source.labels)
+        if labels.ndim == 1:
+            counts = np.bincount(labels, minlength=len(names))
+        else:
+            counts = labels.sum(axis=0)
+        weights = len(labels) / (len(names) * np.maximum(counts, 1))
+        return weights.astype(np.float32)
+    for entry in option:
+        name, _, text = str(entry).rpartition(":")
+        if name not in names:
+            raise DataError(
+                f"train.class_weights: {entry!r} is neither 'balanced' nor "
+                f"'CLASS:NUMBER' of a class.{suggest(name or text, names)}"
+            )
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = 0.0
+        if not 0.0 < weight < np.inf:
+            raise DataError(
+                f"train.class_weights: {entry!r} has no positive number."
+            )
+        weights[names.index(name)] = weight
+    return weights

@@ -6,20 +6,29 @@ same on every backend:
     is_chief                    whether this process writes the run's files
     augments                    whether `step` takes crops, see
                                 `data.device.is_chosen`
-    step(batch, dropout_rate)   one optimizer step; metrics stay on the device
+    network, trained            the model with raw weights; what is trained
+    micro_batch_size            images whose gradients are computed at once
+    step(batch, dropout_rate)   one optimizer step, of images, float32
+                                [batch, size, size, 3], and labels, float32
+                                [batch, classes], or what `device.finish` makes
+                                them from; dropout before the classifier in
+                                [0, 1). Returns 'loss', 'cross_entropy', 'l2',
+                                'top1' and 'top5', scalars on the device
     first_bad_step()            whether a loss was not finite, and when
-    arrays(), restore(arrays)   the whole state, by names that all engines share
-    logits(images)              of the averaged weights
-    dataset(make_dataset)       batches as `step` takes them
+    arrays(), restore(arrays)   the whole state, by names that all engines
+                                share; CheckpointError if it does not fit
+    reset_average()             begins with the weights of `network`
+    logits(images)              of the averaged weights: float32 [batch,
+                                classes]
+    dataset(make_dataset)       batches as `step` takes them; the function makes
+                                them from the number of a worker and of all
     end_training()              keeps the network alone, for other weights
 """
-
-from collections.abc import Callable
 
 import ml_collections
 
 from efficientnetv2 import backend
-from efficientnetv2.config import RunPlan
+from efficientnetv2.progressive import RunPlan
 
 
 def _backend():
@@ -55,23 +64,16 @@ def is_chief(config: ml_collections.ConfigDict) -> bool:
     return _backend().is_chief(config)
 
 
-def create(
-    config: ml_collections.ConfigDict,
-    plan: RunPlan,
-    log: Callable[[str], None] = print,
-    training: bool = True,
-):
-    """Returns the engine of Keras' backend.
+def create(config: ml_collections.ConfigDict, plan: RunPlan | None):
+    """Returns the engine of Keras' backend, see `base.BaseEngine`.
 
     Args:
         config: of the run.
-        plan: of the run.
-        log: prints one line.
-        training: whether there are an optimizer and averaged weights; without
-            them `logits` are those of the network's own weights.
+        plan: of the run; None: for `logits` alone, those of the network's own
+            weights.
 
     Raises:
         UserError: for devices that are not there, or a batch that cannot be
             split over them.
     """
-    return _backend().Engine(config, plan, log, training)
+    return _backend().Engine(config, plan)

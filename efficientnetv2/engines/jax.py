@@ -16,65 +16,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import keras
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from efficientnetv2 import progressive
-from efficientnetv2.config import RunPlan
 from efficientnetv2.data import device as augmentation
-from efficientnetv2.engines import (
-    jax_devices,
-    losses,
-    optimizers,
-    schedules,
-)
-from efficientnetv2.engines import state as names_of
-from efficientnetv2.models import architecture
+from efficientnetv2.engines import base, jax_devices, losses, optimizers
 
 set_up = jax_devices.set_up
 is_chief = jax_devices.is_chief
 
 
-class Engine:
-    """Network, optimizer and moving average of a run, and its steps.
+class Engine(base.BaseEngine):
+    """The engine of `engines` on JAX.
 
     The state on the devices is what counts; the variables of Keras give it
     names, shapes and initial values.
-
-    Args:
-        config: of the run.
-        plan: of the run.
-        log: prints one line.
-        training: see `engines.create`.
-
-    Attributes:
-        trained: the variables that the optimizer changes.
-        replicas: devices that share a global batch.
-        device: what computes and how, for people.
-        augments: whether `step` takes crops, see `device.is_chosen`.
-        parts: of a batch that are computed side by side: 1.
-        is_chief: whether this process writes the run's files: it does.
-
-    Raises:
-        StrategyError: if there is no such device, the batch cannot be split
-            over all of them, or an option is for TensorFlow only.
-        CheckpointError: if `train.varsexp` matches nothing.
     """
 
-    parts = 1
-    is_chief = True
-
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        plan: RunPlan,
-        log: Callable[[str], None] = print,
-        training: bool = True,
-    ):
-        self.class_weights = None
-        self.config, self.plan = config, plan
-        self._devices = set_up(config, training)
+    def __init__(self, config, plan):
+        super().__init__(config, plan)
+        self._devices = set_up(config, plan is not None)
         self.replicas = len(self._devices)
         jax_devices.check(config, self.replicas)
         self.augments = augmentation.is_chosen(
@@ -82,57 +44,37 @@ class Engine:
         )
         self.device = jax_devices.describe(self._devices)
         self._everywhere, self._split = jax_devices.shardings(self._mesh())
-        self._micro_batch_size = config.train.micro_batch_size
-        self._state = self._step = self._infer = self._running = None
+        self._state = self._infer = self._running = None
         self._rows: dict[tuple[int, ...], int] = {}
-        self._network = architecture.build(config.model.to_dict())
-        self.trained = names_of.select(self._network, config.train.varsexp)
-        self._variables = {"network": names_of.named(self._network.variables)}
-        if training:
-            self._optimizer = optimizers.build_optimizer(
-                config, schedules.learning_rate(config, plan)
-            )
-            self._optimizer.build(self.trained)
-            self._variables["optimizer"] = names_of.named(
-                self._optimizer.variables
-            )
-        self._names = self._find_names(training)
-        if training:
+        self._averaged: dict[str, str] = {}
+        self._build()
+        variables = {"network": self._network.variables}
+        if plan:
+            variables["optimizer"] = self.optimizer.variables
+        self._variables = {
+            f"{group}/{name}": variable
+            for group, members in variables.items()
+            for name, variable in base.named(members).items()
+        }
+        self._trained = self._names(self.trained)
+        self._others = self._names(self._network.non_trainable_variables)
+        if plan:
+            chosen = zip(self._trained, self._decayed, strict=True)
+            self._decayed = [name for name, is_decayed in chosen if is_decayed]
+            self._slots = self._names(self.optimizer.variables)
+            scale = getattr(self.optimizer, "dynamic_scale", None)
+            self._scale = self._names([] if scale is None else [scale])
+            averaged = self._network.weights if config.train.ema_decay else []
+            self._averaged = {
+                name.replace("network/", "ema/", 1): name
+                for name in self._names(averaged)
+            }
             self.reset_average()
 
-    def _find_names(self, training: bool) -> dict[str, list[str]]:
-        """Returns the names of variables by what they are for."""
-        network, config = self._network, self.config.train
-        roles = {
-            "trained": self.trained,
-            "others": network.non_trainable_variables,
-        }
-        if training:
-            scale = getattr(self._optimizer, "dynamic_scale", None)
-            decayed = names_of.decayed(
-                self.trained, config.weight_decay_exclude
-            )
-            roles |= {
-                "decayed": [
-                    variable
-                    for variable, is_decayed in zip(
-                        self.trained, decayed, strict=True
-                    )
-                    if is_decayed
-                ],
-                "averaged": network.weights if config.ema_decay else [],
-                "optimizer": self._optimizer.variables,
-                "scale": [] if scale is None else [scale],
-            }
-        name_of = {
-            id(variable): name
-            for group in self._variables.values()
-            for name, variable in group.items()
-        }
-        return {
-            role: [name_of[id(variable)] for variable in variables]
-            for role, variables in roles.items()
-        }
+    def _names(self, variables) -> list[str]:
+        """Returns the names of variables in the state."""
+        name_of = {id(v): name for name, v in self._variables.items()}
+        return [name_of[id(variable)] for variable in variables]
 
     # ---- The state -------------------------------------------------------
 
@@ -145,72 +87,47 @@ class Engine:
         """
         if self._state is not None and self._has_moved:
             self._has_moved = False
-            for group, variables in self._variables.items():
-                for name, variable in variables.items():
-                    variable.assign(self._state[group][name])
+            for name, variable in self._variables.items():
+                variable.assign(self._state[name])
         return self._network
 
     def reset_average(self) -> None:
         """Begins at step 0, with the weights of `network`."""
-        groups = {
-            group: {name: np.array(v.value) for name, v in variables.items()}
-            for group, variables in self._variables.items()
-        }
-        groups["ema"] = {
-            name: groups["network"][name] for name in self._names["averaged"]
-        }
-        self._set_state(0, groups)
+        state = {n: np.array(v.value) for n, v in self._variables.items()}
+        state |= {ema: state[name] for ema, name in self._averaged.items()}
+        self._set_state({"step": np.int32(0), **state})
 
-    def _set_state(self, step: int, groups: dict) -> None:
-        state = {"step": np.int32(step), "first_bad": np.int32(-1), **groups}
+    def _set_state(self, state: dict[str, np.ndarray]) -> None:
         self._running = None
-        self._state = jax.device_put(state, self._everywhere)
+        self._state = jax.device_put(
+            {**state, "first_bad": np.int32(-1)}, self._everywhere
+        )
         # So that Keras holds no second copy.
         self._has_moved = True
         _ = self.network
 
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        shapes = {"step": ()}
-        for group, members in self._variables.items():
-            for name, variable in members.items():
-                shapes[f"{group}/{name}"] = tuple(variable.shape)
-        for name in self._names["averaged"]:
-            shapes[f"ema/{name}"] = shapes[f"network/{name}"]
-        return shapes
-
     def restore(self, arrays: Mapping[str, np.ndarray], source) -> None:
-        """Sets the whole state.
-
-        Raises:
-            CheckpointError: if a variable is missing or of another shape; the
-                state is then left as it was.
-        """
-        names_of.check(self._shapes(), arrays, source)
-        groups = {
-            group: {
-                name: np.array(arrays[f"{group}/{name}"], variable.dtype)
-                for name, variable in members.items()
-            }
-            for group, members in self._variables.items()
-        }
-        groups["ema"] = {
-            name: np.array(arrays[f"ema/{name}"], groups["network"][name].dtype)
-            for name in self._names["averaged"]
-        }
-        self._set_state(int(arrays["step"]), groups)
+        """Sets the whole state, or if it does not fit leaves it as it was."""
+        state = {n: v for n, v in self._state.items() if n != "first_bad"}
+        base.check({n: v.shape for n, v in state.items()}, arrays, source)
+        self._set_state(
+            {n: np.array(arrays[n], v.dtype) for n, v in state.items()}
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns a copy of the state, by the names of every backend."""
         state = jax.device_get(self._state)
-        arrays = {"step": np.array(state["step"], np.int64)}
-        for group in ("network", "optimizer", "ema"):
-            for name, array in state[group].items():
-                is_integer = np.issubdtype(array.dtype, np.integer)
-                # Counters and seeds have the type that TensorFlow gives them.
-                arrays[f"{group}/{name}"] = np.array(
-                    array, np.int64 if is_integer else array.dtype
-                )
-        return arrays
+        del state["first_bad"]
+        return {
+            # Counters and seeds have the type that TensorFlow gives them.
+            name: np.array(
+                array,
+                np.int64
+                if np.issubdtype(array.dtype, np.integer)
+                else array.dtype,
+            )
+            for name, array in state.items()
+        }
 
     def first_bad_step(self) -> int | None:
         """Returns the first step whose loss was not finite, None if none.
@@ -223,53 +140,34 @@ class Engine:
     def end_training(self) -> None:
         """Frees what only training needs; `logits` are the network's now."""
         network = self.network
-        self._state = self._step = self._running = None
-        del self._variables["optimizer"], self._optimizer
+        self._state = self._step_function = self._running = None
+        self.optimizer = None
+        self._variables = {
+            name: variable
+            for name, variable in self._variables.items()
+            if name.startswith("network/")
+        }
         for variable in network.variables:
             # Its own memory, for as long as it lives.
             variable.assign(np.array(variable.value))
 
     # ---- A step ----------------------------------------------------------
 
-    @property
-    def micro_batch_size(self) -> int:
-        """Images whose gradients a device computes at once; 0: all it has."""
-        return self._micro_batch_size
-
-    @micro_batch_size.setter
-    def micro_batch_size(self, size: int) -> None:
-        self._micro_batch_size, self._step = size, None
-
     def dataset(self, make_dataset: Callable) -> Iterator[tuple]:
         """Yields batches on the devices.
 
         A batch is on its way to the devices while the step before is still
         running there: `step` does not wait for its end.
-
-        Args:
-            make_dataset: from the number of this worker and that of all to a
-                tf.data.Dataset, see `pipeline.training_dataset`.
         """
         for batch in make_dataset(0, 1).as_numpy_iterator():
             yield jax.device_put(batch, self._split)
 
     def step(self, batch, dropout_rate: float) -> dict[str, jax.Array]:
-        """Makes an optimizer step.
-
-        Args:
-            batch: of `dataset`: images, float32 [batch, size, size, 3], and
-                labels, float32 [batch, classes]; or what `device.finish` makes
-                them from.
-            dropout_rate: before the classifier, in [0, 1).
-
-        Returns:
-            'loss', 'cross_entropy', 'l2', 'top1' and 'top5' as scalars on the
-            device.
-        """
-        if self._step is None:
-            self._step = self.step_function()
+        """Makes an optimizer step; returns its metrics on the device."""
+        if self._step_function is None:
+            self._step_function = self.step_function()
         self._has_moved = True
-        self._state, metrics = self._step(
+        self._state, metrics = self._step_function(
             self._state, batch, np.float32(dropout_rate)
         )
         # One step may wait behind the one that is running. More would only
@@ -329,61 +227,48 @@ class Engine:
     def _next(self, mesh, finish, micro_batch_size, state, batch, rate):
         """Returns the state after a step, and its metrics."""
         images, labels = finish(batch)
-        config, names = self.config, self._names
+        config = self.config
         step = state["step"].astype(jnp.float32)
         scale = 1.0
-        for name in names["scale"]:
-            scale = state["optimizer"][name].astype(jnp.float32)
-        cross_entropy, hits, gradients, network = self._accumulate(
-            mesh,
-            micro_batch_size,
-            state["network"],
-            images,
-            labels,
-            rate,
-            scale,
+        for name in self._scale:
+            scale = state[name].astype(jnp.float32)
+        cross_entropy, hits, gradients, after = self._accumulate(
+            mesh, micro_batch_size, state, images, labels, rate, scale
         )
         coefficient = progressive.weight_decay(config, self.plan, step)
         squares = 0.0
-        for name in names["decayed"]:
-            value = network[name]
+        for name in self._decayed:
+            value = state[name]
             gradients[name] += (coefficient * scale) * value
             squares += 0.5 * jnp.sum(jnp.square(value))
         l2 = coefficient * squares
         gradients = _clip(gradients, config.train.gclip, scale)
-        trained, optimizer = self._optimizer.stateless_apply(
-            [state["optimizer"][name] for name in names["optimizer"]],
-            [gradients[name] for name in names["trained"]],
-            [network[name] for name in names["trained"]],
+        trained, slots = self.optimizer.stateless_apply(
+            [state[name] for name in self._slots],
+            [gradients[name] for name in self._trained],
+            [state[name] for name in self._trained],
         )
-        network |= zip(names["trained"], trained, strict=True)
-        part = 1.0 - schedules.ema_decay(config, step)
-        ema = {
-            name: average - part * (average - network[name])
-            for name, average in state["ema"].items()
-        }
+        after = {**state, **after, "step": state["step"] + 1}
+        after |= zip(self._trained, trained, strict=True)
+        after |= zip(self._slots, slots, strict=True)
+        part = 1.0 - optimizers.ema_decay(config, step)
+        for ema, name in self._averaged.items():
+            after[ema] = state[ema] - part * (state[ema] - after[name])
         loss = cross_entropy + l2
-        is_finite = jnp.isfinite(loss)
         first_bad = jnp.where(
-            (state["first_bad"] < 0) & ~is_finite,
+            (state["first_bad"] < 0) & ~jnp.isfinite(loss),
             state["step"],
             state["first_bad"],
         )
-        after = {
-            "step": state["step"] + 1,
-            "network": network,
-            "optimizer": dict(zip(names["optimizer"], optimizer, strict=True)),
-            "ema": ema,
-        }
-        before = {name: state[name] for name in after}
+        # From a bad step on, nothing changes.
         state = jax.tree.map(
-            functools.partial(jnp.where, first_bad < 0), after, before
+            functools.partial(jnp.where, first_bad < 0), after, state
         )
         metrics = {"loss": loss, "cross_entropy": cross_entropy, "l2": l2}
         metrics |= {"top1": jnp.mean(hits[0]), "top5": jnp.mean(hits[1])}
         return {**state, "first_bad": first_bad}, metrics
 
-    def _accumulate(self, mesh, micro, network, images, labels, rate, scale):
+    def _accumulate(self, mesh, micro, state, images, labels, rate, scale):
         """Returns what `_gradients` does, of one micro-batch after another.
 
         Each has its images from all devices, of each what lies there.
@@ -393,7 +278,7 @@ class Engine:
         size = min(micro or part, part)
         count = part // size
         if count == 1:
-            return self._gradients(network, images, labels, rate, scale)
+            return self._gradients(state, images, labels, rate, scale)
         sharding = NamedSharding(mesh, PartitionSpec(None, jax_devices.BATCH))
 
         def cut(values):
@@ -403,28 +288,26 @@ class Engine:
             return jax.lax.with_sharding_constraint(values, sharding)
 
         def add(carry, batch):
-            cross_entropy, gradients, network = carry
-            more, hits, addends, network = self._gradients(
-                network, *batch, rate, scale
+            cross_entropy, gradients, others = carry
+            more, hits, addends, others = self._gradients(
+                {**state, **others}, *batch, rate, scale
             )
             cross_entropy += more / count
             gradients = {
                 name: gradient + addends[name] / count
                 for name, gradient in gradients.items()
             }
-            return (cross_entropy, gradients, network), hits
+            return (cross_entropy, gradients, others), hits
 
-        zeros = {
-            name: jnp.zeros_like(network[name])
-            for name in self._names["trained"]
-        }
-        (cross_entropy, gradients, network), hits = jax.lax.scan(
-            add, (jnp.float32(0), zeros, network), (cut(images), cut(labels))
+        zeros = {name: jnp.zeros_like(state[name]) for name in self._trained}
+        others = {name: state[name] for name in self._others}
+        (cross_entropy, gradients, others), hits = jax.lax.scan(
+            add, (jnp.float32(0), zeros, others), (cut(images), cut(labels))
         )
-        return cross_entropy, hits, gradients, network
+        return cross_entropy, hits, gradients, others
 
-    def _gradients(self, network, images, labels, rate, scale):
-        """Returns cross-entropy, hits, gradients and the network's new state.
+    def _gradients(self, state, images, labels, rate, scale):
+        """Returns cross-entropy, hits, gradients and what the layers changed.
 
         The gradients are those of `scale` times the cross-entropy.
         """
@@ -432,7 +315,7 @@ class Engine:
 
         def loss(trained):
             logits, changed = self._call(
-                {**network, **trained}, images, training=True, rate=rate
+                {**state, **trained}, images, training=True, rate=rate
             )
             cross_entropy = losses.cross_entropy(
                 labels,
@@ -443,12 +326,11 @@ class Engine:
             )
             return cross_entropy * scale, (cross_entropy, logits, changed)
 
-        trained = {name: network[name] for name in self._names["trained"]}
+        trained = {name: state[name] for name in self._trained}
         gradients, (cross_entropy, logits, changed) = jax.grad(
             loss, has_aux=True
         )(trained)
-        hits = losses.hits(labels, logits)
-        return cross_entropy, hits, gradients, {**network, **changed}
+        return cross_entropy, losses.hits(labels, logits), gradients, changed
 
     def _call(self, values, images, training, rate=None):
         """Returns logits, and what the layers changed."""
@@ -457,14 +339,14 @@ class Engine:
         dropout.rate_variable = rate
         try:
             logits, others = self._network.stateless_call(
-                [values[name] for name in self._names["trained"]],
-                [values[name] for name in self._names["others"]],
+                [values[name] for name in self._trained],
+                [values[name] for name in self._others],
                 images,
                 training=training,
             )
         finally:
             dropout.rate_variable = None
-        return logits, dict(zip(self._names["others"], others, strict=True))
+        return logits, dict(zip(self._others, others, strict=True))
 
     # ---- Evaluation ------------------------------------------------------
 
@@ -485,12 +367,13 @@ class Engine:
         most = self._rows[shape] = -(-most // self.replicas) * self.replicas
         padding = [(0, most - rows)] + [(0, 0)] * len(shape)
         if self._state is None:
-            values = {
-                name: variable.value
-                for name, variable in self._variables["network"].items()
-            }
+            values = {n: v.value for n, v in self._variables.items()}
         else:
-            values = {**self._state["network"], **self._state["ema"]}
+            averages = {
+                name: self._state[ema] for ema, name in self._averaged.items()
+            }
+            values = {**self._state, **averages}
+        values = {name: values[name] for name in self._trained + self._others}
         if self._infer is None:
             self._infer = jax.jit(
                 lambda *arguments: self._call(*arguments, training=False)[0],

@@ -9,6 +9,7 @@ import ml_collections
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from efficientnetv2 import backend
+from efficientnetv2.engines import base
 from efficientnetv2.errors import StrategyError
 
 # The axis of a mesh.
@@ -99,19 +100,7 @@ def _choose_devices(strategy: str) -> list:
 
 def check(config: ml_collections.ConfigDict, replicas: int) -> None:
     """Checks that so many devices can train a configuration on JAX."""
-    batch, micro = config.train.batch_size, config.train.micro_batch_size
-    if batch % replicas:
-        near = max(replicas, round(batch / replicas) * replicas)
-        raise StrategyError(
-            f"train.batch_size={batch} cannot be split over {replicas} "
-            f"devices: it must be a multiple of {replicas}, such as {near}."
-        )
-    part = batch // replicas
-    if micro and part % min(micro, part):
-        raise StrategyError(
-            f"train.micro_batch_size={micro} does not divide the {part} images "
-            f"that each of {replicas} devices has of a batch."
-        )
+    base.check_batch(config, replicas, replicas)
     if config.runtime.jit_compile is False:
         raise StrategyError(
             "runtime.jit_compile=false: JAX always compiles with XLA. Leave "

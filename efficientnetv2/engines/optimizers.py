@@ -1,10 +1,13 @@
-"""Optimizers by name, and the RMSProp of the released code."""
+"""Optimizers and their schedules; RMSProp and warm-up of the released code."""
 
+import math
 import re
 from collections.abc import Sequence
 
 import keras
 import ml_collections
+
+from efficientnetv2.progressive import RunPlan
 
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")
@@ -173,6 +176,118 @@ def _places(paths: Sequence[str]) -> list[int]:
     ]
 
 
+# --- Schedules --------------------------------------------------------------
+
+
+@keras.saving.register_keras_serializable(package="efficientnetv2")
+class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A decay with linear warm-up, as in the released code.
+
+    Args:
+        initial_lr: peak learning rate.
+        total_steps: steps of the run, for 'cosine' and 'linear'.
+        steps_per_epoch: unit of `decay_epochs` and `warmup_epochs`.
+        decay: 'exponential' (a staircase of `decay_factor` each
+            `decay_epochs`), 'cosine', 'linear' or 'constant'. The decay runs
+            from step 0, under the warm-up.
+        decay_factor, decay_epochs: of 'exponential'.
+        warmup_epochs: length of the linear warm-up from 0 to `initial_lr`.
+        minimal_lr: floor of the decay; the warm-up may be below it.
+
+    Called with a step (scalar integer), returns a float32 scalar.
+
+    Raises:
+        ValueError: for an unknown decay.
+    """
+
+    def __init__(
+        self,
+        initial_lr: float,
+        total_steps: int,
+        steps_per_epoch: int,
+        decay: str = "exponential",
+        decay_factor: float = 0.97,
+        decay_epochs: float = 2.4,
+        warmup_epochs: float = 5.0,
+        minimal_lr: float = 0.0,
+    ):
+        if decay not in ("exponential", "cosine", "linear", "constant"):
+            raise ValueError(f"Unknown learning rate decay {decay!r}.")
+        self._config = {
+            "initial_lr": initial_lr,
+            "total_steps": total_steps,
+            "steps_per_epoch": steps_per_epoch,
+            "decay": decay,
+            "decay_factor": decay_factor,
+            "decay_epochs": decay_epochs,
+            "warmup_epochs": warmup_epochs,
+            "minimal_lr": minimal_lr,
+        }
+
+    def __call__(self, step):
+        ops, config = keras.ops, self._config
+        step = ops.cast(step, "float32")
+        peak = config["initial_lr"]
+        if config["decay"] == "exponential":
+            decay_steps = config["steps_per_epoch"] * config["decay_epochs"]
+            rate = peak * ops.power(
+                ops.cast(config["decay_factor"], "float32"),
+                ops.floor(step / decay_steps),
+            )
+        elif config["decay"] == "cosine":
+            angle = math.pi * step / config["total_steps"]
+            rate = 0.5 * peak * (1.0 + ops.cos(angle))
+        elif config["decay"] == "linear":
+            rate = (1.0 - step / config["total_steps"]) * peak
+        else:
+            rate = ops.cast(peak, "float32")
+        if config["minimal_lr"]:
+            rate = ops.maximum(rate, config["minimal_lr"])
+        warmup_steps = int(config["warmup_epochs"] * config["steps_per_epoch"])
+        if warmup_steps:
+            rate = ops.where(
+                step < warmup_steps, peak * step / warmup_steps, rate
+            )
+        return rate
+
+    def get_config(self):
+        return dict(self._config)
+
+
+def learning_rate(
+    config: ml_collections.ConfigDict, plan: RunPlan
+) -> WarmupSchedule:
+    """Returns the run's learning rate, scaled by batch size / 256."""
+    scale = config.train.batch_size / 256.0
+    return WarmupSchedule(
+        config.train.lr_base * scale,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+        decay=config.train.lr_sched,
+        decay_factor=config.train.lr_decay_factor,
+        decay_epochs=config.train.lr_decay_epoch,
+        warmup_epochs=config.train.lr_warmup_epoch,
+        minimal_lr=config.train.lr_min * scale,
+    )
+
+
+def ema_decay(config: ml_collections.ConfigDict, step):
+    """Returns min(ema_decay, (2 + step) / (11 + step)).
+
+    TensorFlow's average rises by (1 + n) / (10 + n), and the released code
+    reads n after the step that it averages.
+
+    Args:
+        step: number of steps done before this one, a float or a tensor.
+    """
+    rising = (2.0 + step) / (11.0 + step)
+    if isinstance(step, (int, float)):
+        return min(config.train.ema_decay, rising)
+    return keras.ops.minimum(config.train.ema_decay, rising)
+
+
+# --- Of a run ---------------------------------------------------------------
+
 _CLASSES = {
     "rmsprop": RMSProp,
     "momentum": keras.optimizers.SGD,
@@ -186,15 +301,14 @@ _CLASSES = {
 
 
 def build_optimizer(
-    config: ml_collections.ConfigDict, learning_rate
+    config: ml_collections.ConfigDict, plan: RunPlan
 ) -> keras.optimizers.Optimizer:
-    """Returns the optimizer that the configuration names.
+    """Returns the optimizer that the configuration names, with its schedule.
 
     Under `mixed_float16` it is wrapped into dynamic loss scaling.
 
     Args:
-        config: of the run.
-        learning_rate: see `schedules.learning_rate`.
+        config, plan: of the run.
     """
     train = config.train
     options = {
@@ -212,15 +326,24 @@ def build_optimizer(
         or train.unfreeze_epochs
         or train.decoupled_weight_decay
     )
+    # In checkpoints. By themselves, Keras' would be numbered in a process.
+    name = kind.__name__.lower()
     if is_layerwise:
         kind = type(f"Layerwise{kind.__name__}", (LayerwiseRates, kind), {})
-    optimizer = kind(learning_rate, **options.get(train.optimizer, {}))
+        name = name if name == "rmsprop" else f"layerwise_{name}"
+    optimizer = kind(
+        learning_rate(config, plan),
+        name=name,
+        **options.get(train.optimizer, {}),
+    )
     if is_layerwise:
-        epoch = learning_rate.get_config()["steps_per_epoch"]
         optimizer.layer_decay = train.layer_decay
-        optimizer.unfreeze_steps = round(train.unfreeze_epochs * epoch)
+        steps = train.unfreeze_epochs * plan.steps_per_epoch
+        optimizer.unfreeze_steps = round(steps)
         optimizer.weight_decay_rate = train.decoupled_weight_decay
         optimizer.weight_decay_exclude = train.weight_decay_exclude
     if config.runtime.mixed_precision == "mixed_float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            optimizer, name="loss_scale_optimizer"
+        )
     return optimizer

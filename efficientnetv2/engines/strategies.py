@@ -17,6 +17,7 @@ import ml_collections
 import tensorflow as tf
 
 from efficientnetv2 import backend
+from efficientnetv2.engines import base
 from efficientnetv2.errors import StrategyError
 from efficientnetv2.models import convolutions
 
@@ -121,7 +122,7 @@ def describe(
     text = f"{name}, {resolve_precision(config)}, XLA {xla}"
     if count == 1 and config.runtime.strategy == "mirrored":
         text += "; with one device --strategy=mirrored changes nothing"
-    return text
+    return "\n".join(filter(None, (text, overlooked())))
 
 
 def overlooked() -> str | None:
@@ -235,24 +236,12 @@ def check(
             micro-batches; or if several should mix what each has only a part
             of.
     """
-    batch_size = config.train.batch_size
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
         return
     # Four for the pairs of Mixup and CutMix, see `pipeline.rows_of_part`.
     unit = math.lcm(replicas, 4 * _number_of_workers(strategy))
-    if batch_size % unit:
-        near = max(unit, round(batch_size / unit) * unit)
-        raise StrategyError(
-            f"train.batch_size={batch_size} cannot be split over {replicas} "
-            f"replicas: it must be a multiple of {unit}, such as {near}."
-        )
-    part, micro = batch_size // replicas, config.train.micro_batch_size
-    if micro and part % min(micro, part):
-        raise StrategyError(
-            f"train.micro_batch_size={micro} does not divide the {part} images "
-            f"that each of {replicas} replicas has of a batch."
-        )
+    base.check_batch(config, replicas, unit)
     if config.data.augment_on == "device":
         raise StrategyError(
             f"data.augment_on=device is for one replica, not {replicas}: each "
@@ -310,3 +299,24 @@ def distribute(
         return dataset.flat_map(split).prefetch(tf.data.AUTOTUNE)
 
     return strategy.distribute_datasets_from_function(of_worker)
+
+
+def without_graph_optimizer(function: Callable) -> Callable:
+    """Returns a `tf.function` that TensorFlow takes as it is.
+
+    Its graph optimizer costs seconds at the first step, and brings a step on
+    a CPU nothing.
+    """
+
+    @functools.wraps(function)
+    def call(*args):
+        options, name = tf.config.optimizer, "disable_meta_optimizer"
+        before = options.get_experimental_options().get(name, False)
+        # At each call: a graph belongs to the options it is called with.
+        options.set_experimental_options({name: True})
+        try:
+            return function(*args)
+        finally:
+            options.set_experimental_options({name: before})
+
+    return call

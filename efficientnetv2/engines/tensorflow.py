@@ -3,108 +3,51 @@
 One `tf.function` is the step; it is traced once and takes images of any size.
 """
 
-import functools
 import gc
 import itertools
 from collections.abc import Callable, Mapping
 
 import keras
-import ml_collections
 import numpy as np
 import tensorflow as tf
 
 from efficientnetv2 import progressive
-from efficientnetv2.config import RunPlan
 from efficientnetv2.data import device
-from efficientnetv2.engines import (
-    losses,
-    optimizers,
-    schedules,
-    state,
-    strategies,
-)
-from efficientnetv2.models import architecture
-
-# Passes of TensorFlow's graph optimizer that cost seconds at the first step
-# and bring a step on a CPU nothing.
-_SLOW_PASSES = (
-    "constant_folding",
-    "arithmetic_optimization",
-    "remapping",
-    "layout_optimizer",
-    "loop_optimization",
-    "function_optimization",
-    "shape_optimization",
-    "common_subgraph_elimination",
-)
-
+from efficientnetv2.engines import base, losses, optimizers, strategies
 
 set_up = strategies.set_up
 is_chief = strategies.is_chief
 
 
-class Engine:
-    """Trains a network and keeps the moving average of its weights.
+class Engine(base.BaseEngine):
+    """The engine of `engines` on TensorFlow.
 
     The loss is cross-entropy (see `losses`) plus L2, whose coefficient may
     ramp with the step. The moving average covers weights and batch-norm
     statistics.
-
-    Args:
-        config: of the run.
-        plan: of the run.
-        log: prints one line.
-        training: see `engines.create`.
-
-    Attributes:
-        network: from images to logits.
-        trained: the variables that the optimizer changes.
-        replicas: devices that share a global batch.
-        device: what computes and how, for people.
-        parts: of a batch that are computed side by side.
-        augments: whether `step` takes crops, see `device.is_chosen`.
-        is_chief: whether this process writes the run's files.
     """
 
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        plan: RunPlan,
-        log: Callable[[str], None] = print,
-        training: bool = True,
-    ):
-        self.config, self.plan = config, plan
-        self.strategy = set_up(config, training)
+    def __init__(self, config, plan):
+        super().__init__(config, plan)
+        self.strategy = set_up(config, plan is not None)
         self.replicas = self.strategy.num_replicas_in_sync
         self.is_chief = is_chief(config)
         self.jit_compile = bool(config.runtime.jit_compile)
         # Parts are for the cores of a CPU; other devices are faster without.
-        self.parts = 1
         if strategies.on_cpu():
             self.parts = config.train.batch_parts
         self.augments = device.is_chosen(
             config, self.replicas == 1 and not strategies.on_cpu()
         )
         self.device = strategies.describe(config, self.strategy, self.parts)
-        self._micro_batch_size = config.train.micro_batch_size
-        self._step_function = self._logits_function = self._element_spec = None
-        self.averages = self.optimizer = self.class_weights = None
+        self._logits_function = self._element_spec = self.averages = None
         with self.strategy.scope():
-            self.network = architecture.build(config.model.to_dict())
-            self.trained = state.select(self.network, config.train.varsexp)
-            if training:
+            self._build()
+            if plan:
                 strategies.check(self.strategy, config)
-                self._build_training()
+                self._build_averages()
 
-    def _build_training(self) -> None:
-        config = self.config
-        self._decayed = state.decayed(
-            self.trained, config.train.weight_decay_exclude
-        )
-        self.optimizer = optimizers.build_optimizer(
-            config, schedules.learning_rate(config, self.plan)
-        )
-        self.optimizer.build(self.trained)
+    def _build_averages(self) -> None:
         first = tf.VariableAggregation.ONLY_FIRST_REPLICA
         self._step, self._first_bad = (
             tf.Variable(
@@ -112,7 +55,7 @@ class Engine:
             )
             for value in (0, -1)
         )
-        if config.train.ema_decay:
+        if self.config.train.ema_decay:
             self.averages = [
                 tf.Variable(weight.value, trainable=False)
                 for weight in self.network.weights
@@ -121,33 +64,27 @@ class Engine:
     # --- State --------------------------------------------------------------
 
     def _state(self) -> dict[str, tf.Variable]:
-        found = state.groups(self.network, self.optimizer, self.averages)
-        found["step"] = self._step
-        return {
-            name: variable.value
-            if isinstance(variable, keras.Variable)
-            else variable
-            for name, variable in found.items()
-        }
+        state = {"step": self._step}
+        for group, variables in (
+            ("network", self.network.variables),
+            ("optimizer", self.optimizer.variables),
+        ):
+            for name, variable in base.named(variables).items():
+                state[f"{group}/{name}"] = variable.value
+        names = base.named(self.network.weights)
+        for name, average in zip(names, self.averages or (), strict=False):
+            state[f"ema/{name}"] = average
+        return state
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns a copy of all that a resumed run needs, by name."""
         return {name: var.numpy() for name, var in self._state().items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], source) -> None:
-        """Sets the whole state.
-
-        Args:
-            arrays: by the names of `arrays()`.
-            source: where they come from, for errors.
-
-        Raises:
-            CheckpointError: if a variable is missing or of another shape; the
-                state is then left as it was.
-        """
+        """Sets the whole state, or if it does not fit leaves it as it was."""
         variables = self._state()
         shapes = {name: var.shape for name, var in variables.items()}
-        state.check(shapes, arrays, source)
+        base.check(shapes, arrays, source)
         for name, variable in variables.items():
             variable.assign(arrays[name])
 
@@ -158,16 +95,6 @@ class Engine:
         ):
             average.assign(weight.value)
 
-    @property
-    def micro_batch_size(self) -> int:
-        """Images whose gradients a replica computes at once; 0: all."""
-        return self._micro_batch_size
-
-    @micro_batch_size.setter
-    def micro_batch_size(self, size: int) -> None:
-        if size != self._micro_batch_size:
-            self._micro_batch_size, self._step_function = size, None
-
     def end_training(self) -> None:
         """Frees what only training needs; `logits` are the network's now."""
         self.optimizer = self.averages = None
@@ -177,30 +104,13 @@ class Engine:
     # --- The step -----------------------------------------------------------
 
     def dataset(self, make_dataset: Callable[[int, int], tf.data.Dataset]):
-        """Returns batches as `step` takes them.
-
-        Args:
-            make_dataset: from the number of a worker and that of all workers
-                to the batches of this worker, see
-                `pipeline.training_dataset`.
-        """
+        """Returns batches as `step` takes them."""
         dataset = strategies.distribute(self.strategy, make_dataset)
         self._element_spec = dataset.element_spec
         return dataset
 
     def step(self, batch, dropout_rate: float) -> dict[str, tf.Tensor]:
-        """Does one step of the optimizer.
-
-        Args:
-            batch: of `dataset`: images, float32 [batch, size, size, 3], and
-                labels, float32 [batch, classes]; or what `device.finish` makes
-                them from.
-            dropout_rate: before the classifier, in [0, 1).
-
-        Returns:
-            'loss', 'cross_entropy', 'l2', 'top1' and 'top5': float32 scalars
-            on the device, of this batch.
-        """
+        """Makes an optimizer step; returns its metrics on the device."""
         if self._step_function is None:
             self._step_function = self._make_step(batch)
         batch = batch if self.augments else tuple(batch)
@@ -215,19 +125,14 @@ class Engine:
         return None if step < 0 else step
 
     def _make_step(self, batch) -> Callable:
-        spec = self._element_spec
-        if spec is None:
-            # Images of all sizes share one trace.
-            spec = tuple(
-                tf.TensorSpec(
-                    [
-                        length if axis in (0, values.ndim - 1) else None
-                        for axis, length in enumerate(values.shape)
-                    ],
-                    values.dtype,
-                )
-                for values in batch
+        # Images of all sizes share one trace.
+        spec = self._element_spec or tuple(
+            tf.TensorSpec(
+                [rows, *[None] * (len(inner) - 1), *inner[-1:]], values.dtype
             )
+            for values in batch
+            for rows, *inner in [values.shape]
+        )
 
         augment = tf.function(
             device.batch_maker(self.config), autograph=False, jit_compile=True
@@ -252,7 +157,7 @@ class Engine:
             jit_compile=self.jit_compile or None,
         )
         if self.replicas == 1 and strategies.on_cpu() and not self.jit_compile:
-            return _with_few_graph_passes(step)
+            return strategies.without_graph_optimizer(step)
         return step
 
     def train_step(self, images, labels, dropout_rate):
@@ -464,7 +369,7 @@ class Engine:
     def _update_averages(self, step):
         if self.averages is None:
             return
-        part = 1.0 - schedules.ema_decay(self.config, step)
+        part = 1.0 - optimizers.ema_decay(self.config, step)
         for average, weight in zip(
             self.averages, self.network.weights, strict=True
         ):
@@ -541,23 +446,3 @@ class Engine:
         return isinstance(
             error, tf.errors.OpError
         ) and "Collective ops is aborted" in str(error)
-
-
-def _with_few_graph_passes(function: Callable) -> Callable:
-    """Returns a `tf.function` whose graph is optimized in a shorter time."""
-
-    @functools.wraps(function)
-    def call(*args):
-        options = tf.config.optimizer
-        before = options.get_experimental_options()
-        # At each call: a graph belongs to the options it is called with.
-        options.set_experimental_options(dict.fromkeys(_SLOW_PASSES, False))
-        try:
-            return function(*args)
-        finally:
-            # Passes that were not set are on.
-            options.set_experimental_options(
-                {name: before.get(name, True) for name in _SLOW_PASSES}
-            )
-
-    return call

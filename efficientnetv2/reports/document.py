@@ -1,76 +1,15 @@
 """What reports are made of, rendered by the templates of this package."""
 
 import base64
-import dataclasses
 import functools
 import io
-import os
 import pathlib
-from collections.abc import Sequence
-from typing import ClassVar
 
 import jinja2
 import markupsafe
 from PIL import Image
 
 from efficientnetv2.reports import plots
-
-
-@dataclasses.dataclass(frozen=True)
-class Heading:
-    """A heading of level 1 to 6."""
-
-    kind: ClassVar[str] = "heading"
-    level: int
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Paragraph:
-    """Text that may begin in bold."""
-
-    kind: ClassVar[str] = "paragraph"
-    text: str
-    strong: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Code:
-    """Lines to be copied."""
-
-    kind: ClassVar[str] = "code"
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Rows of cells; the first columns are text, the others numbers."""
-
-    kind: ClassVar[str] = "table"
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    text_columns: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Figures:
-    """Plots with captions: SVG files of `plots.save`."""
-
-    kind: ClassVar[str] = "figures"
-    pictures: Sequence[tuple[pathlib.Path, str]]
-
-
-Block = Heading | Paragraph | Code | Table | Figures
-
-
-def to_markdown(blocks: Sequence[Block], folder: pathlib.Path) -> str:
-    """Returns Markdown, with links to pictures from a folder."""
-    return render("study.md.j2", blocks=blocks, folder=folder)
-
-
-def to_html(blocks: Sequence[Block], title: str) -> str:
-    """Returns a page that needs no other file: pictures are inside."""
-    return render("study.html.j2", blocks=blocks, title=title)
 
 
 def render(template: str, **values) -> str:
@@ -100,7 +39,4 @@ def _environment() -> jinja2.Environment:
         plots.inline(svg.read_text() if isinstance(svg, pathlib.Path) else svg)
     )
     environment.globals["colours"] = plots.COLOURS
-    environment.filters["link"] = lambda path, folder: pathlib.Path(
-        os.path.relpath(path, folder)
-    ).as_posix()
     return environment

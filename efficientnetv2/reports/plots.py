@@ -3,18 +3,14 @@
 import io
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import matplotlib
 import numpy as np
-from matplotlib import ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.markers import TICKUP
 
-from efficientnetv2.models.counting import format_count
-from efficientnetv2.study import intervals
-from efficientnetv2.study.analysis import Analysis, curve, stage_ends
+from efficientnetv2.study.analysis import Analysis, Interval
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the light
 # yellow is left out, and lines and markers differ too.
@@ -52,15 +48,6 @@ STYLE = {
     "legend.fontsize": 10,
     "legend.frameon": False,
 }
-
-
-def _look(index: int) -> dict:
-    """Returns colour, line style and marker of an arm."""
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": _LINES[index % len(_LINES)],
-        "marker": _MARKERS[index % len(_MARKERS)],
-    }
 
 
 def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
@@ -104,244 +91,170 @@ def _legend_below(figure: Figure, axes, **options) -> None:
 
 
 @matplotlib.rc_context(STYLE)
-def accuracy_over_time(analysis: Analysis, path: pathlib.Path) -> pathlib.Path:
-    """Draws validation top-1 by seconds of training, one line an arm.
-
-    A line is the mean over seeds, at each evaluation, of time and accuracy;
-    the thin ones are single seeds. Markers, and ticks below, stand where a
-    stage ends.
-    """
-    arms = [arm for arm in analysis.study.curves if arm in analysis.arms]
-    figure = Figure((_WIDTH, 3.9 + 0.24 * len(arms)), layout="constrained")
+def accuracy_by_time(found: Analysis) -> Figure:
+    """Draws test top-1 by time at each budget, one line per arm."""
+    figure = Figure((_WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
-    lows, tops = [], []
-    for index, arm in enumerate(arms):
-        look = _look(index)
-        results = list(analysis.of_arm(arm).values())
-        curves = [curve(result) for result in results]
-        # Whether each seed was evaluated at the same steps.
-        times, accuracies = (
-            np.mean([each[k] for each in curves], axis=0) for k in (0, 1)
-        )
-        steps = [entry["step"] for entry in results[0]["curve"]]
-        for seed_times, seed_accuracies in curves:
-            axes.plot(
-                seed_times,
-                seed_accuracies,
-                color=look["color"],
-                linewidth=0.6,
-                alpha=0.4,
-            )
-        axes.plot(
-            times,
-            accuracies,
-            color=look["color"],
-            linestyle=look["linestyle"],
-            linewidth=1.8,
-        )
-        ends = stage_ends(results[0])
-        axes.plot(
-            np.interp(ends, steps, times),
-            np.interp(ends, steps, accuracies),
-            marker=look["marker"],
-            color=look["color"],
-            markerfacecolor=_PAPER,
-            markersize=7,
-            linestyle="none",
-        )
-        axes.plot(
-            times[-1:],
-            accuracies[-1:],
-            color=look["color"],
-            marker=look["marker"],
-            linestyle=look["linestyle"],
-            markersize=7,
-            label=analysis.title(arm),
-        )
-        # Also of ends that lie below what is drawn.
-        axes.plot(
-            np.interp(ends, steps, times),
-            [0.0] * len(ends),
-            marker=TICKUP,
-            color=look["color"],
-            markersize=9,
-            linestyle="none",
-            transform=axes.get_xaxis_transform(),
-        )
-        lows.append(accuracies[len(accuracies) // 4])
-        tops.append(max(max(each[1]) for each in curves))
-    # The first evaluations would squeeze what is to be compared.
-    low, high = np.floor(min(lows)), np.ceil(max(tops))
-    axes.set_ylim(low, max(high, low + 1))
-    axes.set_xlim(left=0)
-    axes.set_xlabel("time of training, without evaluation (s)")
-    axes.set_ylabel("validation top-1 (%)")
-    axes.set_title(
-        "Hollow, and ticks below: a stage ends. Filled: training ends.",
-        fontsize=10,
-        loc="left",
-    )
+    draw_accuracy_by_time(axes, found)
     _legend_below(figure, axes)
-    return save(figure, path)
+    return figure
+
+
+def draw_accuracy_by_time(axes, found: Analysis) -> None:
+    """Draws `accuracy_by_time` into axes, without a legend."""
+    for index, name in enumerate(found.study.curves):
+        budgets = [b for b in found.study.budgets if found.top1(name, b).n]
+        tops = [found.top1(name, budget) for budget in budgets]
+        axes.errorbar(
+            [found.mean(name, b, "seconds") / 60 for b in budgets],
+            [each.mean for each in tops],
+            yerr=[_half(each) for each in tops],
+            color=COLOURS[index % len(COLOURS)],
+            linestyle=_LINES[index % len(_LINES)],
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=7,
+            linewidth=2,
+            capsize=4,
+            label=found.study.arm(name).title,
+        )
+    axes.set_xlim(left=0)
+    axes.set_xlabel("minutes of training on one core")
+    axes.set_ylabel("test top-1 (%)")
 
 
 @matplotlib.rc_context(STYLE)
-def accuracy_by_arm(analysis: Analysis, path: pathlib.Path) -> pathlib.Path:
-    """Draws test top-1 of each arm: every seed, the mean and its interval."""
-    arms = analysis.arms
-    figure = Figure((_WIDTH, 1.5 + 0.62 * len(arms)), layout="constrained")
+def differences(found: Analysis) -> Figure:
+    """Draws how much each arm differs from the base, with its interval."""
+    base, budget = found.study.base, max(found.study.budgets)
+    arms = [arm for arm in found.arms if arm.name != base]
+    figure = Figure((_WIDTH, 1.2 + 0.5 * len(arms)), layout="constrained")
     axes = figure.subplots()
-    base = analysis.study.base
-    if base in arms:
-        axes.axvline(
-            np.mean(list(analysis.top1(base).values())),
-            color=INK,
-            alpha=0.6,
-            linestyle="--",
-            linewidth=1,
-            label="mean of the base",
-        )
+    axes.axvline(0, color=INK, linewidth=1)
     for row, arm in enumerate(arms):
-        values = list(analysis.top1(arm).values())
-        mean = intervals.interval(values)
-        first = {"label": "a seed"} if row == 0 else {}
-        axes.plot(
-            values,
-            [row + 0.16] * len(values),
-            "o",
-            color=COLOURS[1],
-            markersize=5,
-            markerfacecolor="none",
-            **first,
-        )
-        first = {"label": "mean, 95% interval of the mean"} if row == 0 else {}
-        half = [[mean.mean - mean.low], [mean.high - mean.mean]]
+        each = found.difference(arm.name, base, budget, budget)
+        # Better, worse, or not to be told.
+        colour = INK
+        if each.low > 0 or each.high < 0:
+            colour = COLOURS[2] if each.low > 0 else COLOURS[1]
         axes.errorbar(
-            [mean.mean],
-            [row - 0.12],
-            xerr=half if mean.n > 1 else None,
-            color=COLOURS[0],
-            marker="D",
-            markersize=5,
+            [each.mean],
+            [row],
+            xerr=[[_half(each)], [_half(each)]],
+            color=colour,
+            marker="o",
+            markersize=7,
+            linewidth=2,
             capsize=4,
-            linestyle="none",
-            **first,
         )
         axes.text(
             0.0,
             row - 0.36,
-            analysis.title(arm),
+            arm.title,
             transform=axes.get_yaxis_transform(),
             fontsize=10,
             va="center",
             bbox={"facecolor": _PAPER, "edgecolor": "none", "pad": 0.8},
         )
     axes.set_yticks([])
-    axes.set_ylim(len(arms) - 0.5, -0.7)
+    axes.set_ylim(len(arms) - 0.5, -0.8)
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("test top-1 (%)")
-    _legend_below(figure, axes)
-    return save(figure, path)
+    axes.set_xlabel(
+        f"points of test top-1 more than '{found.study.arm(base).title}'"
+    )
+    return figure
 
 
 @matplotlib.rc_context(STYLE)
-def accuracy_and_cost(analysis: Analysis, path: pathlib.Path) -> pathlib.Path:
-    """Draws test top-1 by images/s of training and, if measured, inference."""
-    columns = [
-        (
-            "images/s of training (mean over the run's image sizes)",
-            lambda r: r["train_images_per_second"],
-        )
-    ]
-    if analysis.has_inference():
-        inference = next(iter(analysis.results.values()))["inference"]
-        columns.append(
-            (
-                f"images/s of inference ({inference['image_size']} pixels, "
-                f"batches of {inference['batch_size']})",
-                lambda r: r["inference"]["images_per_second"],
-            )
-        )
-    figure = Figure(
-        (_WIDTH, 2.6 * len(columns) + 0.4 + 0.24 * len(analysis.arms)),
-        layout="constrained",
-    )
-    panels = figure.subplots(len(columns), squeeze=False)[:, 0]
-    for axes, (label, value) in zip(panels, columns, strict=True):
-        _scatter(analysis, axes, value)
-        axes.set_xlabel(label)
-        axes.set_ylabel("test top-1 (%)")
-        axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-        axes.margins(0.12, 0.12)
-    _legend_below(figure, panels[0])
-    return save(figure, path)
+def accuracy_and_cost(
+    found: Analysis, costs: Mapping[str, Mapping[str, float]]
+) -> Figure:
+    """Draws each arm's test top-1, and what its step costs beside the base's.
 
-
-def _scatter(analysis: Analysis, axes, value) -> None:
-    for index, arm in enumerate(analysis.arms):
-        look = _look(index)
-        speeds = list(analysis.values(arm, value).values())
-        accuracies = list(analysis.top1(arm).values())
-        mean = intervals.interval(accuracies)
-        model = next(iter(analysis.of_arm(arm).values()))["model"]
-        axes.plot(
-            speeds,
-            accuracies,
-            marker=look["marker"],
-            color=look["color"],
-            markersize=4,
-            markerfacecolor="none",
-            linestyle="none",
-        )
-        half = [[mean.mean - mean.low], [mean.high - mean.mean]]
-        axes.errorbar(
-            [np.mean(speeds)],
-            [mean.mean],
-            yerr=half if mean.n > 1 else None,
-            color=look["color"],
-            marker=look["marker"],
-            markersize=8,
+    Args:
+        found: the results.
+        costs: of a step, by kind of cost and arm.
+    """
+    base, budget = found.study.base, max(found.study.budgets)
+    rows = np.arange(len(found.arms))
+    figure = Figure((1.5 * _WIDTH, 1.4 + 0.6 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for row, arm in zip(rows, found.arms, strict=True):
+        top1 = found.top1(arm.name, budget)
+        left.errorbar(
+            [top1.mean],
+            [row],
+            xerr=[[_half(top1)], [_half(top1)]],
+            color=COLOURS[0],
+            marker="o",
+            markersize=7,
+            linewidth=2,
             capsize=4,
-            linestyle="none",
-            label=(
-                f"{analysis.title(arm)}: {format_count(model['parameters'])} "
-                f"parameters, {format_count(model['multiply_adds'])} "
-                "multiply-adds"
-            ),
         )
+    height = 0.8 / len(costs)
+    for index, (kind, of_arm) in enumerate(costs.items()):
+        right.barh(
+            rows + (index - (len(costs) - 1) / 2) * height,
+            [of_arm.get(a.name, np.nan) / of_arm[base] for a in found.arms],
+            height,
+            color=COLOURS[(index + 1) % len(COLOURS)],
+            label=kind,
+        )
+    right.axvline(1, color=INK, linewidth=1)
+    left.set_yticks(rows, [arm.title for arm in found.arms])
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    left.set_xlabel("test top-1 (%), in equal time")
+    right.set_xlabel(f"time of a step, '{found.study.arm(base).title}' = 1")
+    for axes in (left, right):
+        axes.grid(False, axis="y")
+    _legend_below(figure, right)
+    return figure
 
 
-def draw_all(
-    analysis: Analysis, folder: pathlib.Path
-) -> Sequence[tuple[pathlib.Path, str]]:
-    """Draws the plots that a study's results allow.
+def _half(found: Interval) -> float:
+    """Returns the half-width of an interval, 0 for one value."""
+    return found.half_width if found.n > 1 else 0.0
+
+
+def draw_study(
+    found: Analysis,
+    costs: Mapping[str, Mapping[str, float]],
+    folder: pathlib.Path,
+) -> list[tuple[pathlib.Path, str]]:
+    """Draws one picture per question that the results of a study answer.
+
+    Args:
+        found: the results.
+        costs: of a step, by kind of cost and arm.
+        folder: of the study.
 
     Returns:
         Path and caption of each.
     """
-    drawn = []
-    if all(result["curve"] for result in analysis.results.values()):
-        drawn.append(
-            (
-                accuracy_over_time(analysis, folder / "accuracy_over_time.svg"),
-                "Validation top-1 against time of training: the mean over "
-                "seeds, and thin lines for single seeds.",
-            )
+    study, drawn = found.study, []
+
+    def keep(figure: Figure, name: str, caption: str) -> None:
+        path = save(figure, folder / "plots" / f"{name}.svg")
+        drawn.append((path, caption))
+
+    if len(set(study.curves) & {arm.name for arm in found.arms}) > 1:
+        keep(
+            accuracy_by_time(found),
+            "accuracy_by_time",
+            "Which is better for how much time? Each point is a training of "
+            "its own whose schedule ends there.",
         )
-    drawn.append(
-        (
-            accuracy_by_arm(analysis, folder / "accuracy_by_arm.svg"),
-            "Test top-1 by arm. The intervals are those of each mean by "
-            "itself; the table's differences are paired by seed.",
+    if len({costs[next(iter(costs))].get(a.name) for a in found.arms}) > 1:
+        keep(
+            accuracy_and_cost(found, costs),
+            "accuracy_and_cost",
+            "What does each model bring, and what does a step of it cost?",
         )
-    )
-    if analysis.models_differ():
-        drawn.append(
-            (
-                accuracy_and_cost(analysis, folder / "accuracy_and_cost.svg"),
-                "Test top-1 against speed; bars are 95% intervals of the "
-                "mean, small markers single seeds.",
-            )
+    if study.base in {arm.name for arm in found.arms} and len(found.arms) > 1:
+        keep(
+            differences(found),
+            "differences",
+            "What does each arm bring? Green is better than the base, orange "
+            "worse, black not to be told apart; bars are 95% intervals.",
         )
     return drawn

@@ -3,6 +3,7 @@
 import pathlib
 
 import matplotlib
+import ml_collections
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -10,9 +11,10 @@ from PIL import Image
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import files, progressive, runs
 from efficientnetv2.data import fingerprint, preprocessing, preview, registry
-from efficientnetv2.engines import schedules
+from efficientnetv2.engines import optimizers
 from efficientnetv2.formatting import format_seconds
 from efficientnetv2.models import counting
+from efficientnetv2.progressive import RunPlan
 from efficientnetv2.reports import classes, document, plots
 from efficientnetv2.reports.classes import Observer
 
@@ -26,12 +28,15 @@ _POINTS = 200
 
 
 def write(
-    run: runs.Run, observer: Observer | None, result: dict
+    config: ml_collections.ConfigDict,
+    run: runs.Run,
+    observer: Observer | None,
+    result: dict,
 ) -> pathlib.Path:
     """Writes MODEL_DIR/report.html, and its plots into MODEL_DIR/plots.
 
     Args:
-        run: that was trained.
+        config, run: what was trained, and where.
         observer: of the evaluation; None where only its result is known:
             nothing is then said of single classes and images.
         result: of the evaluation, see `evaluation.evaluate_checkpoint`.
@@ -39,17 +44,17 @@ def write(
     Returns:
         The file.
     """
-    config, metrics = run.config, run.read_metrics()
+    plan, metrics = config_lib.run_plan(config), run.read_metrics()
     dataset = registry.title(config.data.ds_name)
-    header, *rows = progressive.table(config, run.plan, run.stages)
+    header, *rows = progressive.table(config, plan, plan.stages)
     values = {
         "title": f"{config.model.model_name} on {dataset}",
         "result": result,
         "split": config.eval.split,
-        "cards": _cards(run, metrics, result),
+        "cards": _cards(config, plan, metrics, result),
         "stages": [
-            _stage(run, header, row, stage)
-            for row, stage in zip(rows, run.stages, strict=True)
+            _stage(plan, run, header, row, stage)
+            for row, stage in zip(rows, plan.stages, strict=True)
         ],
         "table": (header, rows),
         "curves": None,
@@ -61,16 +66,20 @@ def write(
         "options": config_lib.to_yaml(config),
     }
     if metrics.get("evaluations"):
-        values["curves"] = _save(run, _draw_curves(run, metrics), "curves")
+        values["curves"] = _save(
+            run, _draw_curves(config, plan, metrics), "curves"
+        )
     if observer is not None and not config.data.multi_label:
         names = fingerprint.names_of_run(config, run.model_dir)
-        values["classes"] = _classes(run, observer, names)
+        values["classes"] = _classes(config, run, observer, names)
     path = run.model_dir / NAME
     files.write_text(path, document.render("run.html.j2", **values))
     return path
 
 
-def _cards(run: runs.Run, metrics: dict, result: dict) -> list[tuple[str, str]]:
+def _cards(
+    config, plan: RunPlan, metrics: dict, result: dict
+) -> list[tuple[str, str]]:
     """Returns (number, what it is) of the key figures."""
     cards = [
         (f"{result['top1']:.2%}", f"top-1 ({result['split']})"),
@@ -82,7 +91,7 @@ def _cards(run: runs.Run, metrics: dict, result: dict) -> list[tuple[str, str]]:
     seconds = metrics.get("train_seconds")
     if seconds:
         steps = seconds - metrics["evaluation_seconds"]
-        shown = run.plan.total_steps * run.config.train.batch_size
+        shown = plan.total_steps * config.train.batch_size
         cards += [
             (format_seconds(steps), "training time"),
             (
@@ -92,10 +101,8 @@ def _cards(run: runs.Run, metrics: dict, result: dict) -> list[tuple[str, str]]:
             (f"{shown / steps:,.0f}", "images/s of training"),
             (f"{metrics['waiting_share']:.1%}", "of it spent waiting for data"),
         ]
-    size = config_lib.resolve_image_size(run.config)
-    counts = counting.total(
-        counting.count_stages(run.config.model.to_dict(), size)
-    )
+    size = progressive.resolve_image_size(config)
+    counts = counting.total(counting.count_stages(config.model.to_dict(), size))
     cards += [
         (counting.format_count(counts.parameters), "parameters"),
         (
@@ -106,15 +113,15 @@ def _cards(run: runs.Run, metrics: dict, result: dict) -> list[tuple[str, str]]:
     return cards
 
 
-def _stage(run: runs.Run, header, row, stage: progressive.Stage) -> dict:
+def _stage(plan, run, header, row, stage: progressive.Stage) -> dict:
     """Returns what the strip on top shows of a stage."""
     facts = dict(zip(header, row, strict=True))
     number = int(facts["stage"])
     sheet = run.model_dir / preview.FOLDER / f"stage_{number}.png"
-    largest = max(each.image_size for each in run.stages)
+    largest = max(each.image_size for each in plan.stages)
     images = []
     if sheet.exists():
-        images = preview.cut(sheet, min(_SEEN, run.plan.num_images))
+        images = preview.cut(sheet, min(_SEEN, plan.num_images))
     size = min(stage.image_size, preview.CELL)
     return {
         "title": f"Stage {number}: {stage.image_size} px",
@@ -143,9 +150,8 @@ def _save(run: runs.Run, figure: Figure, name: str) -> str:
 
 
 @matplotlib.rc_context(plots.STYLE)
-def _draw_curves(run: runs.Run, metrics: dict) -> Figure:
+def _draw_curves(config, plan: RunPlan, metrics: dict) -> Figure:
     """Draws accuracy and loss above, the schedules below, by epoch."""
-    config, stages = run.config, run.stages
     ordered = config.train.stage_order == "ascending"
     ratios = [3, 2, 1.2] + [1.2, 1.6] * ordered
     figure = Figure((11.0, 1.0 * sum(ratios)), layout="constrained")
@@ -164,22 +170,23 @@ def _draw_curves(run: runs.Run, metrics: dict) -> Figure:
     panels[0].set_title(
         f"Validation ({config.eval.val_split})", loc="left", fontsize=11, pad=16
     )
-    steps = np.linspace(0, run.plan.total_steps - 1, _POINTS)
-    rate = schedules.learning_rate(config, run.plan)
+    steps = np.linspace(0, plan.total_steps - 1, _POINTS)
+    rate = optimizers.learning_rate(config, plan)
     panels[2].plot(
-        steps / run.plan.steps_per_epoch,
+        steps / plan.steps_per_epoch,
         [float(rate(int(step))) for step in steps],
         color=plots.COLOURS[1],
     )
     panels[2].set_ylabel("learning\nrate")
     if ordered:
-        _draw_stages(panels[3], run, {"size": "image_size"}, scaled=False)
+        _draw_stages(panels[3], plan, {"size": "image_size"}, scaled=False)
         panels[3].set_ylabel("image\nsize (px)")
+        has_magnitude = progressive.uses_magnitude(config.data.augname)
         _draw_stages(
             panels[4],
-            run,
+            plan,
             {
-                "RandAugment": "randaugment_magnitude",
+                "RandAugment": has_magnitude and "randaugment_magnitude",
                 "Mixup": "mixup_alpha",
                 "CutMix": "cutmix_alpha",
                 "dropout": "dropout_rate",
@@ -192,11 +199,11 @@ def _draw_curves(run: runs.Run, metrics: dict) -> Figure:
                 ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9
             )
         for axes in panels:
-            _shade_stages(axes, run)
-        for stage in stages:
+            _shade_stages(axes, plan)
+        for stage in plan.stages:
             panels[0].annotate(
                 f"{stage.image_size} px",
-                (stage.first_step / run.plan.steps_per_epoch, 1.0),
+                (stage.first_step / plan.steps_per_epoch, 1.0),
                 xycoords=("data", "axes fraction"),
                 xytext=(3, 3),
                 textcoords="offset points",
@@ -207,32 +214,30 @@ def _draw_curves(run: runs.Run, metrics: dict) -> Figure:
             bottom=min(0, axes.get_ylim()[0]) if axes in panels[2:] else None
         )
     panels[-1].set_xlabel("epoch")
-    panels[-1].set_xlim(0, run.plan.total_steps / run.plan.steps_per_epoch)
+    panels[-1].set_xlim(0, plan.total_steps / plan.steps_per_epoch)
     figure.align_ylabels()
     return figure
 
 
-def _shade_stages(axes, run: runs.Run) -> None:
-    for stage in run.stages[1::2]:
+def _shade_stages(axes, plan: RunPlan) -> None:
+    for stage in plan.stages[1::2]:
         axes.axvspan(
-            stage.first_step / run.plan.steps_per_epoch,
-            stage.last_step / run.plan.steps_per_epoch,
+            stage.first_step / plan.steps_per_epoch,
+            stage.last_step / plan.steps_per_epoch,
             color=plots.INK,
             alpha=0.06,
             linewidth=0,
         )
 
 
-def _draw_stages(axes, run: runs.Run, fields: dict, scaled: bool) -> None:
+def _draw_stages(axes, plan: RunPlan, fields: dict, scaled: bool) -> None:
     """Draws fields of the stages as steps; what is always 0 is left out."""
-    ends = [0, *(stage.last_step for stage in run.stages)]
-    edges = [end / run.plan.steps_per_epoch for end in ends]
+    ends = [0, *(stage.last_step for stage in plan.stages)]
+    edges = [end / plan.steps_per_epoch for end in ends]
     for number, (label, field) in enumerate(fields.items()):
-        values = [float(getattr(stage, field)) for stage in run.stages]
-        if field == "randaugment_magnitude" and not (
-            progressive.uses_magnitude(run.config.data.augname)
-        ):
+        if not field:
             continue
+        values = [float(getattr(stage, field)) for stage in plan.stages]
         if not any(values):
             continue
         if scaled:
@@ -251,7 +256,9 @@ def _draw_stages(axes, run: runs.Run, fields: dict, scaled: bool) -> None:
 # --- Classes ----------------------------------------------------------------
 
 
-def _classes(run: runs.Run, observer: Observer, names: list[str]) -> dict:
+def _classes(
+    config, run: runs.Run, observer: Observer, names: list[str]
+) -> dict:
     """Returns what the page says of single classes and images."""
     labels, predicted = observer.labels, observer.predicted
     matrix = classes.confusion_matrix(labels, predicted, len(names))
@@ -271,17 +278,17 @@ def _classes(run: runs.Run, observer: Observer, names: list[str]) -> dict:
         ),
         "calibration_error": error,
         "bins": classes.BINS,
-        "mistakes": _mistakes(run, observer, names),
+        "mistakes": _mistakes(config, run, observer, names),
     }
 
 
 def _mistakes(
-    run: runs.Run, observer: Observer, names: list[str]
+    config, run: runs.Run, observer: Observer, names: list[str]
 ) -> list[tuple[str, list[str]]]:
     """Returns (picture, caption lines); keeps them as one PNG file, too."""
     if not observer.mistakes:
         return []
-    mode = run.config.data.normalization
+    mode = config.data.normalization
     images, captions = [], []
     for probability, image, label, predicted in observer.mistakes:
         images.append(preprocessing.denormalize(image, mode).numpy())

@@ -1,71 +1,32 @@
 """The report of all studies in a folder, from their JSON files alone.
 
-`efficientnetv2 study --report_only` writes REPORT.md, report.html, which needs
-no other file, and the plots. The same JSON files give the same tables, byte for
-byte.
+`efficientnetv2 study --only=report` writes REPORT.md, report.html, which needs
+no other file, and the pictures. The same JSON files give the same report, byte
+for byte.
 """
 
 import collections
+import hashlib
+import json
 import os
 import pathlib
+import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+
+import markdown
+import markupsafe
 
 from efficientnetv2 import declarative, files, progress
-from efficientnetv2.reports import plots
-from efficientnetv2.reports.document import (
-    Block,
-    Code,
-    Figures,
-    Heading,
-    Paragraph,
-    Table,
-    to_html,
-    to_markdown,
-)
-from efficientnetv2.study import intervals, records
-from efficientnetv2.study.analysis import Analysis, Verdict, points
-from efficientnetv2.study.intervals import Interval
-from efficientnetv2.study.records import Folder, StudyError
+from efficientnetv2.reports import document, plots
+from efficientnetv2.study import analysis, definition, records
+from efficientnetv2.study.analysis import Analysis, Interval
+from efficientnetv2.study.records import StudyError, read_json
 
 MARKDOWN, PAGE = "REPORT.md", "report.html"
-_TITLE = "Ablation studies"
-_READINGS = {
-    intervals.YES: "higher",
-    intervals.NO: "lower",
-    intervals.NOISE: "within noise",
-    intervals.UNDECIDED: "one seed",
-}
-
-
-def load(output: str | os.PathLike) -> list[Analysis]:
-    """Reads the studies of a folder, by name.
-
-    Raises:
-        StudyError: if there is none, or results do not belong together.
-    """
-    studies = []
-    paths = sorted(pathlib.Path(output).glob(f"*/{records.DEFINITION}"))
-    for path in paths:
-        folder = Folder(path.parent)
-        study, seeds = records.definition_of(folder)
-        names = {arm.name for arm in study.arms}
-        results = records.read_results(folder)
-        records.check_agreement(results)
-        for arm, _ in results:
-            if arm not in names:
-                raise StudyError(
-                    f"{path} has no arm {arm!r}, of which there are results."
-                )
-        if results:
-            studies.append(Analysis(study, seeds, results))
-    if not studies:
-        raise StudyError(
-            f"There are no results of a study in {output}. Run "
-            "efficientnetv2 study --study=regularization "
-            f"--output_dir={output} first."
-        )
-    return studies
+# Written by benchmarks/fusing.py, if the study has it.
+COSTS = "costs.json"
+_OVERFITS = 5.0  # points by which training exceeds the test
 
 
 def build(
@@ -74,319 +35,308 @@ def build(
     """Writes the report of all studies of a folder.
 
     Raises:
-        StudyError: see `load`.
+        StudyError: if there is none with results, or they cannot be read.
     """
     output = pathlib.Path(output)
-    studies = load(output)
-    blocks = [
-        Heading(1, _TITLE),
-        Paragraph(
-            "Every number here is computed from the JSON files in the folders "
-            "results/ of the studies, one per run, by `efficientnetv2 study "
-            "--report_only`. Top-1 is measured on all test images. A seed "
-            "fixes the initial weights, the order of the images and their "
-            "augmentation, and all arms share it. Differences and ratios are "
-            "paired by seed, with 95% intervals of Student's t."
-        ),
-        Heading(2, "What was tested"),
-        _summary(studies),
-    ]
-    for study in studies:
-        pictures = plots.draw_all(study, output / study.study.name / "plots")
-        blocks += study_blocks(study, pictures, output)
-    files.write_text(output / MARKDOWN, to_markdown(blocks, output))
-    files.write_text(output / PAGE, to_html(blocks, _TITLE))
+    described = []
+    for path in sorted(output.glob(f"*/{records.STUDY}")):
+        found = analysis.load(path.parent)
+        if found.arms:
+            described.append(_Report(found, path.parent).values())
+    if not described:
+        raise StudyError(
+            f"There are no results of a study in {output}. Run "
+            "efficientnetv2 study --study=regularization "
+            f"--output_dir={output} first."
+        )
+    text = document.render("study.md.j2", studies=described)
+    text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    files.write_text(output / MARKDOWN, text)
+    files.write_text(output / PAGE, to_html(text, output))
     log(f"Report: {output / MARKDOWN} and {output / PAGE}")
 
 
-def _verdicts(analysis: Analysis) -> list[Verdict]:
-    return [analysis.judge(each) for each in analysis.study.hypotheses]
-
-
-def _summary(studies: Sequence[Analysis]) -> Table:
-    rows = [
-        (each.claim, each.verdict, analysis.study.title)
-        for analysis in studies
-        for each in _verdicts(analysis)
-    ]
-    return Table(("claim", "the data", "study"), rows, text_columns=3)
-
-
-def study_blocks(
-    analysis: Analysis,
-    pictures: Sequence[tuple[pathlib.Path, str]],
-    output: pathlib.Path,
-) -> list[Block]:
-    """Returns what the report says of a study: a new table goes in here.
+def to_html(text: str, folder: pathlib.Path) -> str:
+    """Returns Markdown as a page that needs no other file.
 
     Args:
-        analysis: the results of the study.
-        pictures: of `plots.draw_all`.
-        output: the folder of all studies.
+        text: of the Markdown.
+        folder: that its links to SVG files begin at.
     """
-    study = analysis.study
-    blocks = [Heading(2, study.title)]
-    if study.description:
-        blocks.append(Paragraph(study.description))
-    blocks.append(Paragraph(_conditions(analysis)))
-    if analysis.missing():
-        blocks.append(
-            Paragraph(
-                f"{analysis.missing()} of the runs have no result yet.",
-                "Incomplete.",
-            )
+
+    def picture(match: re.Match) -> str:
+        svg = plots.inline((folder / match[2]).read_text(encoding="utf-8"))
+        return (
+            f'<figure><div class="wide" role="img" aria-label="{match[1]}">'
+            f"{svg}</div><figcaption>{match[1]}</figcaption></figure>"
         )
-    for verdict in _verdicts(analysis):
-        label = verdict.verdict[0].upper() + verdict.verdict[1:]
-        text = " ".join([f"{label}.", *verdict.reasons])
-        blocks.append(Paragraph(text, verdict.claim))
-    blocks += [Heading(3, "Accuracy and time"), _main_table(analysis)]
-    blocks += [Paragraph(text) for text in _notes(analysis)]
-    blocks.append(Figures(pictures))
-    if analysis.models_differ() or analysis.has_inference():
-        blocks += [Heading(3, "Cost"), _cost_table(analysis)]
-        blocks.append(Paragraph(_cost_note(analysis)))
-    blocks += [Heading(3, "Every run"), _runs_table(analysis)]
-    blocks += [Heading(3, "How it was made"), *_provenance(analysis, output)]
-    return blocks
 
-
-def _conditions(analysis: Analysis) -> str:
-    """Returns what all runs share."""
-    some = next(iter(analysis.results.values()))
-    epochs = sorted(
-        {r["total_steps"] / r["steps_per_epoch"] for r in _all(analysis)}
-    )
-    text = (
-        f"Dataset {some['dataset']}: {some['num_images']:,} training images, "
-        f"{some['test']['images']:,} test images. "
-        f"{' or '.join(f'{each:g}' for each in epochs)} epochs a run. Base: "
-        f"'{analysis.title(analysis.study.base)}'."
-    )
-    if some["best"]:
-        text += (
-            f" The tested weights are those of the best evaluation on "
-            f"{some['best']['images']:,} validation images, which are neither "
-            "training nor test images."
-        )
-    return text
-
-
-def _all(analysis: Analysis) -> list[Mapping]:
-    return list(analysis.results.values())
-
-
-def _number(value: float, digits: int) -> str:
-    """Returns a number, '-' for nan."""
-    return "-" if value != value else f"{value:.{digits}f}"
-
-
-def _mean_and_sd(values: Sequence[float], digits: int = 0) -> str:
-    """Returns '1,234 (sd 5)', without brackets for one value."""
-    found = intervals.interval(values)
-    text = f"{found.mean:,.{digits}f}"
-    return text + (f" (sd {found.sd:,.{digits}f})" if found.n > 1 else "")
-
-
-def _main_table(analysis: Analysis) -> Table:
-    base = analysis.study.base
-    rows = []
-    for arm in analysis.arms:
-        top1 = intervals.interval(list(analysis.top1(arm).values()))
-        seconds = list(analysis.train_seconds(arm).values())
-        difference, reading, ratio = "-", "base", "-"
-        if arm != base and base in analysis.arms:
-            found = analysis.difference(arm, base)
-            difference = points(found) if found.n else "-"
-            reading = _READINGS[found.is_above()]
-            ratio = _ratio(analysis.time_ratio(arm, base))
-        elif arm != base:
-            reading = "-"
-        rows.append(
-            (
-                analysis.title(arm),
-                f"{top1.mean:.2f}",
-                _number(top1.sd, 2),
-                str(top1.n),
-                difference,
-                reading,
-                f"{intervals.interval(seconds).mean:,.0f}",
-                ratio,
-            )
-        )
-    return Table(
-        (
-            "arm",
-            "top-1 (%)",
-            "sd",
-            "seeds",
-            "minus base (points) [95%]",
-            "reading",
-            "training (s)",
-            "time / base",
-        ),
-        rows,
+    body = markdown.markdown(text, extensions=["tables", "fenced_code"])
+    body = body.replace("<table>", '<div class="wide"><table>')
+    body = body.replace("</table>", "</table></div>")
+    body = re.sub(r'<p><img alt="(.*?)" src="(.*?)" /></p>', picture, body)
+    return document.render(
+        "study.html.j2", body=markupsafe.Markup(body), title="Studies"
     )
 
 
-def _ratio(value: Interval) -> str:
-    return f"{value.mean:.3f}" if value.n else "-"
+class _Report:
+    """What the template shows of a study."""
 
+    def __init__(self, found: Analysis, folder: pathlib.Path):
+        self.found, self.study, self.folder = found, found.study, folder
+        self.state = read_json(folder / records.STUDY)
+        self.times = read_json(folder / records.TIMES)
+        self.costs = {}
+        if (folder / COSTS).exists():
+            self.costs = read_json(folder / COSTS)
 
-def _notes(analysis: Analysis) -> list[str]:
-    """Returns how to read the main table."""
-    compared = len(analysis.arms) - (analysis.study.base in analysis.arms)
-    notes = [
-        "Within noise: the interval contains 0, so that these seeds do not "
-        "show a difference, nor that there is none. Each interval is a 95% "
-        f"interval by itself: if none of the {compared} differences were "
-        f"real, about {0.05 * compared:.2g} of the intervals would still "
-        "leave out 0. Training time is without evaluation.",
-    ]
-    if len({_machine(result) for result in _all(analysis)}) > 1:
-        notes.append(
-            "The runs were made on several machines. Times are compared only "
-            "between runs of the same seed and machine; the column of seconds "
-            "is the mean over all."
-        )
-    return notes
-
-
-def _cost_table(analysis: Analysis) -> Table:
-    header = ["arm", "parameters", "multiply-adds", "training (images/s)"]
-    if analysis.has_inference():
-        header.append("inference (images/s)")
-    rows = []
-    for arm in analysis.arms:
-        model = next(iter(analysis.of_arm(arm).values()))["model"]
-        row = [
-            analysis.title(arm),
-            f"{model['parameters']:,}",
-            f"{model['multiply_adds']:,}",
-            _mean_and_sd(
-                list(
-                    analysis.values(
-                        arm, lambda r: r["train_images_per_second"]
-                    ).values()
-                )
-            ),
-        ]
-        if analysis.has_inference():
-            row.append(
-                _mean_and_sd(
-                    list(
-                        analysis.values(
-                            arm, lambda r: r["inference"]["images_per_second"]
-                        ).values()
-                    )
-                )
-            )
-        rows.append(row)
-    return Table(header, rows)
-
-
-def _cost_note(analysis: Analysis) -> str:
-    some = next(iter(analysis.results.values()))
-    text = (
-        "Parameters include the moving statistics of batch normalization; "
-        f"multiply-adds are of one image of {some['model']['image_size']} "
-        "pixels. Training images/s are those of the whole run, over all its "
-        "image sizes."
-    )
-    if analysis.has_inference():
-        found = some["inference"]
-        text += (
-            f" Inference: batches of {found['batch_size']} images of "
-            f"{found['image_size']} pixels, the median of {found['rounds']} "
-            f"rounds of {found['batches_per_round']} batches in each run."
-        )
-    return text
-
-
-def _runs_table(analysis: Analysis) -> Table:
-    rows = []
-    for arm in analysis.arms:
-        for seed, result in analysis.of_arm(arm).items():
-            times, curve = result["times"], result["curve"]
-            rows.append(
+    def values(self) -> dict:
+        """Returns the values that templates/study.md.j2 names."""
+        study, found = self.study, self.found
+        verdicts = [found.judge(question) for question in study.questions]
+        pictures = plots.draw_study(found, self.step_costs(), self.folder)
+        models = self.state["models"]
+        some = self.state["configs"][study.base]
+        wanted = len(study.arms) * len(study.budgets) * study.seeds
+        return {
+            "title": study.title,
+            "description": study.description,
+            "pictures": [
+                (path.relative_to(self.folder.parent).as_posix(), caption)
+                for path, caption in pictures
+            ],
+            "missing": max(0, wanted - len(self._planned())),
+            "answers": [
                 (
-                    analysis.title(arm),
-                    str(seed),
-                    f"{100 * result['test']['top1']:.2f}",
-                    f"{100 * result['test']['top5']:.2f}",
-                    f"{100 * curve[-1]['top1']:.2f}" if curve else "-",
-                    f"{times['train_seconds']:,.1f}",
-                    f"{times['evaluation_seconds']:,.1f}",
-                    f"{times['wall_seconds']:,.1f}",
+                    each.question.claim,
+                    f"**{each.verdict}**",
+                    str(each.difference),
+                    each.difference.n,
                 )
-            )
-    return Table(
-        (
-            "arm",
-            "seed",
-            "test top-1 (%)",
-            "test top-5 (%)",
-            "last validation top-1 (%)",
-            "training (s)",
-            "evaluation (s)",
-            "whole process (s)",
-        ),
-        rows,
-    )
+                for each in verdicts
+            ],
+            "reasons_of_answers": [each.reason for each in verdicts],
+            "notes": self._notes(),
+            "arms": [self._arm(arm) for arm in found.arms],
+            "budgets": [f"{budget:.0%}" for budget in study.budgets],
+            "by_budget": [
+                (
+                    arm.title,
+                    *(
+                        _with_half(found.top1(arm.name, budget))
+                        for budget in study.budgets
+                    ),
+                )
+                for arm in found.arms
+            ],
+            **self._tuning(),
+            **self._cost_table(models),
+            "batch_size": some["train"]["batch_size"],
+            "measured_on": _machine(self.times["machine"]),
+            "reasons": study.reasons,
+            **self._commands(),
+            "provenance": self._provenance(),
+            "overrides": study.overrides or "nothing",
+            "arm_overrides": [
+                (arm.title, f"`{arm.overrides}`" if arm.overrides else "-")
+                for arm in study.arms
+            ],
+        }
 
+    def _planned(self) -> set:
+        """Returns which of the planned runs have a result."""
+        return {
+            (row["arm"], row["budget"], row["seed"])
+            for row in self.found.rows
+            if row["seed"] < self.study.seeds
+        }
 
-def _machine(result: Mapping) -> str:
-    versions = result["environment"]
-    others = "".join(f", {d}" for d in versions["devices"] if d != "CPU")
-    return (
-        f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
-        f"{others}; Python {versions['python']}, "
-        f"TensorFlow {versions['tensorflow']}, Keras {versions['keras']}, "
-        f"numpy {versions['numpy']}"
-    )
-
-
-def _command(analysis: Analysis, output: pathlib.Path, seeds: int) -> str:
-    """Returns the command that runs a study."""
-    study = analysis.study
-    name = study.name
-    if name not in declarative.names("studies"):
-        # The definition of a user's study lies beside its results.
-        name = str(Folder(output / name).definition)
-    return shlex.join(
-        [
-            *("efficientnetv2", "study"),
-            f"--study={name}",
-            f"--dataset={study.dataset}",
-            f"--seeds={seeds}",
-            f"--output_dir={output}",
+    def _notes(self) -> list[str]:
+        """Returns whether the study overfits, and how to read intervals."""
+        notes = [
+            "Supported: the whole interval lies on the claim's side; refuted: "
+            "on the other; undecided: it contains the limit. Each interval is "
+            "a 95% interval by itself."
         ]
-    )
+        for arm in self.found.arms:
+            if arm.strength == 0:
+                gap = self.found.gap(arm.name, max(self.study.budgets))
+                does = "overfits" if gap >= _OVERFITS else "does NOT overfit"
+                notes.append(
+                    f"**Does plain training overfit here?** '{arm.title}' is "
+                    f"{gap:.1f} points more accurate on its training images "
+                    f"than on the test: it {does} (from {_OVERFITS:g} points "
+                    "on), which is what regularization is for."
+                )
+        return notes
+
+    def _arm(self, arm: definition.Arm) -> tuple:
+        """Returns the row of an arm at the whole budget."""
+        found, budget = self.found, max(self.study.budgets)
+        top1 = found.top1(arm.name, budget)
+        strengths = found.values(arm.name, budget, "strength").values()
+        difference, single = "base", "-"
+        if arm.name != self.study.base:
+            difference = str(
+                found.difference(arm.name, self.study.base, budget, budget)
+            )
+        if top1.n > 1:
+            single = " to ".join(f"{each:.2f}" for each in top1.of_one_more())
+        return (
+            arm.title,
+            ", ".join(f"{each:g}" for each in sorted(set(strengths))),
+            f"{top1.mean:.2f}",
+            f"{top1.sd:.2f}" if top1.n > 1 else "-",
+            top1.n,
+            difference,
+            single,
+            f"{found.gap(arm.name, budget):+.1f}",
+            *(
+                f"{found.mean(arm.name, budget, key):,.0f}"
+                for key in ("epochs", "seconds", "clock_seconds")
+            ),
+        )
+
+    def _tuning(self) -> dict:
+        """Returns the table of what was tried, if strengths were tuned."""
+        tune, path = self.study.tune, self.folder / records.TUNING
+        if tune is None or not path.exists():
+            return {"tuning": []}
+        content = read_json(path)
+        tried = collections.defaultdict(list)
+        for row in content["tried"]:
+            key = row["arm"], row["budget"], row["strength"]
+            tried[key].append(100 * row["top1"])
+        rows = []
+        for name, budgets in content["chosen"].items():
+            for budget, choice in budgets.items():
+                cells = []
+                for strength in tune.strengths:
+                    values = tried[name, float(budget), strength]
+                    text = f"{sum(values) / len(values):.2f}"
+                    cells.append(f"**{text}**" if strength == choice else text)
+                title = self.study.arm(name).title
+                rows.append((title, f"{float(budget):.0%}", *cells))
+        return {
+            "tuning": rows,
+            "split": tune.split,
+            "tuning_seeds": len(tune.seeds),
+            "strengths": [f"strength {each:g}" for each in tune.strengths],
+        }
+
+    def step_costs(self) -> dict[str, Mapping[str, float]]:
+        """Returns the time of a step, by kind of time and arm."""
+        costs = {}
+        seconds = self.times["seconds"]
+        largest = {
+            name: max(of_arm, key=int) for name, of_arm in seconds.items()
+        }
+        costs["CPU, measured"] = {
+            name: 1e3 * seconds[name][size] for name, size in largest.items()
+        }
+        if self.costs:
+            costs["TPU v5e, compiler's estimate"] = {
+                name: arm["tpu"]["estimated_cycles"]
+                for name, arm in self.costs["arms"].items()
+            }
+        return costs
+
+    def _cost_table(self, models: Mapping) -> dict:
+        """Returns the table of the costs of models and steps."""
+        seconds = self.times["seconds"]
+        sizes = sorted({int(s) for of_arm in seconds.values() for s in of_arm})
+        header = ["arm", "parameters", "multiply-adds"]
+        header += [f"CPU step at {size} px (ms)" for size in sizes]
+        note, rows, seen = "", [], set()
+        if self.costs:
+            header += [
+                *("TPU step (1,000 cycles)", "TPU GFLOP", "TPU MB accessed"),
+                *("CUDA GFLOP", "CUDA MB, unfused", "depthwise convolutions"),
+            ]
+            note = (
+                " TPU: one training step of "
+                f"{self.costs['batch_size']} images of "
+                f"{self.costs['image_size']} pixels, compiled for a TPU "
+                f"{self.costs['environment']['topology']} and not run; its "
+                "cycles, operations and bytes are the compiler's estimates. "
+                "CUDA: the same step lowered for a GPU, before a GPU's "
+                "compiler fuses operations; bytes are an upper limit, and "
+                "nothing was compiled or run for a GPU."
+            )
+        for name, model in models.items():
+            key = (model["parameters"], model["multiply_adds"])
+            if key in seen:
+                continue
+            seen.add(key)
+            row = [
+                self.study.arm(name).title,
+                f"{model['parameters']:,}",
+                f"{model['multiply_adds']:,}",
+                *(
+                    f"{1e3 * seconds[name][str(size)]:.1f}"
+                    if str(size) in seconds[name]
+                    else "-"
+                    for size in sizes
+                ),
+            ]
+            if name in self.costs.get("arms", {}):
+                row += _compiled(self.costs["arms"][name])
+            rows.append(row)
+        return {"cost_header": header, "costs": rows, "cost_note": note}
+
+    def _commands(self) -> dict[str, str]:
+        """Returns what to type to run the study, or one arm, again."""
+        study, name = self.study, self.study.name
+        if name not in declarative.names("studies"):
+            name = f"{name}.yaml"
+        words = ["efficientnetv2", "study", f"--study={name}"]
+        output = f"--output_dir={self.folder.parent}"
+        arm = study.questions[0].arm if study.questions else study.base
+        seed = max(study.seeds, study.most_seeds)
+        return {
+            "command": shlex.join([*words, "--output_dir=runs/study"]),
+            "rerun": shlex.join(
+                [*words, f"--arm={arm}", f"--seed={seed}", output]
+            ),
+        }
+
+    def _provenance(self) -> str:
+        machines = collections.Counter(
+            _machine(row["machine"]) for row in self.found.rows
+        )
+        counts = "; ".join(
+            f"{count} run{'s' * (count != 1)} on {name}"
+            for name, count in sorted(machines.items())
+        )
+        code = json.dumps(self.state["code"], sort_keys=True).encode()
+        return (
+            f"{counts}. Code: SHA-256 {hashlib.sha256(code).hexdigest()[:16]} "
+            f"of the hashes of {len(self.state['code'])} files, which "
+            f"{records.STUDY} lists, as it does each arm's configuration."
+        )
 
 
-def _provenance(analysis: Analysis, output: pathlib.Path) -> list:
-    study = analysis.study
-    seeds = 1 + max(seed for _, seed in analysis.results)
-    machines = collections.Counter(map(_machine, _all(analysis)))
-    some = next(iter(analysis.results.values()))
-    blocks = [Code(_command(analysis, output, seeds))]
-    for machine, count in sorted(machines.items()):
-        runs = f"{count} run{'s' * (count != 1)}"
-        blocks.append(Paragraph(f"{runs} on {machine}."))
-    blocks.append(
-        Paragraph(
-            f"Code: SHA-256 {records.digest(some['code'])} over "
-            f"{len(some['code'])} files, which each result lists. One run by "
-            "itself:"
-        )
-    )
-    blocks.append(Code(some["command"]))
-    blocks.append(
-        Paragraph(
-            f"The recipe is {study.recipe or 'that of the dataset'}. All arms "
-            f"override {study.overrides or 'nothing'}; each besides:"
-        )
-    )
-    rows = [(arm.title, arm.overrides or "nothing") for arm in study.arms]
-    blocks.append(Table(("arm", "overrides"), rows, text_columns=2))
-    return blocks
+def _compiled(arm: Mapping) -> list[str]:
+    """Returns the cells of what compilers say of an arm."""
+    tpu, cuda = arm["tpu"], arm["cuda"]
+    return [
+        f"{tpu['estimated_cycles'] / 1e3:,.0f}",
+        f"{tpu['floating_point_operations'] / 1e9:.2f}",
+        f"{tpu['bytes_accessed'] / 1e6:.0f}",
+        f"{cuda['floating_point_operations'] / 1e9:.2f}",
+        f"{cuda['bytes_accessed_unfused'] / 1e6:.0f}",
+        f"{cuda['depthwise_convolutions']}",
+    ]
+
+
+def _machine(machine: Mapping) -> str:
+    return f"{machine['cpu']}, {machine['cores']} cores"
+
+
+def _with_half(found: Interval) -> str:
+    """Returns '88.12 +- 0.30', without the half-width for one value."""
+    if not found.n:
+        return "-"
+    half = f" ± {found.half_width:.2f}" if found.n > 1 else ""
+    return f"{found.mean:.2f}{half}"

@@ -9,7 +9,14 @@ import ml_collections
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2.data import decoding, faults, pipeline, preprocessing
+from efficientnetv2.data import (
+    decoding,
+    faults,
+    loading,
+    pipeline,
+    preprocessing,
+    sources,
+)
 from efficientnetv2.data.sources import ArraySource, EncodedSource, Source
 from efficientnetv2.serving.spec import ServingSpec
 
@@ -75,7 +82,7 @@ def sample(
     Raises:
         DataError: if the data cannot be obtained.
     """
-    source = faults.load_split(config, split, faults.LeftOut(log))
+    source = loading.load_split(config, split, left_out=loading.LeftOut(log))
     chosen = np.linspace(0, len(source) - 1, min(len(source), most))
     chosen = chosen.astype(np.int64)
     if isinstance(source, ArraySource):
@@ -89,7 +96,7 @@ def sample(
             labels=source.labels[chosen],
         )
     with faults.named(source):
-        examples = list(pipeline.encoded_examples(source).take(most))
+        examples = list(sources.encoded_examples(source).take(most))
     return EncodedSource(
         [encoded.numpy() for encoded, _ in examples],
         False,

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2 import quiet
+from efficientnetv2 import backend
 from efficientnetv2.serving import frozen
 from efficientnetv2.serving.spec import ServingSpec
 
@@ -49,7 +49,7 @@ def convert(
 @contextlib.contextmanager
 def _quiet():
     """Hides what the converter tells of its own parts and their future."""
-    with quiet.without_native_messages(), warnings.catch_warnings():
+    with backend.without_native_messages(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2 import progress
-from efficientnetv2.data import class_list, faults, pipeline
+from efficientnetv2.data import class_list, faults, sources
 from efficientnetv2.data.sources import ArraySource, Source
 from efficientnetv2.errors import DataError
 from efficientnetv2.serving.loading import Classifier
@@ -61,7 +61,7 @@ def evaluate(
 def _encoded(source: Source) -> tf.data.Dataset:
     """Returns (encoded image, label) of every example."""
     if not isinstance(source, ArraySource):
-        return pipeline.encoded_examples(source)
+        return sources.encoded_examples(source)
     dataset = tf.data.Dataset.from_tensor_slices((source.images, source.labels))
     return dataset.map(
         lambda image, label: (tf.io.encode_png(image), label),

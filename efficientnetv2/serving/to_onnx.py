@@ -7,7 +7,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from efficientnetv2 import quiet
+from efficientnetv2 import backend
 from efficientnetv2.serving import frozen
 from efficientnetv2.serving.spec import ServingSpec
 
@@ -31,7 +31,7 @@ def convert(
     import tf2onnx
 
     function = frozen.freeze(network, spec, batch=None)
-    with quiet.without_native_messages(), warnings.catch_warnings():
+    with backend.without_native_messages(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, _ = tf2onnx.convert.from_function(
             function, function.input_signature, opset=OPSET

@@ -1,261 +1,252 @@
 """From the results of a study to its numbers and verdicts."""
 
+import collections
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+import math
+import pathlib
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 
-from efficientnetv2.study import intervals
-from efficientnetv2.study.definition import Hypothesis, Study
-from efficientnetv2.study.intervals import Interval
+from scipy import stats
+
+from efficientnetv2.study import definition, records
+from efficientnetv2.study.definition import Arm, Question, Study
+
+CONFIDENCE = 0.95
+SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "undecided"
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """Mean of some values and Student's t-interval for it.
+
+    Attributes:
+        mean: of the values; nan for none.
+        sd: standard deviation of a sample (n - 1); nan for one value.
+        n: number of values.
+        low, high: bounds of the interval of the mean; nan for one value.
+    """
+
+    mean: float
+    sd: float
+    n: int
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+    def seeds_for(self, half_width: float) -> int:
+        """Returns how many values make the interval so narrow, by its sd."""
+        # By the normal distribution, whose quantile is below Student's.
+        least = stats.norm.ppf(0.5 + CONFIDENCE / 2) * self.sd / half_width
+        n = max(self.n, 2, math.ceil(least**2))
+        while _quantile(n) * self.sd / math.sqrt(n) > half_width:
+            n += 1
+        return n
+
+    def of_one_more(self) -> tuple[float, float]:
+        """Returns where one further value lies in 95% of the cases."""
+        half = _quantile(self.n) * self.sd * math.sqrt(1 + 1 / self.n)
+        return self.mean - half, self.mean + half
+
+    def __str__(self) -> str:
+        """Returns '+0.12 [-0.30, +0.54]', without brackets for one value."""
+        text = f"{self.mean:+.2f}"
+        if self.n > 1:
+            text += f" [{self.low:+.2f}, {self.high:+.2f}]"
+        return text
+
+
+def _quantile(n: int) -> float:
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1))
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Returns the mean of some values and its interval."""
+    n = len(values)
+    mean = statistics.fmean(values) if values else math.nan
+    if n < 2:
+        return Interval(mean, math.nan, n, math.nan, math.nan)
+    sd, low, high = statistics.stdev(values), mean, mean
+    if sd:
+        low, high = stats.t.interval(
+            CONFIDENCE, n - 1, loc=mean, scale=sd / math.sqrt(n)
+        )
+    return Interval(mean, sd, n, float(low), float(high))
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the data say of a hypothesis.
+    """What the results say of a question.
 
     Attributes:
-        claim: of the hypothesis.
-        verdict: one of those of `intervals`.
-        reasons: sentences with the numbers.
+        question: that was asked.
+        verdict: SUPPORTED, REFUTED or UNDECIDED.
+        difference: in points of top-1, paired by seed.
+        reason: the numbers in words.
     """
 
-    claim: str
+    question: Question
     verdict: str
-    reasons: tuple[str, ...]
+    difference: Interval
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """The results of a study, seen by arm.
+    """The results of a study, seen by arm and budget.
 
     Attributes:
         study: the study.
-        seeds: number of seeds that it should have.
-        results: by (arm, seed), see `records.read_results`.
+        rows: of results.jsonl.
     """
 
     study: Study
-    seeds: int
-    results: Mapping[tuple[str, int], Mapping]
+    rows: Sequence[Mapping]
 
-    @functools.cached_property
-    def arms(self) -> list[str]:
-        """The names of arms with a result, in the order of the study."""
-        done = {arm for arm, _ in self.results}
-        return [arm.name for arm in self.study.arms if arm.name in done]
+    @property
+    def arms(self) -> list[Arm]:
+        """The arms that have results, in the order of the study."""
+        done = {row["arm"] for row in self.rows}
+        return [arm for arm in self.study.arms if arm.name in done]
 
-    def title(self, arm: str) -> str:
-        """Returns the title of an arm."""
-        return self.study.arm(arm).title
-
-    def of_arm(self, arm: str) -> dict[int, Mapping]:
-        """Returns the results of an arm by seed."""
-        return {s: r for (name, s), r in self.results.items() if name == arm}
-
-    def values(
-        self, arm: str, value: Callable[[Mapping], float]
-    ) -> dict[int, float]:
-        """Returns a value of each result of an arm, by seed."""
-        return {s: value(r) for s, r in self.of_arm(arm).items()}
-
-    def missing(self) -> int:
-        """Returns how many runs have no result yet."""
-        wanted = {
-            (arm.name, seed)
-            for arm in self.study.arms
-            for seed in range(self.seeds)
+    def values(self, arm: str, budget: float, key: str) -> dict[int, float]:
+        """Returns a value of each result of an arm at a budget, by seed."""
+        return {
+            row["seed"]: row[key]
+            for row in self.rows
+            if (row["arm"], row["budget"]) == (arm, budget)
         }
-        return len(wanted - self.results.keys())
 
-    def models_differ(self) -> bool:
-        """Returns whether the arms are models of different size."""
-        sizes = {
-            (r["model"]["parameters"], r["model"]["multiply_adds"])
-            for r in self.results.values()
-        }
-        return len(sizes) > 1
+    def mean(self, arm: str, budget: float, key: str) -> float:
+        """Returns the mean of a value over seeds; nan without results."""
+        return interval(list(self.values(arm, budget, key).values())).mean
 
-    def has_inference(self) -> bool:
-        """Returns whether each run measured the speed of inference."""
-        return all(r["inference"] for r in self.results.values())
+    def top1(self, arm: str, budget: float = 1.0) -> Interval:
+        """Returns the top-1 of the test in percent."""
+        found = self.values(arm, budget, "top1").values()
+        return interval([100 * value for value in found])
 
-    def top1(self, arm: str) -> dict[int, float]:
-        """Returns the top-1 of the test in percent, by seed."""
-        return self.values(arm, lambda r: 100 * r["test"]["top1"])
+    def gap(self, arm: str, budget: float = 1.0) -> float:
+        """Returns training minus test top-1 in points: the overfitting."""
+        return 100 * (
+            self.mean(arm, budget, "training_top1")
+            - self.mean(arm, budget, "top1")
+        )
 
-    def train_seconds(self, arm: str) -> dict[int, float]:
-        """Returns the seconds of training without evaluation, by seed."""
-        return self.values(arm, lambda r: r["times"]["train_seconds"])
-
-    def difference(self, arm: str, against: str) -> Interval:
+    def difference(
+        self,
+        arm: str,
+        against: str,
+        budget: float = 1.0,
+        against_budget: float = 1.0,
+    ) -> Interval:
         """Returns the difference in top-1, in points, paired by seed."""
-        return intervals.interval(
-            intervals.paired(self.top1(arm), self.top1(against))
+        ours = self.values(arm, budget, "top1")
+        others = self.values(against, against_budget, "top1")
+        seeds = sorted(ours.keys() & others.keys())
+        return interval([100 * (ours[s] - others[s]) for s in seeds])
+
+    def judge(self, question: Question) -> Verdict:
+        """Returns what the results say of a question."""
+        found = self._difference_of(question)
+        margin = question.margin if question.kind == "as_good" else 0.0
+        verdict = UNDECIDED
+        if found.low > -margin:
+            verdict = SUPPORTED
+        elif found.high < -margin:
+            verdict = REFUTED
+        ours, others = (
+            f"'{self.study.arm(arm).title}'"
+            + (f" at {budget:.0%} of the time" if budget < 1 else "")
+            for arm, budget in (
+                (question.arm, question.budget),
+                (question.against, question.against_budget),
+            )
+        )
+        reason = (
+            f"{ours} minus {others}: {found} points of test top-1 "
+            f"({found.n} seed{'s' * (found.n != 1)})."
+        )
+        if margin:
+            reason += f" The margin that was declared is {margin:g} points."
+        if verdict == UNDECIDED:
+            reason += self._what_is_missing(found)
+        return Verdict(question, verdict, found, reason)
+
+    def _difference_of(self, question: Question) -> Interval:
+        return self.difference(
+            question.arm,
+            question.against,
+            question.budget,
+            question.against_budget,
         )
 
-    def time_ratio(self, arm: str, against: str) -> Interval:
-        """Returns the ratio of training times, paired by seed.
-
-        Times of different machines are not compared.
-        """
-        return intervals.interval(
-            [
-                self.train_seconds(arm)[seed]
-                / self.train_seconds(against)[seed]
-                for seed in self._comparable_seeds(arm, against)
-            ]
-        )
-
-    def _comparable_seeds(self, arm: str, against: str) -> list[int]:
-        ours, others = self.of_arm(arm), self.of_arm(against)
-        return [
-            seed
-            for seed in sorted(ours.keys() & others.keys())
-            if ours[seed]["machine"] == others[seed]["machine"]
-        ]
-
-    def time_to_reach(self, arm: str, against: str) -> list[float | None]:
-        """Returns when a curve first reaches the end of another, by seed.
-
-        Each time is a part of the other run's time of training; None where
-        the curve never reaches the last validation top-1 of the other.
-        """
-        shares = []
-        for seed in self._comparable_seeds(arm, against):
-            times, accuracies = curve(self.results[arm, seed])
-            other_times, other_accuracies = curve(self.results[against, seed])
-            if not times or not other_times:
-                continue
-            time = intervals.first_reach(
-                times, accuracies, other_accuracies[-1]
+    def _what_is_missing(self, found: Interval) -> str:
+        wanted = self.study.half_width
+        if found.n < 2:
+            return " An interval needs two seeds."
+        if found.half_width > wanted:
+            more = found.seeds_for(wanted) - found.n
+            return (
+                f" By this spread, {more} more seed{'s' * (more != 1)} would "
+                f"make it +-{wanted:g} points."
             )
-            total = self.results[against, seed]["times"]["train_seconds"]
-            shares.append(None if time is None else time / total)
-        return shares
-
-    def judge(self, hypothesis: Hypothesis) -> Verdict:
-        """Returns what the results say of a hypothesis."""
-        difference = self.difference(hypothesis.arm, hypothesis.against)
-        if not difference.n:
-            return Verdict(
-                hypothesis.claim,
-                intervals.UNDECIDED,
-                (
-                    f"'{self.title(hypothesis.arm)}' and "
-                    f"'{self.title(hypothesis.against)}' have no seed in "
-                    "common yet.",
-                ),
-            )
-        accuracy = difference.is_above(-(hypothesis.margin or 0.0))
-        reasons = [self._accuracy_sentence(hypothesis, difference, accuracy)]
-        verdict = accuracy
-        if hypothesis.test == "faster":
-            in_time, sentences = self._time_sentences(hypothesis)
-            reasons += sentences
-            verdict = intervals.worst([accuracy, in_time])
-        return Verdict(hypothesis.claim, verdict, tuple(reasons))
-
-    def _accuracy_sentence(self, hypothesis, difference, accuracy) -> str:
+        largest = max(abs(found.low), abs(found.high))
         return (
-            f"Top-1 of '{self.title(hypothesis.arm)}' minus that of "
-            f"'{self.title(hypothesis.against)}': {points(difference)} points "
-            f"({pairs(difference.n)}). "
-        ) + _ACCURACY[bool(hypothesis.margin)][accuracy].format(
-            margin=hypothesis.margin
+            " It is not undecided for want of seeds: a difference of more than "
+            f"{largest:.2f} points is ruled out."
         )
 
-    def _time_sentences(self, hypothesis) -> tuple[str, list[str]]:
-        """Returns whether a hypothesis' time holds, and the sentences."""
-        limit = hypothesis.max_time_ratio
-        whole = self.time_ratio(hypothesis.arm, hypothesis.against)
-        verdict = whole.is_at_most(limit)
-        sentences = [
-            f"Its training takes {percent(whole)} of the time of the other "
-            f"({pairs(whole.n)}); the claim is at most {100 * limit:g}%."
-        ]
-        shares = self.time_to_reach(hypothesis.arm, hypothesis.against)
-        reached = [share for share in shares if share is not None]
-        if shares:
-            text = (
-                "On the validation images its curve reaches the other's final "
-                f"top-1 in {len(reached)} of {len(shares)} seeds"
-            )
-            if reached:
-                share = intervals.interval(reached)
-                text += f", first after {percent(share)} of the other's time"
-            sentences.append(text + ".")
-        if verdict != intervals.YES and shares and len(reached) == len(shares):
-            # It may reach the accuracy before its own end.
-            verdict = intervals.interval(reached).is_at_most(limit)
-        return verdict, sentences
+    def more_seeds(self) -> list[tuple[str, float, int]]:
+        """Returns (arm, budget, seeds) of what narrow intervals still need."""
+        wanted = []
+        for question in self.study.questions:
+            found = self._difference_of(question)
+            if found.n < 2 or found.half_width <= self.study.half_width:
+                continue
+            needed = found.seeds_for(self.study.half_width)
+            seeds = min(max(needed, found.n + 1), self.study.most_seeds)
+            wanted += [
+                (question.arm, question.budget, seeds),
+                (question.against, question.against_budget, seeds),
+            ]
+        return wanted
 
 
-_UNDECIDED = "An interval needs two seeds."
-# Whether a hypothesis has a margin, and what the interval says.
-_ACCURACY = {
-    False: {
-        intervals.YES: "It is more accurate.",
-        intervals.NO: "It is less accurate.",
-        intervals.NOISE: "The interval contains 0: these seeds do not show "
-        "which of the two is more accurate.",
-        intervals.UNDECIDED: _UNDECIDED,
-    },
-    True: {
-        intervals.YES: "It reaches that accuracy, within the margin of "
-        "{margin:g} points that was declared.",
-        intervals.NO: "It is less accurate by more than the margin of "
-        "{margin:g} points that was declared.",
-        intervals.NOISE: "The interval contains -{margin:g}, the margin that "
-        "was declared: these seeds do not show whether it is that close.",
-        intervals.UNDECIDED: _UNDECIDED,
-    },
-}
+def load(folder: pathlib.Path) -> Analysis:
+    """Reads a study's folder.
 
-
-def curve(result: Mapping) -> tuple[list[float], list[float]]:
-    """Returns seconds of training and validation top-1 in percent."""
-    entries = result["curve"]
-    return (
-        [e["train_seconds"] - e["evaluation_seconds"] for e in entries],
-        [100 * e["top1"] for e in entries],
+    Raises:
+        StudyError: for files that cannot be read.
+    """
+    content = records.read_json(folder / records.STUDY)["definition"]
+    rows = records.read_rows(folder)
+    return Analysis(
+        definition.parse(folder.name, content),
+        [row for row in rows if not row["tunes"]],
     )
 
 
-def stage_ends(result: Mapping) -> list[int]:
-    """Returns the steps at which a run's stages end, but for the last.
+def best_strengths(
+    rows: Iterable[Mapping],
+) -> dict[str, dict[str, float]]:
+    """Returns the strength of the highest mean top-1, by arm and budget.
 
-    None where stages are drawn at random, or are all alike.
+    Of equally good ones the weakest.
     """
-    if result["config"]["train"]["stage_order"] == "random":
-        return []
-    stages = result["stages"]
-    alike = [
-        {k: v for k, v in s.items() if k not in ("first_step", "last_step")}
-        for s in stages
-    ]
-    if all(stage == alike[0] for stage in alike):
-        return []
-    return [stage["last_step"] for stage in stages[:-1]]
-
-
-def points(value: Interval) -> str:
-    """Returns '+0.12 [-0.30, +0.54]', without brackets for one value."""
-    text = f"{value.mean:+.2f}"
-    if value.n > 1:
-        text += f" [{value.low:+.2f}, {value.high:+.2f}]"
-    return text
-
-
-def percent(value: Interval) -> str:
-    """Returns a ratio as '59.8% [58.1%, 61.5%]'."""
-    if not value.n:
-        return "an unknown part"
-    text = f"{100 * value.mean:.1f}%"
-    if value.n > 1:
-        text += f" [{100 * value.low:.1f}%, {100 * value.high:.1f}%]"
-    return text
-
-
-def pairs(number: int) -> str:
-    """Returns '3 pairs of seeds'."""
-    return f"{number} pair{'s' * (number != 1)} of seeds"
+    found = collections.defaultdict(lambda: collections.defaultdict(dict))
+    for row in rows:
+        of_budget = found[row["arm"]][f"{row['budget']:g}"]
+        of_budget.setdefault(row["strength"], []).append(row["top1"])
+    return {
+        arm: {
+            budget: max(
+                sorted(tried), key=lambda each: statistics.fmean(tried[each])
+            )
+            for budget, tried in budgets.items()
+        }
+        for arm, budgets in found.items()
+    }

@@ -1,18 +1,16 @@
-"""Studies as data: arms that differ in a few options, and what they test.
+"""Studies as data: arms that differ in a few options, and what they answer.
 
 A study is a file of `hparams/studies/` or a user's own YAML file:
 
     title: Two dropout rates
-    description: What dropout does to a short run.
     dataset: fashion_mnist
-    recipe: fashion_mnist
     overrides: train.epochs=2, model.dropout_base=null
     base: little
     arms:
       little: {title: dropout 0.1, overrides: model.dropout_rate=0.1}
       much: {title: dropout 0.5, overrides: model.dropout_rate=0.5}
-    hypotheses:
-    - {claim: Less dropout is better., test: better, arm: little, against: much}
+    questions:
+    - {claim: Less dropout is better., arm: little, against: much}
 """
 
 import dataclasses
@@ -26,38 +24,55 @@ import ml_collections
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import declarative, schema
 from efficientnetv2.declarative import ConfigError, suggest
+from efficientnetv2.models import counting
 from efficientnetv2.schema import option
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NAME = re.compile(r"[A-Za-z0-9]\w*")
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """One of the configurations that a study compares."""
 
-    name: str = option(help="of the arm, and of its folder")
+    name: str = option(help="of the arm")
     title: str = option("", "for people")
     overrides: str = option("", "as in --hparam_str, after those of the study")
+    strength: float | None = option(
+        None,
+        "of the study's regularization; null: tuned, or 1 without `tune`",
+        0,
+    )
+    equal: Literal["time", "epochs"] = option(
+        "time",
+        "time: trains for as long as the base, by the measured time of its "
+        "steps; epochs: for train.epochs",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class Hypothesis:
-    """What is tested by comparing two arms."""
+class Question:
+    """What is asked of two arms, each at a budget."""
 
     claim: str = option(help="a sentence")
-    test: Literal["better", "faster"] = option(
-        help="better: the top-1 of arm is higher than that of against; "
-        "faster: arm reaches it in max_time_ratio of the time"
-    )
     arm: str = option(help="name of an arm")
     against: str = option(help="name of an arm")
-    max_time_ratio: float | None = option(None, "of faster, above 0", 1e-9, 1)
-    margin: float | None = option(
-        None,
-        "of faster: a top-1 that is lower by less than so many points counts "
-        "as reached",
-        0,
+    kind: Literal["better", "as_good"] = option(
+        "better",
+        "better: the top-1 of arm is higher; as_good: it is not lower by "
+        "`margin` points",
     )
+    margin: float = option(0.0, "points of top-1, of as_good", 0, 100)
+    budget: float = option(1.0, "of arm")
+    against_budget: float = option(1.0, "of against")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tune:
+    """How the strength of each arm is chosen, at each budget by itself."""
+
+    strengths: list = option(help="to try")
+    seeds: list = option(help="to try them with, which the study does not use")
+    split: str = option("minival", "that decides")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,189 +84,214 @@ class Study:
     dataset: str = option(help="a name of datasets/, a YAML file or a folder")
     base: str = option(help="the arm that the others are compared with")
     arms: dict = option(help="in the order of the report")
-    curves: list = option((), "arms whose curves the report draws; (): all")
     description: str = option("", "for people")
+    reasons: dict = option({}, "why these images, epochs, ...; for people")
     recipe: str | None = option(
         None,
         "a name of hparams/recipes/ or a YAML file; null: the dataset's",
     )
     overrides: str = option("", "of all arms, as in --hparam_str")
-    hypotheses: list = option((), "what is tested")
-    inference_batch_size: int | None = option(
-        None,
-        "images per batch when the speed of inference is measured after each "
-        "run; null: it is not measured",
-        1,
+    regularization: dict = option(
+        {}, "options to their values at strength 1, which a strength scales"
     )
+    budgets: list = option(
+        (1.0,), "parts of the training, each a training of its own"
+    )
+    seeds: int = option(5, "0, 1, ... for each arm", 1)
+    most_seeds: int = option(
+        5, "for the arms of questions, until their intervals are narrow", 1
+    )
+    half_width: float = option(0.4, "of an interval that is narrow", 1e-6)
+    curves: list = option((), "arms whose accuracy is drawn over time")
+    questions: list = option((), "what is asked")
+    tune: dict | None = option(None, "null: every arm has its own strength")
 
     def arm(self, name: str) -> Arm:
-        """Returns the arm of that name."""
-        return next(arm for arm in self.arms if arm.name == name)
+        """Returns the arm of that name.
 
-    def hparam_str(self, arm: Arm) -> str:
-        """Returns the overrides of the study and of one of its arms."""
-        return ",".join(
-            pair.strip()
-            for pair in f"{self.overrides},{arm.overrides}".split(",")
-            if pair.strip()
+        Raises:
+            ConfigError: if there is none.
+        """
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        names = [arm.name for arm in self.arms]
+        raise ConfigError(
+            f"study {self.name}: there is no arm {name!r}."
+            + suggest(str(name), names)
         )
+
+    def configure(
+        self,
+        arm: Arm,
+        strength: float = 1.0,
+        scale: float = 1.0,
+        flags: Mapping[str, Any] | None = None,
+    ) -> ml_collections.ConfigDict:
+        """Returns the configuration of an arm.
+
+        Args:
+            arm: of this study.
+            strength: that the values of the regularization are multiplied by.
+            scale: that the epochs are multiplied by.
+            flags: further options, such as 'train.seed'.
+
+        Raises:
+            ConfigError: for an option that does not exist or cannot be.
+        """
+        values = {k: strength * v for k, v in self.regularization.items()}
+        pairs = [self.overrides, arm.overrides]
+        pairs = ",".join(pair.strip() for pair in pairs if pair.strip())
+        try:
+            if pairs and "=" not in pairs:
+                raise ConfigError(
+                    "overrides must be key=value pairs, such as "
+                    f"'train.epochs=3', not {pairs!r}."
+                )
+            if "seed" in config_lib.parse_hparam_str(pairs).get("train", {}):
+                raise ConfigError("train.seed is set by the study's seeds.")
+            config = config_lib.load(
+                dataset=self.dataset,
+                recipe=self.recipe,
+                hparam_str=pairs,
+                flags={"train.seed": 0, **values, **(flags or {})},
+            )
+            config.train.epochs *= scale
+            config_lib.check(config)
+        except ConfigError as error:
+            raise ConfigError(
+                f"study {self.name}: arm {arm.name}: {error}"
+            ) from None
+        return config
 
 
 def load(name: str, dataset: str | None = None) -> Study:
     """Reads a study.
 
     Args:
-        name: of a file in `hparams/studies/`, the path of a YAML file, or of
-            the `study.json` beside a study's results.
+        name: of a file in `hparams/studies/`, or the path of a YAML file.
         dataset: takes the place of the study's.
 
     Raises:
         ConfigError: names the file, the option and what it should be.
     """
-    path = pathlib.Path(name)
-    if path.suffix == ".json":
-        # JSON is YAML; the folder has the study's name.
-        content = declarative.read_yaml(path)
-        content.pop("seeds", None)
-        study = parse(path.absolute().parent.name, content)
-    else:
-        content = declarative.named_or_path("studies", name)
-        study = parse(path.stem, content)
+    content = declarative.named_or_path("studies", name)
+    study = parse(pathlib.Path(name).stem, content)
     return dataclasses.replace(study, dataset=dataset or study.dataset)
 
 
 def parse(name: str, content: Mapping[str, Any]) -> Study:
-    """Checks the content of a study's file, or of its `study.json`.
-
-    The configurations are not looked at; `resolve` does that.
-    """
+    """Checks the content of a study's file, and every arm's configuration."""
     where = f"study {name}"
     if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{where}: call the file by letters, digits, '_' and '-'."
-        )
+        raise ConfigError(f"{where}: call the file by letters, digits and '_'.")
     values = _read(Study, content, where, leave=("name",))
-    arms = values["arms"]
-    if len(arms) < 2:
+    if len(values["arms"]) < 2:
         raise ConfigError(
             f"{where}: 'arms' must hold at least two, such as 'plain: {{title: "
             "no dropout, overrides: model.dropout_rate=0}'."
         )
-    values["arms"] = tuple(
-        _parse_arm(str(arm), arms[arm], where) for arm in arms
+    arms = []
+    for each, of_arm in values["arms"].items():
+        if not _NAME.fullmatch(str(each)):
+            raise ConfigError(
+                f"{where}: arm {each}: call it by letters, digits and '_'; it "
+                "names files."
+            )
+        of_arm = _read(Arm, of_arm, f"{where}: arm {each}", leave=("name",))
+        arms.append(Arm(name=each, **{"title": each, **of_arm}))
+    values["questions"] = tuple(
+        Question(**_read(Question, each, f"{where}: question {number}"))
+        for number, each in enumerate(values.get("questions", []), 1)
     )
-    names = [arm.name for arm in values["arms"]]
-    values["curves"] = tuple(values.get("curves", names))
-    values["hypotheses"] = tuple(
-        _parse_hypothesis(each, f"{where}: hypothesis {number}", names)
-        for number, each in enumerate(values.get("hypotheses", []), 1)
-    )
-    for key, chosen in [("base", values["base"])] + [
-        ("curves", curve) for curve in values["curves"]
-    ]:
-        _check_arm(chosen, names, f"{where}: {key}")
-    return Study(name=name, **values)
+    if values.get("tune"):
+        values["tune"] = Tune(**_read(Tune, values["tune"], f"{where}: tune"))
+    study = Study(name=name, **(values | {"arms": tuple(arms)}))
+    _check(study, where)
+    return study
+
+
+def to_dict(study: Study) -> dict:
+    """Returns what `parse` reads, for the study's folder."""
+    content = dataclasses.asdict(study)
+    del content["name"]
+    content["arms"] = {arm.pop("name"): arm for arm in content["arms"]}
+    return content
 
 
 def _read(kind: type, content: Any, where: str, leave: tuple = ()) -> dict:
     """Returns the values of a dataclass; texts are unwrapped."""
     values = schema.read(kind, content, where, leave)
-    return {
-        key: " ".join(each.split()) if isinstance(each, str) else each
-        for key, each in values.items()
-    }
+    for key, each in values.items():
+        if isinstance(each, str):
+            values[key] = " ".join(each.split())
+        elif isinstance(each, list):
+            values[key] = tuple(each)
+    return values
 
 
-def _check_arm(name, names: list[str], where: str) -> None:
-    if name not in names:
-        raise ConfigError(
-            f"{where}: there is no arm {name!r}." + suggest(str(name), names)
-        )
-
-
-def _parse_arm(name: str, content: Any, where: str) -> Arm:
-    where = f"{where}: arm {name}"
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{where}: call it by letters, digits, '_' and '-'; it names a "
-            "folder."
-        )
-    values = _read(Arm, content, where, leave=("name",))
-    return Arm(name=name, **{"title": name, **values})
-
-
-def _parse_hypothesis(content: Any, where: str, names: list[str]) -> Hypothesis:
-    found = Hypothesis(**_read(Hypothesis, content, where))
-    for key in ("arm", "against"):
-        _check_arm(getattr(found, key), names, f"{where}: {key}")
-    if (found.test == "faster") != (found.max_time_ratio is not None):
-        raise ConfigError(
-            f"{where}: 'max_time_ratio', above 0 and at most 1, belongs to the "
-            f"test 'faster'; it is {found.max_time_ratio!r} in the test "
-            f"{found.test!r}."
-        )
-    if found.margin is not None and found.test != "faster":
-        raise ConfigError(
-            f"{where}: 'margin', points of top-1 from 0, belongs to the test "
-            f"'faster'; it is {found.margin!r} in the test {found.test!r}."
-        )
-    return found
-
-
-def to_dict(study: Study) -> dict:
-    """Returns what `parse` reads, for `study.json`."""
-    content = dataclasses.asdict(study)
-    del content["name"]
-    content["curves"] = list(study.curves)
-    content["hypotheses"] = [
-        {key: value for key, value in each.items() if value is not None}
-        for each in content["hypotheses"]
-    ]
-    content["arms"] = {
-        arm.name: {"title": arm.title, "overrides": arm.overrides}
-        for arm in study.arms
-    }
-    return content
+def _check(study: Study, where: str) -> None:
+    """Checks names, budgets and seeds, which belong together."""
+    for name in (study.base, *study.curves):
+        study.arm(name)
+    for budget in study.budgets:
+        if not (isinstance(budget, (int, float)) and 0 < budget <= 1):
+            raise ConfigError(
+                f"{where}: budgets={budget!r} is not above 0 and at most 1."
+            )
+    for question in study.questions:
+        study.arm(question.arm), study.arm(question.against)
+        for budget in (question.budget, question.against_budget):
+            if budget not in study.budgets:
+                raise ConfigError(
+                    f"{where}: {question.claim!r} asks about the budget "
+                    f"{budget:g}, which is not in 'budgets'."
+                )
+    if study.tune:
+        used = range(max(study.seeds, study.most_seeds))
+        for seed in study.tune.seeds:
+            if seed in used:
+                raise ConfigError(
+                    f"{where}: the seed {seed} of 'tune' is one of the "
+                    f"study's; take seeds from {len(used)} on."
+                )
 
 
 def resolve(
     study: Study, data_dir: str | None = None
 ) -> dict[str, ml_collections.ConfigDict]:
-    """Returns the configuration of each arm, with the seed 0.
+    """Returns the configuration of each arm at strength 1, with the seed 0.
 
     Raises:
-        ConfigError: for an option that does not exist or cannot be, in any
-            arm, and for two arms that are the same.
+        ConfigError: for an arm that cannot be, or two that are the same.
     """
-    flags = {"train.seed": 0}
-    if data_dir is not None:
-        flags["data.data_dir"] = data_dir
-    configs: dict[str, ml_collections.ConfigDict] = {}
+    flags = {} if data_dir is None else {"data.data_dir": data_dir}
+    configs, seen = {}, {}
     for arm in study.arms:
-        text = study.hparam_str(arm)
-        try:
-            if text and "=" not in text:
-                raise ConfigError(
-                    "overrides must be key=value pairs, such as "
-                    f"'train.epochs=3', not {text!r}."
-                )
-            if "seed" in config_lib.parse_hparam_str(text).get("train", {}):
-                raise ConfigError("train.seed is set by --seeds.")
-            config = config_lib.load(
-                dataset=study.dataset,
-                recipe=study.recipe,
-                hparam_str=text,
-                flags=flags,
-            )
-        except ConfigError as error:
+        configs[arm.name] = study.configure(arm, flags=flags)
+        key = (arm.equal, arm.strength, config_lib.to_yaml(configs[arm.name]))
+        if key in seen:
             raise ConfigError(
-                f"study {study.name}: arm {arm.name}: {error}"
-            ) from None
-        for other, known in configs.items():
-            if known.to_dict() == config.to_dict():
-                raise ConfigError(
-                    f"study {study.name}: the arms {other} and {arm.name} have "
-                    "the same configuration; leave one out."
-                )
-        configs[arm.name] = config
+                f"study {study.name}: the arms {seen[key]} and {arm.name} have "
+                "the same configuration; leave one out."
+            )
+        seen[key] = arm.name
     return configs
+
+
+def image_sizes(config: ml_collections.ConfigDict) -> list[int]:
+    """Returns the image sizes of a run's stages, ascending."""
+    stages = config_lib.run_plan(config).stages
+    return sorted({stage.image_size for stage in stages})
+
+
+def describe_model(config: ml_collections.ConfigDict) -> dict:
+    """Returns what the report says of an arm's model."""
+    counts = counting.total(
+        counting.count_stages(config.model.to_dict(), config.eval.isize)
+    )
+    return {
+        "parameters": counts.parameters,
+        "multiply_adds": counts.multiply_adds,
+        "image_sizes": image_sizes(config),
+    }

@@ -9,8 +9,8 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from efficientnetv2 import progressive
-from efficientnetv2.config import RunPlan
 from efficientnetv2.data import decoding, pipeline, preprocessing, sources
+from efficientnetv2.progressive import RunPlan
 
 HEIGHT, WIDTH = 40, 56
 _Y, _X = np.mgrid[:HEIGHT, :WIDTH]
@@ -152,7 +152,7 @@ def test_parts_of_turned_jpegs(orientation, antialias):
     boxes = [(0, 0, 93, 126), (-7.25, 12.5, 93, 126), (50, 3, 40, 60)]
     for box in boxes:
         for size in (40, 19, 9):
-            part, inner = decoding.decode_part(
+            part, inner = preprocessing.decode_part(
                 data, tf.constant(box, tf.float32), size, antialias
             )
             expected, result = (
@@ -306,7 +306,15 @@ def test_png_of_sixteen_bits():
 
 def test_other_forms():
     image = Image.fromarray(PIXELS)
+    frames = {"save_all": True, "append_images": [image.convert("L")]}
     cases = [
+        encode(image, "PNG"),
+        encode(image.convert("L"), "PNG"),
+        encode(image, "BMP"),
+        encode(image.quantize(16), "GIF", **frames),
+        encode(image, progressive=True),
+        encode(image.convert("L")),
+        encode(image.convert("CMYK"), quality=95),
         encode(image.convert("1"), "PNG"),
         encode(image.quantize(4), "PNG", bits=2),
         encode(image.convert("P"), "PNG", transparency=3),
@@ -324,7 +332,8 @@ def test_other_forms():
             expected = np.asarray(opened.convert("RGB"))
         portable = decoding.to_portable(data)
         for result in (_decode(data), _decode_portable(portable)):
-            np.testing.assert_array_equal(result, expected, str(number))
+            difference = np.abs(np.int32(result) - expected).max()
+            assert difference <= (6 if data[:2] == b"\xff\xd8" else 0), number
 
 
 @pytest.mark.parametrize("mode", preprocessing.MODES)

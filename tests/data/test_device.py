@@ -13,9 +13,8 @@ import pytest
 import tensorflow as tf
 
 from efficientnetv2 import engines, progressive
-from efficientnetv2.config import RunPlan
-from efficientnetv2.data import device, pipeline, sources
-from efficientnetv2.data.augment import policies
+from efficientnetv2.data import device, pipeline, policies, sources
+from efficientnetv2.progressive import RunPlan
 from tests.data.test_augment import textures
 
 # Without mixing, whose sums a compiler may round otherwise.

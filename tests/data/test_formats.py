@@ -17,14 +17,7 @@ from PIL import Image
 from efficientnetv2 import api, declarative, progressive
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import run_plan
-from efficientnetv2.data import (
-    decoding,
-    faults,
-    folders,
-    pipeline,
-    registry,
-    sources,
-)
+from efficientnetv2.data import faults, loading, pipeline, registry, sources
 from efficientnetv2.errors import DataError
 from tests.conftest import TINY
 
@@ -49,18 +42,17 @@ def _write_folder(root, source):
     return root
 
 
-def _example(image_key, image, label_key, labels) -> bytes:
-    features = {
-        image_key: tf.train.Feature(
+def _example(image, labels):
+    feature = {
+        "image/encoded": tf.train.Feature(
             bytes_list=tf.train.BytesList(value=[image])
         ),
-        label_key: tf.train.Feature(
+        "image/class/label": tf.train.Feature(
             int64_list=tf.train.Int64List(value=labels)
         ),
     }
-    return tf.train.Example(
-        features=tf.train.Features(feature=features)
-    ).SerializeToString()
+    features = tf.train.Features(feature=feature)
+    return tf.train.Example(features=features).SerializeToString()
 
 
 def _write_shards(root, source, count=4, labels=None):
@@ -74,14 +66,7 @@ def _write_shards(root, source, count=4, labels=None):
         path = str(root / f"train-{shard:05d}-of-{count:05d}")
         with tf.io.TFRecordWriter(path) as writer:
             for k in range(first, last):
-                writer.write(
-                    _example(
-                        "image/encoded",
-                        _png(source.images[k]),
-                        "image/class/label",
-                        labels[k],
-                    )
-                )
+                writer.write(_example(_png(source.images[k]), labels[k]))
     return root
 
 
@@ -125,6 +110,10 @@ def _evaluated(source, config):
     )
 
 
+def _same(one, other):
+    tf.nest.map_structure(np.testing.assert_array_equal, one, other)
+
+
 def _batches(source, config, first_step=0, skipped=0):
     plan = run_plan(config)
     stages = progressive.build_stages(config, plan)
@@ -141,7 +130,7 @@ def test_a_folder_gives_what_the_array_gives(tmp_path, source):
         tmp_path,
         "train.epochs=2,train.stages=2,train.batch_size=16,data.cutmix_alpha=1",
     )
-    loaded = sources.load_split(config, "trainval", log=lambda _: None)
+    loaded = loading.load_split(config, "trainval", log=lambda _: None)
     assert loaded.class_names == CLASSES
     # The array with the same images in the same order.
     numbers = [int(path[-7:-4]) for path in loaded.items]
@@ -149,10 +138,7 @@ def test_a_folder_gives_what_the_array_gives(tmp_path, source):
         source.images[numbers], source.labels[numbers], CLASSES
     )
     np.testing.assert_array_equal(loaded.labels, same.labels)
-    for one, other in zip(
-        _evaluated(loaded, config), _evaluated(same, config), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    _same(_evaluated(loaded, config), _evaluated(same, config))
     config.unlock()
     config.train.split = "trainval"
     ours, theirs = _batches(loaded, config), _batches(same, config)
@@ -168,9 +154,7 @@ def test_a_folder_gives_what_the_array_gives(tmp_path, source):
         sizes.add(x.shape[1])
     assert sizes == {20, 24}
     resumed = _batches(loaded, config, first_step=len(ours) - 3)
-    for (x, y), (other_x, other_y) in zip(resumed, ours[-3:], strict=True):
-        np.testing.assert_array_equal(x, other_x)
-        np.testing.assert_array_equal(y, other_y)
+    _same(resumed, ours[-3:])
 
 
 def test_shards(tmp_path, source):
@@ -179,11 +163,8 @@ def test_shards(tmp_path, source):
     config = _config(
         name, tmp_path, "train.epochs=2,train.batch_size=32,data.aug_prob=0"
     )
-    loaded = sources.load_split(config, "train")
-    for one, other in zip(
-        _evaluated(loaded, config), _evaluated(source, config), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    loaded = loading.load_split(config, "train")
+    _same(_evaluated(loaded, config), _evaluated(source, config))
     batches = _batches(loaded, config)
     assert len(batches) == 2 * (200 // 32)
     assert batches[0][0].shape == (32, 18, 18, 3)
@@ -194,12 +175,7 @@ def test_shards(tmp_path, source):
     first, second = batches[0][1], batches[6][1]
     assert (first != second).any()
     for step in (4, 7):
-        resumed = _batches(loaded, config, first_step=step)
-        for (x, y), (other_x, other_y) in zip(
-            resumed, batches[step:], strict=True
-        ):
-            np.testing.assert_array_equal(x, other_x)
-            np.testing.assert_array_equal(y, other_y)
+        _same(_batches(loaded, config, first_step=step), batches[step:])
 
 
 def test_batches_of_shards_can_be_left_out(tmp_path, source):
@@ -210,21 +186,19 @@ def test_batches_of_shards_can_be_left_out(tmp_path, source):
         tmp_path,
         "train.epochs=2,train.stages=1,data.mixup_alpha=0,data.cutmix_alpha=0",
     )
-    loaded = sources.load_split(config, "train")
+    loaded = loading.load_split(config, "train")
     whole = _batches(loaded, config)
     skipping = _batches(loaded, config, first_step=2, skipped=5)
     assert len(skipping) == 10
-    for (x, y), (other_x, other_y) in zip(skipping[:5], whole[7:], strict=True):
-        np.testing.assert_array_equal(x, other_x)
-        np.testing.assert_array_equal(y, other_y)
+    _same(skipping[:5], whole[7:])
 
 
 def test_several_labels(tmp_path, source):
     labels = [[k % 10 + 1, (k + 3) % 10 + 1] for k in range(200)]
     _write_shards(tmp_path / "mine", source, labels=labels)
     name = _records_yaml(tmp_path / "mine.yaml", multi_label=True)
-    loaded = sources.load_split(_config(name, tmp_path), "eval")
-    vectors = [y.numpy() for _, y in pipeline.encoded_examples(loaded)]
+    loaded = loading.load_split(_config(name, tmp_path), "eval")
+    vectors = [y.numpy() for _, y in sources.encoded_examples(loaded)]
     expected = np.zeros((200, 10), np.float32)
     for row, (one, other) in zip(expected, labels, strict=True):
         row[[one - 1, other - 1]] = 1
@@ -281,9 +255,7 @@ def test_bad_images_can_be_left_out(tmp_path, source):
         for k in range(100, 150):
             image = _png(source.images[k])[: 50 if k in (107, 108) else None]
             label = [source.labels[k] + 1]
-            writer.write(
-                _example("image/encoded", image, "image/class/label", label)
-            )
+            writer.write(_example(image, label))
     name = _records_yaml(tmp_path / "mine.yaml")
     options = "train.epochs=2,data.on_corrupt=skip,data.augname=null"
     for dataset, split, total in (
@@ -294,7 +266,7 @@ def test_bad_images_can_be_left_out(tmp_path, source):
         config.unlock()
         config.train.split = config.eval.split = config.eval.val_split = split
         if dataset != name:
-            files = folders.scan(dataset).splits[split].files
+            files = registry.listing(dataset).splits[split].files
             pathlib.Path(files[3]).write_bytes(b"")
             pathlib.Path(files[90]).write_bytes(b"no image")
         lines = []
@@ -326,7 +298,7 @@ def _flip(path):
 def test_a_bad_image_in_a_folder_is_named(tmp_path, source, kind, mode):
     _write_folder(tmp_path / "photos", source)
     config = _config(tmp_path / "photos", tmp_path, "train.epochs=1")
-    split = sources.load_split(config, "eval", log=lambda _: None)
+    split = loading.load_split(config, "eval", log=lambda _: None)
     bad = pathlib.Path(split.items[7])
     if kind == "cut":
         _truncate(bad)
@@ -376,16 +348,19 @@ def test_bad_shards_are_named(tmp_path, source, kind, words):
         with tf.io.TFRecordWriter(str(third)) as writer:
             writer.write({"text": b"no record", "noise": b"\n\xa4\xff"}[kind])
     elif kind in ("image", "foreign"):
-        key = {"image": "image/encoded", "foreign": "picture"}[kind]
+        old, new = (
+            b"encoded",
+            {"image": b"encoded", "foreign": b"pixels."}[kind],
+        )
         with tf.io.TFRecordWriter(str(third)) as writer:
             for k in range(50):
                 image = _png(source.images[k])
                 if kind == "image" and k == 3:
                     image = image[:50]
-                writer.write(_example(key, image, "image/class/label", [1]))
+                writer.write(_example(image, [1]).replace(old, new))
     name = _records_yaml(tmp_path / "mine.yaml")
     config = _config(name, tmp_path, "train.epochs=1,train.batch_size=20")
-    split = sources.load_split(config, "train")
+    split = loading.load_split(config, "train")
     with pytest.raises(DataError) as error, faults.named(split):
         _batches(split, config)
     for word in words:
@@ -395,7 +370,7 @@ def test_bad_shards_are_named(tmp_path, source, kind, words):
 def test_hosts_read_files_of_their_own(tmp_path, source):
     _write_shards(tmp_path, source)
     info = registry.load_info(_records_yaml(tmp_path / "mine.yaml"))
-    whole = sources.open_shards(info, info.splits["train"], tmp_path)
+    whole = loading.open_shards(info, info.splits["train"], tmp_path)
     parts = [whole.part(host, 3) for host in range(3)]
     paths = [shard.path for part in parts for shard in part.shards]
     assert len(paths) == len(set(paths)) == 4
@@ -449,7 +424,7 @@ def test_tensorflow_datasets(tmp_path, source):
             },
         )
         config = _config(name, folder, "train.epochs=1")
-        loaded = sources.load_split(config, "eval", log=lambda _: None)
+        loaded = loading.load_split(config, "eval", log=lambda _: None)
         images, labels = _evaluated(loaded, config)
         if expected is None:
             assert isinstance(loaded, sources.ArraySource)
@@ -459,140 +434,10 @@ def test_tensorflow_datasets(tmp_path, source):
             np.testing.assert_array_equal(images, expected[0])
             np.testing.assert_array_equal(labels, expected[1])
         assert sorted(labels) == sorted(source.labels)
-        part = sources.load_split(config, "minival", log=lambda _: None)
+        part = loading.load_split(config, "minival", log=lambda _: None)
         assert len(part) == 50
-        train = sources.load_split(config, "train", log=lambda _: None)
+        train = loading.load_split(config, "train", log=lambda _: None)
         assert len(_batches(train, config)) == 150 // 32
-
-
-COLOUR = np.kron(
-    np.random.default_rng(0).integers(0, 256, (4, 5, 3)), np.ones((8, 8, 1))
-).astype(np.uint8)
-
-
-def _encode(image, form, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def _encoded():
-    """Yields name, encoded image, the right RGB, and the tolerance."""
-    image = Image.fromarray(COLOUR)
-    palette = image.quantize(16)
-    alpha = image.copy()
-    alpha.putalpha(Image.fromarray(COLOUR[..., 0]))
-    deep = COLOUR[..., 0].astype(np.uint16) * 256 + 77
-    best = {"quality": 95, "subsampling": 0}
-    yield "jpeg", _encode(image, "JPEG", **best), image, 5
-    yield "progressive", _encode(image, "JPEG", progressive=True), image, None
-    yield "cmyk", _encode(image.convert("CMYK"), "JPEG", **best), image, 3
-    yield "gray jpeg", _encode(image.convert("L"), "JPEG"), None, 2
-    for form in ("PNG", "BMP", "GIF", "WEBP"):
-        lossless = {"lossless": True} if form == "WEBP" else {}
-        yield form, _encode(image, form, **lossless), image, 0
-        if form != "WEBP":
-            yield f"{form} palette", _encode(palette, form), palette, 0
-    yield "alpha", _encode(alpha, "PNG"), image, 0
-    yield "gray", _encode(image.convert("L"), "PNG"), image.convert("L"), 0
-    yield "gray alpha", _encode(image.convert("LA"), "PNG"), None, 0
-    yield "one bit", _encode(image.convert("1"), "PNG"), image.convert("1"), 0
-    frames = [image.convert("L")]
-    yield (
-        "animation",
-        _encode(palette, "GIF", save_all=True, append_images=frames),
-        palette,
-        0,
-    )
-    yield (
-        "sixteen bits",
-        _encode(Image.fromarray(deep), "PNG"),
-        Image.fromarray(COLOUR[..., 0]),
-        0,
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "right", "tolerance"),
-    [pytest.param(*case, id=case[0]) for case in _encoded()],
-)
-def test_every_kind_of_image_becomes_right_rgb(name, data, right, tolerance):
-    decoded = decoding.decode(tf.constant(data)).numpy()
-    assert decoded.shape == (32, 40, 3) and decoded.dtype == np.uint8
-    with Image.open(io.BytesIO(data)) as image:
-        right = image.convert("RGB") if right is None else right.convert("RGB")
-        if tolerance is None:
-            right, tolerance = image.convert("RGB"), 6
-    difference = np.abs(decoded.astype(int) - np.asarray(right))
-    assert np.quantile(difference, 0.9) <= tolerance, name
-
-
-# --- Folders -----------------------------------------------------------------
-
-
-def _touch(root, *paths):
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(b"")
-    registry.forget()
-    return root
-
-
-def test_class_folders_are_split_by_name(tmp_path):
-    names = [f"{c}/{k}.JPG" for c in ("b", "a") for k in range(25)]
-    root = _touch(tmp_path, *names, "a/.hidden.jpg", "a/notes.txt")
-    index = folders.scan(root)
-    assert index.class_names == ["a", "b"]
-    counts = {name: len(part) for name, part in index.splits.items()}
-    assert counts == {"train": 44, "minival": 2, "eval": 4, "trainval": 46}
-    everything = index.splits["trainval"].files + index.splits["eval"].files
-    assert len(set(everything)) == 50
-    assert not set(index.splits["train"].files) & set(
-        index.splits["minival"].files
-    )
-    for part in index.splits.values():
-        for file, label in zip(part.files, part.labels, strict=True):
-            assert f"/{index.class_names[label]}/" in file
-    registry.forget()
-    assert folders.scan(root) == index
-
-
-@pytest.mark.parametrize("test", [True, False])
-def test_train_and_validation_folders(tmp_path, test):
-    names = [f"Train/{c}/{k}.png" for c in "ab" for k in range(10)]
-    names += [f"val/{c}/{k}.png" for c in "ab" for k in range(3)]
-    if test:
-        names += [f"test/{c}/{k}.png" for c in "ab" for k in range(2)]
-    index = folders.scan(_touch(tmp_path, *names))
-    counts = {name: len(part) for name, part in index.splits.items()}
-    if test:
-        assert counts == {"train": 20, "minival": 6, "eval": 4, "trainval": 26}
-        assert all("/val/" in file for file in index.splits["minival"].files)
-    else:
-        assert counts == {"train": 18, "minival": 2, "eval": 6, "trainval": 20}
-        assert all("/val/" in file for file in index.splits["eval"].files)
-
-
-@pytest.mark.parametrize(
-    ("paths", "words"),
-    [
-        ([], ["no sub-folders"]),
-        (["1.png"], ["no sub-folders"]),
-        (["a/1.png", "b/readme.txt"], ["b", "has no images"]),
-        (["Cat/1.png", "cat/1.png", "dog/1.png"], ["'Cat'", "'cat'"]),
-        (["a/1.png"], ["one class only", "'a'"]),
-        (
-            ["train/a/1.png", "train/b/1.png", "val/c/1.png"],
-            ["'c'", "val", "train"],
-        ),
-        (["a/1.png", "b/1.png"], ["'eval'", "no images"]),
-    ],
-)
-def test_bad_folders(tmp_path, paths, words):
-    with pytest.raises(DataError) as error:
-        folders.scan(_touch(tmp_path, *paths))
-    for word in (*words, str(tmp_path)):
-        assert word in str(error.value)
 
 
 def test_missing_folder_and_shards(tmp_path):
@@ -600,7 +445,7 @@ def test_missing_folder_and_shards(tmp_path):
         config_lib.load(str(tmp_path / "absent"))
     name = _records_yaml(tmp_path / "mine.yaml", how_to_get="Ask Ann.")
     with pytest.raises(DataError, match=r"no file matches train\*.*Ask Ann"):
-        sources.load_split(_config(name, tmp_path), "train")
+        loading.load_split(_config(name, tmp_path), "train")
 
 
 @pytest.mark.parametrize(

@@ -1,101 +1,199 @@
-"""Splits of datasets."""
+"""What is made of a split: so many images of each class, and weights."""
 
-import os
-import pathlib
-import subprocess
-import sys
+import csv
+import dataclasses
 
 import numpy as np
 import pytest
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import fashion_mnist, registry, sources
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def test_slices():
-    assert sources.parse_slice("train") == ("train", slice(None, None))
-    assert sources.parse_slice("train[:55]") == ("train", slice(None, 55))
-    assert sources.parse_slice("a[5:9]") == ("a", slice(5, 9))
-    with pytest.raises(ValueError, match="10%"):
-        sources.parse_slice("train[:10%]")
-
-
-@pytest.mark.parametrize("dataset", ["fashion_mnist", "cifar10"])
-def test_train_and_minival_are_disjoint_and_make_trainval(dataset):
-    splits = registry.load_info(dataset).splits
-    rows = {
-        name: range(split.num_images + 100_000)[
-            sources.parse_slice(split.part or split.tfds_split)[1]
-        ]
-        for name, split in splits.items()
-    }
-    assert rows["train"].stop == rows["minival"].start
-    assert (
-        splits["train"].num_images + splits["minival"].num_images
-        == splits["trainval"].num_images
-    )
-    test = splits["eval"].part or splits["eval"].tfds_split
-    assert sources.parse_slice(test)[0] == "test"
-
-
-def _fake_fashion_mnist(monkeypatch, count):
-    images = np.zeros((count, 28, 28, 1), np.uint8)
-    labels = np.arange(count) % 10
-    monkeypatch.setattr(fashion_mnist, "load", lambda *_: (images, labels))
-
-
-def test_a_split_is_a_slice(monkeypatch):
-    _fake_fashion_mnist(monkeypatch, 60_000)
-    config = config_lib.load("fashion_mnist")
-    source = sources.load_split(config, "minival")
-    assert len(source) == 5_000
-    assert source.labels[0] == 55_000 % 10
-    assert source.class_names[9] == "Ankle boot"
-
-
-def test_a_wrong_number_of_images_is_an_error(monkeypatch):
-    _fake_fashion_mnist(monkeypatch, 59_999)
-    config = config_lib.load("fashion_mnist")
-    with pytest.raises(sources.DataError, match="4,999 images"):
-        sources.load_split(config, "minival", log=lambda _: None)
-
-
-@pytest.mark.slow
-def test_a_failed_import_of_tensorflow_datasets_says_why(tmp_path):
-    # As in Colab: it imports, logs a traceback, and has no names.
-    broken = tmp_path / "tensorflow_metadata"
-    broken.mkdir()
-    (broken / "__init__.py").write_text(
-        "raise ImportError('incompatible Protobuf gencode')"
-    )
-    program = """
-from efficientnetv2.data import sources
+from efficientnetv2 import runs
+from efficientnetv2.config import run_plan
+from efficientnetv2.data import fingerprint, loading, registry, sources
+from efficientnetv2.data.sources import (
+    ArraySource,
+    EncodedSource,
+    Shard,
+    StreamSource,
+    class_weights,
+)
+from efficientnetv2.declarative import ConfigError
 from efficientnetv2.errors import DataError
-try:
-    sources.import_tfds()
-except DataError as error:
-    print(error)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-    )
-    assert "incompatible Protobuf gencode" in result.stdout
-    assert "pip install 'tensorflow-metadata<1.18'" in result.stdout
-    assert "Traceback" not in result.stderr
+from tests.data import test_formats as made
 
 
-def test_missing_data_without_a_network(tmp_path):
-    config = config_lib.load(
-        "cifar10",
-        flags={"data.data_dir": str(tmp_path)},
-        hparam_str="train.batch_size=64",
+def _load(config, split):
+    return loading.load_split(config, split)
+
+
+def _folder(root, source):
+    return made._write_folder(root / "photos", source)
+
+
+def _csv(root, source):
+    photos = _folder(root, source)
+    path = root / "photos.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "label"))
+        for image in sorted(photos.rglob("*.png")):
+            writer.writerow((image.relative_to(root), image.parent.name))
+    return path
+
+
+def _shards(root, source):
+    made._write_shards(root / "mine", source)
+    return made._records_yaml(root / "mine.yaml")
+
+
+def test_the_choice_is_fixed_balanced_and_nested(source):
+    few = sources.with_images_per_class(source, 3)
+    more = sources.with_images_per_class(source, 7)
+    assert np.bincount(few.labels).tolist() == [3] * 10
+    images = {image.tobytes() for image in more.images}
+    assert all(image.tobytes() in images for image in few.images)
+    # Runs that are compared, or resumed elsewhere, see the same images.
+    places = np.flatnonzero(
+        (source.images[:, None] == few.images[None]).all((2, 3, 4)).any(1)
     )
-    with pytest.raises(sources.DataError) as error:
-        sources.load_split(config, "train", log=lambda _: None)
-    for word in ("cifar10", str(tmp_path), "--data_dir"):
-        assert word in str(error.value)
+    assert places[:6].tolist() == [5, 7, 12, 16, 18, 33]
+    np.testing.assert_array_equal(few.labels, source.labels[places])
+
+
+@pytest.mark.parametrize("make", [_folder, _csv, _shards])
+def test_every_source_gives_so_many(tmp_path, source, make):
+    config = made._config(
+        make(tmp_path, source),
+        tmp_path,
+        "data.images_per_class=4,train.batch_size=8,train.epochs=3",
+    )
+    loaded = _load(config, "train")
+    assert np.bincount(loaded.labels).tolist() == [4] * 10
+    assert isinstance(loaded, EncodedSource)
+    plan = run_plan(config)
+    assert (plan.num_images, plan.steps_per_epoch) == (len(loaded), 5)
+    assert plan.total_steps == 15
+    # The other splits stay whole.
+    info = registry.load_info(config.data.ds_name)
+    assert len(_load(config, "eval")) == info.splits["eval"].num_images
+
+
+def test_images_of_shards_keep_their_labels(tmp_path, source):
+    config = made._config(
+        _shards(tmp_path, source),
+        tmp_path,
+        "data.images_per_class=4,train.batch_size=8",
+    )
+    expected = sources.with_images_per_class(source, 4)
+    loaded = _load(config, "train")
+    np.testing.assert_array_equal(loaded.labels, expected.labels)
+    assert loaded.items == [made._png(image) for image in expected.images]
+
+
+def test_bad_images_are_replaced_where_they_are_skipped(tmp_path, source):
+    photos = _folder(tmp_path, source)
+    text = "data.images_per_class=4,train.batch_size=8"
+    bad = _load(made._config(photos, tmp_path, text), "train").items[0]
+    with open(bad, "wb") as file:
+        file.write(b"no image")
+    config = made._config(photos, tmp_path, f"{text},data.on_corrupt=skip")
+    loaded = _load(config, "train")
+    assert bad not in loaded.items
+    assert np.bincount(loaded.labels).tolist() == [4] * 10
+
+
+def test_what_cannot_be_balanced_is_refused(tmp_path, source):
+    with pytest.raises(DataError, match="'class 0' has only 20"):
+        sources.with_images_per_class(source, 21)
+    several = ArraySource(
+        source.images, np.eye(10)[source.labels], source.class_names
+    )
+    with pytest.raises(DataError, match="several classes"):
+        sources.with_images_per_class(several, 1)
+    config = made._config(_shards(tmp_path, source), tmp_path)
+    stream = _load(config, "train")
+    with pytest.raises(DataError, match="at most 1000 per class"):
+        sources.with_images_per_class(stream, 1001)
+    path = tmp_path / "cut"
+    path.write_bytes(b"no records" * 10)
+    broken = dataclasses.replace(stream, shards=[Shard(str(path))])
+    with pytest.raises(DataError, match=f"{path} cannot be read"):
+        sources.with_images_per_class(broken, 1)
+
+
+def test_too_many_are_refused_before_data_are_read():
+    with pytest.raises(ConfigError, match=r"has 55,000; at most 5,500\."):
+        config_lib.load(
+            "fashion_mnist", hparam_str="data.images_per_class=5501"
+        )
+
+
+def test_a_run_goes_on_with_its_own_images_only(tmp_path, source):
+    photos = _folder(tmp_path, source)
+    text = "train.batch_size=8,data.images_per_class="
+    run = tmp_path / "run"
+    run.mkdir()
+
+    def claim(images, begun):
+        config = made._config(photos, tmp_path, f"{text}{images}")
+        return fingerprint.claim(config, run, lambda _: None, begun)
+
+    for name, content in claim(4, begun=False).items():
+        (run / name).write_text(content)
+    claim(4, begun=True)
+    with pytest.raises(fingerprint.ChangedDataError, match="4 then, 5 now"):
+        claim(5, begun=True)
+    with pytest.raises(fingerprint.ChangedDataError, match="4 then, all now"):
+        claim("null", begun=True)
+    # Its data are known elsewhere too.
+    moved = photos.rename(tmp_path / "moved")
+    fingerprint.check_is_of_run(str(moved), str(photos), run)
+
+
+def test_a_run_trains_on_them(tmp_path, small_data, tiny_config):
+    from efficientnetv2.train import train_run
+
+    config = tiny_config(
+        "data.images_per_class=4,train.epochs=1,train.batch_size=8,"
+        "train.stages=1,eval.val_split=null"
+    )
+    run = runs.Run(tmp_path / "run", lambda _: None)
+    data = runs.Splits(config, run.log)
+    with runs.claimed(run, config):
+        train_run(config, data, run)
+    assert run.read_metrics()["steps"] == 5
+    assert len(data["train"]) == 40
+
+
+# --- Weights of classes in the loss -------------------------------------------
+
+NAMES = ["cat", "dog: large"]
+SOURCE = ArraySource(
+    np.zeros([4, 2, 2, 3], np.uint8), np.array([0, 1, 1, 1]), NAMES
+)
+
+
+def test_weights_of_classes():
+    weights = class_weights(["balanced"], SOURCE)
+    np.testing.assert_allclose(weights, [2.0, 2 / 3])
+    assert np.mean(weights[SOURCE.labels]) == pytest.approx(1.0)
+    weights = class_weights(["dog: large:3"], SOURCE)
+    np.testing.assert_array_equal(weights, [1.0, 3.0])
+    assert class_weights(None, SOURCE) is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("cta:2", "Did you mean 'cat'"),
+        ("cat:many", "no positive number"),
+        ("cat:-1", "no positive number"),
+        ("balance", "neither"),
+    ],
+)
+def test_wrong_weights(entry, words):
+    with pytest.raises(DataError, match=words):
+        class_weights([entry], SOURCE)
+    source = StreamSource([], lambda record: record, 4, NAMES)
+    with pytest.raises(DataError, match="shards"):
+        class_weights(["balanced"], source)

@@ -9,7 +9,7 @@ from jax import export
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import engines, progressive
 from efficientnetv2.data import pipeline
-from efficientnetv2.engines import schedules
+from efficientnetv2.engines import optimizers
 from efficientnetv2.errors import StrategyError
 from efficientnetv2.files import CheckpointError
 from tests.conftest import make_source
@@ -145,7 +145,7 @@ def test_one_step_is_the_formulas():
     assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-5)
     after = engine.arrays()
     rate = engine.config.train.lr_base * 32 / 256
-    part = 1 - schedules.ema_decay(engine.config, 0)
+    part = 1 - optimizers.ema_decay(engine.config, 0)
     for name, gradient in zip(names, gradients, strict=True):
         gradient = gradient * 0.1 / norm
         old = before[f"network/{name}"]
@@ -281,7 +281,7 @@ def test_end_training_keeps_the_network(engine):
 
 def test_an_engine_for_evaluation_alone():
     config = make().config
-    engine = engines.create(config, None, training=False)
+    engine = engines.create(config, None)
     images = batch_of()[0]
     expected = engine.network(images, training=False)
     np.testing.assert_allclose(engine.logits(images), expected, atol=1e-5)
@@ -290,7 +290,7 @@ def test_an_engine_for_evaluation_alone():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ("train.batch_size=33", "33.*2 devices.*such as 32"),
+        ("train.batch_size=33", "33.*2 replicas.*such as 32"),
         ("train.micro_batch_size=32,train.batch_size=96", "does not divide"),
         ("runtime.strategy=gpu", "JAX sees no GPU, but cpu"),
         ("runtime.strategy=multi_worker", "one machine"),

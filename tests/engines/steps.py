@@ -22,15 +22,16 @@ OVERRIDES = (
 )
 
 
-def make_engine(overrides: str = "", log=print):
+def make_engine(overrides: str = ""):
     """Returns an engine of the active backend, and its configuration."""
     from efficientnetv2 import config as config_lib
     from efficientnetv2 import engines
+    from efficientnetv2.progressive import RunPlan
 
     text = ",".join(filter(None, (OVERRIDES, overrides)))
     config = config_lib.load("fashion_mnist", hparam_str=text)
     engines.set_up(config)
-    return engines.create(config, config_lib.RunPlan(200, 6, 24), log)
+    return engines.create(config, RunPlan(200, 6, 24))
 
 
 def run(engine, start: dict | None, first: int, last: int) -> dict:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efficientnetv2 import checkpoints, progressive, runs
+from efficientnetv2 import checkpoints, progressive
 from efficientnetv2.data import export, mixing, pipeline, registry
 from efficientnetv2.engines import strategies
 from tests.conftest import TINY, examples
@@ -43,7 +43,7 @@ def test_parts_of_the_pipeline_make_the_batch(tiny_config, source, augname):
         f"data.augname={augname},data.mixup_alpha=1,data.cutmix_alpha=1,"
         "train.stages=2,train.epochs=0.002"
     )
-    plan = runs.RunPlan(200, 6, 12)
+    plan = progressive.RunPlan(200, 6, 12)
     stages = progressive.build_stages(config, plan)
 
     def batches(*part):

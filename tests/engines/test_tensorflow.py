@@ -5,9 +5,9 @@ import tensorflow as tf
 from tensorflow.python.framework import kernels
 
 from efficientnetv2 import engines
-from efficientnetv2.config import RunPlan
 from efficientnetv2.engines import strategies
 from efficientnetv2.models import convolutions, layers
+from efficientnetv2.progressive import RunPlan
 
 
 @pytest.fixture

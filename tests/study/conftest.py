@@ -1,18 +1,18 @@
-"""A small study, and a runner that trains nothing."""
+"""A small study, and results of runs that never were."""
 
 import json
-import pathlib
+import random
 
 import pytest
 
 from efficientnetv2.study import definition, records
-from tests.study import made_up
 
 SMALL = {
     "title": "Two dropout rates",
     "dataset": "fashion_mnist",
     "recipe": "fashion_mnist",
     "overrides": "train.epochs=2, train.isize=24,\n data.ibase=16",
+    "budgets": [0.5, 1],
     "base": "little",
     "arms": {
         "little": {
@@ -21,13 +21,8 @@ SMALL = {
         },
         "much": {"title": "dropout 0.5", "overrides": "model.dropout_rate=0.5"},
     },
-    "hypotheses": [
-        {
-            "claim": "Less dropout is better.",
-            "test": "better",
-            "arm": "little",
-            "against": "much",
-        }
+    "questions": [
+        {"claim": "Less is better.", "arm": "little", "against": "much"}
     ],
 }
 
@@ -38,55 +33,78 @@ def small():
     return definition.parse("small", SMALL)
 
 
-@pytest.fixture
-def code(monkeypatch):
-    """What `records.code_hashes` returns in this test."""
-    hashes = dict(made_up.CODE)
-    monkeypatch.setattr(records, "code_hashes", lambda dataset: dict(hashes))
-    return hashes
+def row(arm: str, seed: int, top1: float, budget: float = 1.0, **others):
+    """Returns a line of results.jsonl; `top1` is in percent."""
+    return {
+        **{"arm": arm, "budget": budget, "strength": 1.0, "seed": seed},
+        **{"tunes": False, "epochs": 40 * budget, "steps": int(600 * budget)},
+        **{"top1": top1 / 100, "training_top1": top1 / 100 + 0.1},
+        **{"seconds": 100 * budget, "clock_seconds": 120 * budget},
+        "machine": {"cpu": "a CPU", "cores": 2},
+        **others,
+    }
 
 
-class FakeRuns:
-    """Stands for the processes of runs: leaves the files that main leaves.
+def write_made_up(output, study, gains=None, seeds=5):
+    """Writes a whole made-up study below a folder.
 
-    Attributes:
-        commands: that were run.
-        before: called with the command before its files are written.
+    Args:
+        output: the folder of all studies.
+        study: the study.
+        gains: points of top-1 by arm.
+        seeds: of each arm and budget.
     """
-
-    def __init__(self):
-        self.commands: list[list[str]] = []
-        self.before = lambda command: None
-
-    def __call__(self, command, output: pathlib.Path, lock: int) -> None:
-        self.commands.append(list(command))
-        self.before(command)
-        options = dict(
-            part[2:].split("=", 1) for part in command if part.startswith("--")
+    folder = output / study.name
+    (folder / records.WORK).mkdir(parents=True)
+    draw, configs = random.Random(0), definition.resolve(study)
+    rows = [
+        row(
+            arm.name,
+            seed,
+            86
+            + 2 * budget
+            + (gains or {}).get(arm.name, 0)
+            + draw.gauss(0, 0.3),
+            budget,
         )
-        seed = int(options["seed"])
-        entry = {
-            "top1": 0.8 + seed / 100,
-            "top5": 0.99,
-            "images": 5000,
-            "step": 858,
-            "epoch": 2.0,
-            "train_seconds": 100.0,
-            "evaluation_seconds": 10.0,
+        for arm in study.arms
+        for budget in study.budgets
+        for seed in range(seeds)
+    ]
+    records.write_rows(folder, rows)
+    state = {
+        "definition": definition.to_dict(study),
+        "models": {
+            name: {
+                "parameters": 1000 + 7 * k * (study.name == "fused"),
+                "multiply_adds": 10**6,
+            }
+            for k, name in enumerate(configs)
+        },
+        "configs": {name: c.to_dict() for name, c in configs.items()},
+        "code": {"efficientnetv2/config.py": "0" * 64},
+    }
+    seconds = {
+        name: {
+            "16": 0.03,
+            "24": 0.05,
+            "32": 0.1 + 0.01 * k * (study.name == "fused"),
         }
-        metrics = {
-            "finished": True,
-            "test": entry | {"images": 10000},
-            "best": entry,
-            "evaluations": [entry],
-            "train_seconds": 101.0,
-            "evaluation_seconds": 10.0,
-            "environment": made_up.ENVIRONMENT | {"command": "main"},
-        }
-        folder = pathlib.Path(options["model_dir"])
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-
-
-@pytest.fixture
-def runs():
-    return FakeRuns()
+        for k, name in enumerate(configs)
+    }
+    times = {"machine": {"cpu": "a CPU", "cores": 2}, "seconds": seconds}
+    (folder / records.STUDY).write_text(json.dumps(state))
+    (folder / records.TIMES).write_text(json.dumps(times))
+    if study.tune:
+        tried = [
+            row(arm.name, seed, 80 + s, budget, strength=s, tunes=True)
+            for arm in study.arms
+            for budget in study.budgets
+            for s in study.tune.strengths
+            for seed in study.tune.seeds
+            if arm.strength is None
+        ]
+        chosen = {r["arm"]: {f"{b:g}": 1 for b in study.budgets} for r in tried}
+        content = {"chosen": chosen, "tried": tried}
+        (folder / records.TUNING).write_text(json.dumps(content))
+    return folder

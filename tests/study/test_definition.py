@@ -13,16 +13,21 @@ from tests.study.conftest import SMALL
 
 def test_a_study_is_read_whole(small):
     assert small.arm("much").title == "dropout 0.5"
-    assert small.curves == ("little", "much")
-    assert small.hparam_str(small.arm("much")) == (
-        "train.epochs=2,train.isize=24,data.ibase=16,model.dropout_rate=0.5"
-    )
     configs = definition.resolve(small)
     assert configs["much"].model.dropout_rate == 0.5
     assert configs["little"].train.epochs == 2
     # What a study's folder keeps reads back as the study.
     again = definition.parse("small", definition.to_dict(small))
     assert again == small
+
+
+def test_strength_and_budget_change_the_configuration():
+    content = SMALL | {"regularization": {"data.ram": 8, "data.ram_base": 2}}
+    study = definition.parse("small", content)
+    config = study.configure(study.arm("much"), strength=0.5, scale=0.25)
+    assert (config.data.ram, config.data.ram_base) == (4, 1)
+    assert config.train.epochs == 0.5
+    assert config.model.dropout_rate == 0.5
 
 
 def _changed(path: str, value):
@@ -41,8 +46,10 @@ def _changed(path: str, value):
         ("titel", "x", ["'titel'", "'title'"]),
         ("title", [3], ["title must be text", "3"]),
         ("base", "litle", ["'litle'", "'little'"]),
-        ("curves", ["mach"], ["curves", "'much'"]),
-        ("curves", {"much": 1}, ["curves", "list"]),
+        ("curves", ["mach"], ["'much'"]),
+        ("budgets", [0.5, 2], ["budgets=2"]),
+        ("questions/0/budget", 0.25, ["Less is better.", "0.25", "budgets"]),
+        ("tune", {"strengths": [1], "seeds": [4]}, ["seed 4", "from 5 on"]),
         ("arms", {"one": {}}, ["at least two"]),
         ("arms/much/override", "a=1", ["arm much", "'overrides'"]),
         (
@@ -50,13 +57,10 @@ def _changed(path: str, value):
             {"train": {}},
             ["must be text", "--hparam_str"],
         ),
-        ("arms/a b", {}, ["arm a b", "folder"]),
-        ("hypotheses/0/arm", "litle", ["hypothesis 1", "'little'"]),
-        ("hypotheses/0/test", "beter", ["'better'"]),
-        ("hypotheses/0/max_time_ratio", 0.7, ["max_time_ratio", "'faster'"]),
-        ("hypotheses/0/test", "faster", ["max_time_ratio"]),
-        ("hypotheses/0/margin", 0.5, ["margin", "'faster'"]),
-        ("inference_batch_size", 0, ["inference_batch_size", "at least 1"]),
+        ("arms/a b", {}, ["arm a b", "files"]),
+        ("questions/0/arm", "litle", ["'litle'", "'little'"]),
+        ("questions/0/kind", "beter", ["question 1", "'better'"]),
+        ("seeds", 0, ["seeds", "at least 1"]),
     ],
 )
 def test_mistakes_are_named(path, value, words):
@@ -74,7 +78,7 @@ def test_mistakes_are_named(path, value, words):
             "model.droput_rate=1",
             ["arm much", "dropout_"],
         ),
-        ("arms/much/overrides", "train.seed=1", ["--seeds"]),
+        ("arms/much/overrides", "train.seed=1", ["the study's seeds"]),
         ("arms/much/overrides", "model.dropout_rate=2", ["too large"]),
         ("arms/much/overrides", "model.dropout_rate=0.1", ["same config"]),
         ("recipe", "fashion_mnst", ["'fashion_mnist'"]),
@@ -105,17 +109,19 @@ def test_a_study_by_name_or_path(tmp_path):
 @pytest.mark.parametrize("name", declarative.names("studies"))
 def test_published_studies(name):
     study = definition.load(name)
-    configs = definition.resolve(study)
-    plans = {config_lib.run_plan(config) for config in configs.values()}
-    # All arms have equal epochs and steps.
-    assert len(plans) == 1
-    assert len(study.curves) <= 7
+    for config in definition.resolve(study).values():
+        stages = progressive.build_stages(config, config_lib.run_plan(config))
+        assert all(stage.image_size % 8 == 0 for stage in stages)
+        # Time is that of one core; the last weights are the result.
+        assert config.runtime.threads == config.train.batch_parts == 1
+        assert config.eval.val_split is None
+    assert study.reasons.keys() > {"images", "epochs", "sizes", "strengths"}
+    assert 5 <= study.seeds <= study.most_seeds
 
 
 def test_arms_of_regularization():
     study = definition.load("regularization")
     configs = definition.resolve(study)
-    assert len(configs) == 10
 
     def ramps(arm):
         """Returns which ramps an arm has: size, RandAugment, ..."""
@@ -135,12 +141,20 @@ def test_arms_of_regularization():
         ]
         return [len(set(column)) > 1 for column in columns]
 
-    assert ramps("everything_on") == [True] * 5
-    assert ramps("plain") == [False] * 5
-    assert ramps("regularization_off") == [True] + [False] * 4
+    for arm in ("progressive_adaptive", "equal_epochs", "random_adaptive"):
+        assert ramps(arm) == [True] * 5
+    assert ramps("fixed") == [False] * 5
+    for arm in ("progressive_fixed", "random_fixed"):
+        assert ramps(arm) == [True] + [False] * 4
     off = "image_size_off randaugment_off mixing_off dropout_off".split()
     for index, arm in enumerate([*off, "weight_decay_off"]):
         assert ramps(arm) == [k != index for k in range(5)]
-    for arm, ramp in (("random_adaptive", True), ("random_fixed", False)):
-        assert configs[arm].train.stage_order == "random"
-        assert ramps(arm) == [True] + [ramp] * 4
+    orders = {
+        arm for arm in configs if configs[arm].train.stage_order == "random"
+    }
+    assert orders == {"random_adaptive", "random_fixed"}
+    # Without any regularization.
+    none = study.configure(study.arm("none"), study.arm("none").strength)
+    assert none.data.augname is None and none.data.transformations == []
+    assert none.model.dropout_rate == none.train.weight_decay == 0
+    assert none.data.mixup_alpha == none.train.label_smoothing == 0

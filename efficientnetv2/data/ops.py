@@ -6,10 +6,9 @@ one call transforms each image by its own strength. Batch, height and width may
 be unknown while tracing, and the batch may be empty; sides are at least 3.
 
 The operations are those of AutoAugment (arXiv 1805.09501, table 6), most of
-them after the Python Imaging Library, and Cutout (arXiv 1708.04552). The
-values equal those of the released EfficientNetV2 code to the last bit. Where
-that code departs from the PIL, so do these functions, and their docstrings say
-so: models were trained, and magnitudes tuned, on what the code computes.
+them after PIL, and Cutout (arXiv 1708.04552). The values equal those of the
+released EfficientNetV2 code to the last bit, also where it departs from PIL:
+models were trained, and magnitudes tuned, on what the code computes.
 """
 
 import math
@@ -17,7 +16,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2.data.operations import BELOW_HALF, FILL, LUMA
+from efficientnetv2.data.device import BELOW_HALF, FILL, LUMA
 
 
 def _size(images: tf.Tensor) -> tuple:
@@ -77,15 +76,6 @@ def _blend(degenerate: tf.Tensor, images: tf.Tensor, factor) -> tf.Tensor:
     return _to_uint8(degenerate + factor * (images - degenerate))
 
 
-def _select(mask: tf.Tensor, on: tf.Tensor, off: tf.Tensor) -> tf.Tensor:
-    """`on` where `mask` is 255, `off` where it is 0; all uint8.
-
-    Several times as fast as `tf.where`, which does not vectorize on uint8.
-    """
-    difference = tf.bitwise.bitwise_xor(on, off)
-    return tf.bitwise.bitwise_xor(off, tf.bitwise.bitwise_and(difference, mask))
-
-
 def _mask(condition: tf.Tensor) -> tf.Tensor:
     """255 where `condition` holds, else 0."""
     return tf.cast(condition, tf.uint8) * tf.constant(255, tf.uint8)
@@ -114,8 +104,7 @@ def autocontrast(images: tf.Tensor) -> tf.Tensor:
     spread = high > low
     scale = tf.where(spread, 255.0 / (high - low), 1.0)
     offset = tf.where(spread, -low * scale, 0.0)
-    scale = _repeat_channels(scale, width)
-    offset = _repeat_channels(offset, width)
+    scale, offset = (_repeat_channels(each, width) for each in (scale, offset))
     return _like(_to_uint8(values * scale + offset), images)
 
 
@@ -159,11 +148,8 @@ def invert(images: tf.Tensor) -> tf.Tensor:
 def posterize(images: tf.Tensor, bits) -> tf.Tensor:
     """Keeps the `bits` highest bits of each value.
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      bits: integer scalar or [batch], 1 to 8. Anything else keeps one bit, as
-        the shift operation of the released code does when asked for a shift
-        of more than seven bits.
+    bits: integer scalar or [batch], 1 to 8. Anything else keeps one bit, as
+    the shift of the released code does when asked for more than seven bits.
     """
     bits = _per_image(bits, tf.int32)
     bits = tf.where((bits >= 1) & (bits <= 8), bits, 1)
@@ -174,11 +160,8 @@ def posterize(images: tf.Tensor, bits) -> tf.Tensor:
 def solarize(images: tf.Tensor, threshold) -> tf.Tensor:
     """Inverts the values that reach `threshold`.
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      threshold: integer scalar or [batch], taken modulo 256, as the released
-        code takes it: 256 inverts everything, where PIL would invert nothing,
-        and 384 acts as 128.
+    threshold: integer scalar or [batch], taken modulo 256, as in the released
+    code: 256 inverts everything, where PIL would invert nothing.
     """
     threshold = tf.cast(_per_image(threshold, tf.int32) % 256, tf.uint8)
     rows = _rows(images)
@@ -191,10 +174,7 @@ def solarize_add(
 ) -> tf.Tensor:
     """Adds `addition` to the values below `threshold`, and clips to 0..255.
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      addition: integer scalar or [batch], -255 to 255.
-      threshold: int, 0 to 255, the same for all images.
+    addition: integer scalar or [batch], -255 to 255; threshold: 0 to 255.
     """
     values = tf.cast(_rows(images), tf.float32)
     below = _clip(threshold - values, 0.0, 1.0)
@@ -205,9 +185,7 @@ def solarize_add(
 def color(images: tf.Tensor, factor) -> tf.Tensor:
     """Changes the saturation: 0 is greyscale, 1 the image, more is vivid.
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      factor: float scalar or [batch], at least 0.
+    factor: float scalar or [batch], at least 0.
     """
     values = tf.cast(images, tf.float32)
     red, green, blue = (
@@ -228,13 +206,10 @@ def color(images: tf.Tensor, factor) -> tf.Tensor:
 def contrast(images: tf.Tensor, factor) -> tf.Tensor:
     """Moves values away from a grey level, or towards it.
 
-    PIL takes the mean brightness for that level. The released code means to,
-    but sums the histogram's counts and not its levels, so that the level is
-    the number of pixels divided by 256, at most 255.
+    PIL takes the mean brightness for it. The released code sums the counts of
+    the histogram, not its levels: the number of pixels / 256, at most 255.
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      factor: float scalar or [batch]: 0 is flat grey, 1 the image.
+    factor: float scalar or [batch]: 0 is flat grey, 1 the image.
     """
     height, width = _size(images)
     level = tf.cast(height * width, tf.float32) / 256.0
@@ -246,9 +221,7 @@ def contrast(images: tf.Tensor, factor) -> tf.Tensor:
 def brightness(images: tf.Tensor, factor) -> tf.Tensor:
     """Multiplies each value by `factor` and clips.
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      factor: float scalar or [batch], at least 0: 0 is black, 1 the image.
+    factor: float scalar or [batch], at least 0: 0 is black, 1 the image.
     """
     values = tf.cast(_rows(images), tf.float32)
     return _like(_to_uint8(values * _per_image(factor, tf.float32)), images)
@@ -259,9 +232,7 @@ def sharpness(images: tf.Tensor, factor) -> tf.Tensor:
 
     The outermost pixels, whose neighbourhood is incomplete, do not change.
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      factor: float scalar or [batch]: 0 is the smoothed image, 1 the image.
+    factor: float scalar or [batch]: 0 is the smoothed image, 1 the image.
     """
     height, width = _size(images)
     kernel = np.ones([3, 3, 3, 1], np.float32)
@@ -273,27 +244,20 @@ def sharpness(images: tf.Tensor, factor) -> tf.Tensor:
     # On an empty batch the kernel gives its output the size of its input.
     smooth = tf.slice(smooth, [0] * 4, [-1, height - 2, width - 2, -1])
     inner = values[:, 1:-1, 1:-1]
-    blended = _blend(
-        _rows(tf.floor(smooth)),
-        _rows(inner),
-        _per_image(factor, tf.float32),
-    )
-    inner = _like(blended, inner)
+    factor = _per_image(factor, tf.float32)
+    inner = _like(_blend(_rows(tf.floor(smooth)), _rows(inner), factor), inner)
     middle = tf.concat([images[:, 1:-1, :1], inner, images[:, 1:-1, -1:]], 2)
     return tf.concat([images[:, :1], middle, images[:, -1:]], 1)
 
 
-def cutout(images: tf.Tensor, pad_size, centres, fill: int = FILL) -> tf.Tensor:
+def cutout(images: tf.Tensor, pad_size, centres) -> tf.Tensor:
     """Covers a square of side 2 * `pad_size` with grey (arXiv 1708.04552).
 
     Rows y - pad_size to y + pad_size - 1 and the columns likewise are covered,
     as far as they lie in the image.
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      pad_size: integer scalar or [batch], pixels, at least 0.
-      centres: int32 [batch, 2], the centre (y, x) of each square.
-      fill: int, the grey level, 0 to 255.
+    pad_size: integer scalar or [batch], at least 0; centres: int32 [batch, 2],
+    (y, x) of each square.
     """
     height, width = _size(images)
     pad_size = tf.reshape(tf.cast(pad_size, tf.int32), [-1, 1])
@@ -310,8 +274,11 @@ def cutout(images: tf.Tensor, pad_size, centres, fill: int = FILL) -> tf.Tensor:
         tf.cast(rows, tf.int32),
         batch_dims=1,
     )
-    filled = _select(square, tf.constant(fill, tf.uint8), _rows(images))
-    return _like(filled, images)
+    # Several times as fast as `tf.where`, which does not vectorize on uint8.
+    rows = _rows(images)
+    change = tf.bitwise.bitwise_xor(rows, tf.constant(FILL, tf.uint8))
+    change = tf.bitwise.bitwise_and(change, square)
+    return _like(tf.bitwise.bitwise_xor(rows, change), images)
 
 
 def _grid(size, axis: int) -> tf.Tensor:
@@ -334,10 +301,7 @@ def _nearest(position: tf.Tensor, size) -> tf.Tensor:
 def _sample(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """Reads output pixels from rows `y` and columns `x`, grey at the borders.
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      y: int32, -1 to height, broadcasts to [batch, height, width].
-      x: int32, -1 to width, likewise.
+    y, x: int32, -1 to height or width; broadcast to [batch, height, width].
     """
     height, width = _size(images)
     # One grey pixel outside stands for all that lie further out.
@@ -381,9 +345,7 @@ def rotation(degrees, height, width) -> tuple[tf.Tensor, ...]:
 def rotate(images: tf.Tensor, degrees) -> tf.Tensor:
     """Rotates about the image's centre, counterclockwise for positive angles.
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      degrees: float scalar or [batch].
+    degrees: float scalar or [batch].
     """
     height, width = _size(images)
     sin, cos, y_offset, x_offset = rotation(
@@ -407,9 +369,7 @@ def rotate(images: tf.Tensor, degrees) -> tf.Tensor:
 def shear_x(images: tf.Tensor, level) -> tf.Tensor:
     """Shears along x: output (x, y) is read from (x + level * y, y).
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      level: float scalar or [batch].
+    level: float scalar or [batch].
     """
     height, width = _size(images)
     y = _grid(height, 1)
@@ -420,9 +380,7 @@ def shear_x(images: tf.Tensor, level) -> tf.Tensor:
 def shear_y(images: tf.Tensor, level) -> tf.Tensor:
     """Shears along y: output (x, y) is read from (x, y + level * x).
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      level: float scalar or [batch].
+    level: float scalar or [batch].
     """
     height, width = _size(images)
     x = _grid(width, 2)
@@ -433,9 +391,7 @@ def shear_y(images: tf.Tensor, level) -> tf.Tensor:
 def translate_x(images: tf.Tensor, pixels) -> tf.Tensor:
     """Moves the content to the left.
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      pixels: float scalar or [batch]; negative moves to the right.
+    pixels: float scalar or [batch]; negative moves to the right.
     """
     height, width = _size(images)
     x = _grid(width, 2) + _per_image(pixels, tf.float32)
@@ -446,9 +402,7 @@ def translate_x(images: tf.Tensor, pixels) -> tf.Tensor:
 def translate_y(images: tf.Tensor, pixels) -> tf.Tensor:
     """Moves the content up.
 
-    Args:
-      images: uint8 [batch, height, width, 3].
-      pixels: float scalar or [batch]; negative moves down.
+    pixels: float scalar or [batch]; negative moves down.
     """
     height, width = _size(images)
     y = _grid(height, 1) + _per_image(pixels, tf.float32)

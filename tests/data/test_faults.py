@@ -1,6 +1,8 @@
 """What is found wrong with data before training, and by `data check`."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import checks, faults, registry, sources
+from efficientnetv2.data import faults, loading, registry, sources
 from efficientnetv2.errors import DataError
 from tests.conftest import TINY
 from tests.data.test_decoding import PIXELS, _transparent, encode
@@ -23,7 +25,7 @@ def _folder(root):
         for name in ("cat", "dog"):
             (root / part / name).mkdir(parents=True)
             for k in range(count):
-                (root / part / name / f"{k}.jpg").write_bytes(data)
+                (root / part / name / f"{part}{k}.jpg").write_bytes(data)
     return root
 
 
@@ -34,17 +36,20 @@ def _look(root, overrides=""):
     )
     lines = []
     splits = {
-        split: sources.load_split(config, split, lambda _: None)
+        split: loading.load_split(config, split, lambda _: None)
         for split in ("train", "minival", "eval")
     }
-    checks.before_training(config, splits, lines.append)
+    faults.before_training(config, splits, lines.append)
     return lines
 
 
 def test_other_files_are_named_before_training(tmp_path):
     root = _folder(tmp_path / "photos")
-    assert _look(root) == []
     folder = root / "train" / "cat"
+    # What another suffix has is read all the same.
+    (folder / "webp.jpg").write_bytes(encode(_transparent(), "WEBP"))
+    (folder / "png.webp").write_bytes(encode(_transparent(), "PNG"))
+    assert _look(root) == []
     webp = encode(_transparent(), "WEBP", lossless=True)
     cases = {
         "a.png": (b"", "it is empty"),
@@ -65,19 +70,8 @@ def test_other_files_are_named_before_training(tmp_path):
         (folder / name).unlink()
     for name, (data, _) in cases.items():
         (folder / name).write_bytes(data)
-    with pytest.raises(DataError, match="8 of 32 files .*(?s:.)*and 3 more"):
+    with pytest.raises(DataError, match="8 of 34 files .*(?s:.)*and 3 more"):
         _look(root)
-
-
-def test_mixed_up_suffixes_are_read(tmp_path):
-    root = _folder(tmp_path / "photos")
-    (root / "train" / "cat" / "webp.jpg").write_bytes(
-        encode(_transparent(), "WEBP")
-    )
-    (root / "train" / "cat" / "png.webp").write_bytes(
-        encode(_transparent(), "PNG")
-    )
-    assert _look(root) == []
 
 
 def test_what_is_said_before_training(tmp_path):
@@ -92,6 +86,10 @@ def test_what_is_said_before_training(tmp_path):
     lines = _look(root, ",data.antialias=false")
     assert len(lines) == 2 and "shrunk by 6.7 " in lines[1]
     assert len(_look(root, ",data.antialias=false,eval.isize=80")) == 1
+    twice = root / "val" / "cat" / "train0.jpg"
+    shutil.copy(root / "train" / "cat" / "train0.jpg", twice)
+    said = f"1 images of validation or test are .* such as {twice}"
+    assert re.match(said, _look(root)[-1])
 
 
 def test_a_bad_test_image_stops_training_before_it_begins(tmp_path):
@@ -101,7 +99,7 @@ def test_a_bad_test_image_stops_training_before_it_begins(tmp_path):
     config = config_lib.load(
         str(root), hparam_str=f"{TINY},train.batch_size=4,train.epochs=1"
     )
-    split = sources.load_split(config, "eval", lambda _: None)
+    split = loading.load_split(config, "eval", lambda _: None)
     with open(split.items[0], "wb") as file:
         file.write(b"<html>")
     lines = []
@@ -114,9 +112,9 @@ def _check(root):
     lines = []
     registry.forget()
     info = registry.load_info(str(root))
-    wrong = checks.check(
+    wrong = faults.check(
         info,
-        lambda split: sources.load_from(info, split, root, lambda _: None),
+        lambda split: loading.load_from(info, split, root, lambda _: None),
         lines.append,
     )
     return wrong, lines
@@ -128,9 +126,9 @@ def test_everything_is_decoded(tmp_path):
         0,
         ["24 images in train, minival, eval: all can be read."],
     )
-    cut = root / "train" / "cat" / "3.jpg"
+    cut = root / "train" / "cat" / "train3.jpg"
     cut.write_bytes(cut.read_bytes()[:-200])
-    empty = root / "test" / "dog" / "1.jpg"
+    empty = root / "test" / "dog" / "test1.jpg"
     empty.write_bytes(b"")
     deep = Image.fromarray(PIXELS[..., 0].astype(np.uint16))
     (root / "train" / "cat" / "deep.png").write_bytes(encode(deep, "PNG"))
@@ -167,7 +165,7 @@ def test_reasons_are_those_of_the_decoder(form, word):
 def test_the_command_ends_with_the_verdict(tmp_path):
     root = _folder(tmp_path / "photos")
     command = [sys.executable, "-m", "efficientnetv2.data", "check"]
-    bad = root / "test" / "dog" / "1.jpg"
+    bad = root / "test" / "dog" / "test1.jpg"
     bad.write_bytes(b"no image")
     done = subprocess.run(
         [*command, f"--dataset={root}"], capture_output=True, text=True
@@ -181,18 +179,18 @@ def test_shards_are_looked_at(tmp_path, source):
 
     _write_shards(tmp_path, source)
     info = registry.load_info(_records_yaml(tmp_path / "mine.yaml"))
-    split = sources.open_shards(info, info.splits["train"], tmp_path)
-    assert all(reason is None for _, reason in checks._beginnings(split))
+    split = loading.open_shards(info, info.splits["train"], tmp_path)
+    assert all(reason is None for *_, reason in faults._beginnings(split))
     path = tmp_path / "train-00002-of-00004"
     path.write_bytes(path.read_bytes()[:40])
     (tmp_path / "train-00003-of-00004").write_bytes(b"<html>not found</html>")
-    reasons = [reason for _, reason in checks._beginnings(split)]
+    reasons = [reason for *_, reason in faults._beginnings(split)]
     assert reasons[:2] == [None, None]
     assert all("cut short" in reason for reason in reasons[2:])
     lines = []
-    wrong = checks.check(
+    wrong = faults.check(
         info,
-        lambda split: sources.open_shards(info, info.splits[split], tmp_path),
+        lambda split: loading.open_shards(info, info.splits[split], tmp_path),
         lines.append,
     )
     # Two shards and the sum, in each of three splits.
@@ -210,8 +208,8 @@ def test_many_files_take_little_time(tmp_path):
         names, True, np.zeros(len(names), np.int64), ["cat"]
     )
     start = time.process_time()
-    assert not any(reason for _, reason in checks._beginnings(split))
+    assert not any(reason for *_, reason in faults._beginnings(split))
     # 100,000 in ten seconds.
     assert time.process_time() - start < 0.4
     os.unlink(names[0])
-    assert sum(bool(reason) for _, reason in checks._beginnings(split)) == 1
+    assert sum(bool(reason) for *_, reason in faults._beginnings(split)) == 1

@@ -1,0 +1,172 @@
+"""What a run tells people before its first step, and after its last."""
+
+import math
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import keras
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from efficientnetv2 import formatting, progressive
+from efficientnetv2.data.sources import ArraySource, EncodedSource, Source
+from efficientnetv2.models import counting
+from efficientnetv2.progressive import RunPlan
+
+_MOST_CLASSES = 20
+# Multiply-adds of a forward pass that a CPU core trains per second: those of
+# efficientnetv2-b0 at 224 pixels at 17 images/s on two cores.
+_PER_CORE = 0.5 * 17 * 718e6
+# A run that takes longer is announced.
+_SLOW = 3600.0
+
+
+def announce(
+    config: ml_collections.ConfigDict,
+    plan: RunPlan,
+    engine,
+    log: Callable[[str], None],
+) -> None:
+    """Logs the device, the model, the stage table, and a warning if slow."""
+    network, trained = engine.network, engine.trained
+    sizes = sorted({stage.image_size for stage in plan.stages})
+    costs = (
+        counting.total(counting.count_stages(config.model.to_dict(), size))
+        for size in sizes
+    )
+    cost = ", ".join(
+        f"{counting.format_count(each.multiply_adds)} at {size} px"
+        for size, each in zip(sizes, costs, strict=True)
+    )
+    log(engine.device)
+    log(
+        f"{network.name}: {network.count_params():,} parameters, "
+        f"{sum(math.prod(variable.shape) for variable in trained):,} trained, "
+        f"{config.model.num_classes} classes; multiply-adds per image: "
+        f"{cost}"
+    )
+    log(progressive.describe(config, plan, plan.stages))
+    warning = slow_warning(config, plan, expected_seconds(config, plan))
+    if warning:
+        log(warning)
+
+
+def expected_seconds(
+    config: ml_collections.ConfigDict, plan: RunPlan, cores: int | None = None
+) -> float:
+    """Returns about how long a CPU trains a run, before anything is measured.
+
+    Args:
+        config, plan: of the run.
+        cores: of the CPU; None: those of this machine.
+    """
+    cores = cores or len(os.sched_getaffinity(0))
+    total = 0.0
+    for stage in plan.stages:
+        rows = counting.count_stages(config.model.to_dict(), stage.image_size)
+        images = (stage.last_step - stage.first_step) * stage.batch_size
+        total += images * counting.total(rows).multiply_adds
+    return total / (_PER_CORE * cores)
+
+
+def slow_warning(
+    config: ml_collections.ConfigDict, plan: RunPlan, seconds: float
+) -> str | None:
+    """Returns what to say of a run that a CPU trains for long, else None.
+
+    Args:
+        config, plan: of the run.
+        seconds: that it takes.
+    """
+    if seconds < _SLOW or not on_cpu():
+        return None
+    model = config.model.model_name
+    ways = ["a smaller --image_size", "fewer --epochs"]
+    if model != "efficientnetv2-pico":
+        ways.insert(0, "--model_name=efficientnetv2-pico")
+    if not config.train.ft_init_ckpt:
+        ways.append("weights to start from (train.ft_init_ckpt)")
+    largest = max(stage.image_size for stage in plan.stages)
+    return (
+        f"Warning: about {seconds / 3600:.1f} hours on this CPU, for {model} "
+        f"with images of up to {largest} pixels. Faster: {', '.join(ways)}, or "
+        "a GPU. --dry_run measures the time."
+    )
+
+
+def on_cpu() -> bool:
+    """Whether the backend sees no accelerator."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    import tensorflow as tf
+
+    return not tf.config.list_physical_devices("GPU")
+
+
+# --- The end ---------------------------------------------------------------
+
+
+def class_table(
+    labels: np.ndarray, predicted: np.ndarray, names: Sequence[str]
+) -> str:
+    """Returns the accuracy of each class as lines, the weakest first.
+
+    Args:
+        labels: int64 [images].
+        predicted: int64 [images].
+        names: one per class; of more than twenty the weakest are shown.
+    """
+    rows = []
+    for label, name in enumerate(names):
+        own = labels == label
+        if own.any():
+            right = int((predicted[own] == label).sum())
+            rows.append((right / own.sum(), name, right, int(own.sum())))
+    rows.sort(key=lambda row: row[0])
+    lines = [("class", "top-1", "correct", "images")]
+    for share, name, right, images in rows[:_MOST_CLASSES]:
+        lines.append((name, f"{share:.1%}", f"{right:,}", f"{images:,}"))
+    text = formatting.table(lines, left=[0])
+    left = len(rows) - _MOST_CLASSES
+    return text + (
+        f"\nand {left:,} classes with a higher top-1" if left > 0 else ""
+    )
+
+
+def example_image(
+    model_dir: pathlib.Path, source: Source
+) -> pathlib.Path | str:
+    """Returns a file with an image of a split.
+
+    Images that lie in no file of their own give MODEL_DIR/example.png; what
+    cannot be read image by image gives the word IMAGE.
+    """
+    if isinstance(source, EncodedSource) and source.in_files:
+        return source.items[0]
+    if not isinstance(source, ArraySource):
+        return "IMAGE"
+    path = model_dir / "example.png"
+    Image.fromarray(np.asarray(source.images[0]).squeeze()).save(path)
+    return path
+
+
+def next_commands(model_dir: pathlib.Path, source: Source) -> str:
+    """Returns what to type next: the report, a prediction, the curves."""
+    quoted, program = formatting.quote, formatting.program
+    image = example_image(model_dir, source)
+    commands = [
+        (program("python"), "-m webbrowser", quoted(model_dir / "report.html")),
+        (
+            f"{program()} predict",
+            f"--model={quoted(model_dir)}",
+            quoted(formatting.near(image)),
+        ),
+        (program("tensorboard"), f"--logdir={quoted(model_dir)}"),
+    ]
+    return "\n".join(
+        ["Next:", *(formatting.command(*words) for words in commands)]
+    )
