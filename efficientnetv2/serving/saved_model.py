@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2.data import class_list, preprocessing
-from efficientnetv2.serving import frozen
-from efficientnetv2.serving.spec import ServingError, ServingSpec
+from efficientnetv2.serving.spec import ServingError, ServingSpec, constant
 
 
 class ServingModel(tf.Module):
@@ -111,7 +110,7 @@ def write(
         spec: of the network.
         folder: to write, not there yet.
     """
-    module = ServingModel(frozen.constant(network), spec)
+    module = ServingModel(constant(network), spec)
     with tempfile.TemporaryDirectory() as temporary:
         names = pathlib.Path(temporary) / class_list.FILE
         text = class_list.to_text(spec.class_names)

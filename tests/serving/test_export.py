@@ -157,10 +157,8 @@ def test_onnx_takes_any_batch(exported, batch, network, spec):
 
 @pytest.mark.parametrize("mode", preprocessing.MODES)
 def test_pixels_are_normalized_in_the_graph(mode, network, spec, batch):
-    from efficientnetv2.serving import frozen
-
     pixels = batch.pixels[:4]
-    found = frozen.freeze(
+    found = spec_lib.freeze(
         network, dataclasses.replace(spec, mode=mode), batch=4
     )(pixels)["probabilities"]
     normalized = preprocessing.normalize(pixels, mode)

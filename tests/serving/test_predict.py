@@ -10,7 +10,7 @@ from PIL import Image
 
 from efficientnetv2 import zoo
 from efficientnetv2.errors import DataError, UserError
-from efficientnetv2.serving import locate, predict
+from efficientnetv2.serving import formats, predict
 from efficientnetv2.serving.spec import ServingSpec
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def forms(folder_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(folder_run):
     folder = str(folder_run.parent / "photos/val")
-    found = locate.find_images([folder], pytest.fail)
+    found = formats.find_images([folder], pytest.fail)
     assert len(found) == 200
     return found
 

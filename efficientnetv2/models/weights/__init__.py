@@ -23,6 +23,7 @@ import keras as _keras
 from efficientnetv2.models import naming
 from efficientnetv2.models.naming import WeightsError
 from efficientnetv2.models.weights.keras import (
+    from_arrays,
     from_model,
     to_keras_applications,
 )
@@ -32,7 +33,6 @@ from efficientnetv2.models.weights.matching import (
     assign,
     listed,
 )
-from efficientnetv2.models.weights.native import from_arrays
 from efficientnetv2.models.weights.tensorflow import to_reference_checkpoint
 
 __all__ = [
