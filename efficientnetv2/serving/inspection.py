@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from efficientnetv2.data import decoding, preprocessing
 from efficientnetv2.errors import UserError
-from efficientnetv2.models import architecture, naming
+from efficientnetv2.models import naming
 from efficientnetv2.serving import predict
 from efficientnetv2.serving.loading import Classifier
 from efficientnetv2.serving.predict import Prediction
@@ -43,28 +43,10 @@ def _network(classifier: Classifier) -> keras.Model:
 def _prepare(classifier: Classifier, images: Sequence[bytes]) -> tf.Tensor:
     """Returns images as the network takes them, [batch, size, size, 3]."""
     spec = classifier.spec
-    prepared = tf.stack(
-        [
-            preprocessing.decode_for_eval(
-                tf.constant(data),
-                spec.image_size,
-                spec.mode,
-                spec.transformations,
-                portable=True,
-                antialias=spec.antialias,
-            )
-            for data in images
-        ]
-    )
-    if _takes_pixels(classifier):
+    prepared = tf.stack([spec.decode(tf.constant(data)) for data in images])
+    if classifier.takes_pixels:
         return preprocessing.to_pixels(prepared, spec.mode)
     return prepared
-
-
-def _takes_pixels(classifier: Classifier) -> bool:
-    """Whether a network normalizes its images itself."""
-    names = {layer.name for layer in classifier.network.layers}
-    return architecture.NORMALIZE in names
 
 
 def features(
@@ -224,7 +206,7 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
 def _seen(classifier: Classifier, image: predict.Image) -> np.ndarray:
     """Returns the image that the network saw: [size, size, 3] in [0, 255]."""
     pixels = _prepare(classifier, [predict.encode(image)])[0]
-    if not _takes_pixels(classifier):
+    if not classifier.takes_pixels:
         pixels = preprocessing.denormalize(pixels, classifier.spec.mode)
     return np.asarray(pixels, np.float32)
 

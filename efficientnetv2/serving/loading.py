@@ -6,7 +6,7 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -25,7 +25,6 @@ from efficientnetv2.data import (
     preprocessing,
     registry,
 )
-from efficientnetv2.errors import nearest
 from efficientnetv2.models import architecture, naming, weights
 from efficientnetv2.options import MIN_IMAGE_SIZE
 from efficientnetv2.serving import formats, saved_model
@@ -37,22 +36,17 @@ from efficientnetv2.serving.spec import ServingError, ServingSpec
 NORMALIZATIONS = ("v2", "v1", "lite", "ft", "none")
 
 
-@dataclasses.dataclass(frozen=True)
-class Classifier:
-    """A loaded model.
-
-    Attributes:
-        class_names: one a class.
-        classify: from encoded images to probabilities, float32 [batch,
-            classes].
-        network: from normalized images to logits; None for a SavedModel.
-        spec: of the network.
-    """
+class Classifier(NamedTuple):
+    """A loaded model."""
 
     class_names: Sequence[str]
+    # From encoded images to probabilities, float32 [batch, classes].
     classify: Callable[[Sequence[bytes]], np.ndarray]
+    # From images to logits; None for a SavedModel.
     network: keras.Model | None = None
-    spec: ServingSpec | None = None
+    spec: ServingSpec | None = None  # of the network
+    # Whether the network takes [0, 255] instead of normalized images.
+    takes_pixels: bool = False
 
 
 def load(
@@ -124,7 +118,7 @@ def _classifier(
         outputs = module.classify_encoded(tf.constant(images))
         return outputs["probabilities"].numpy()
 
-    return Classifier(spec.class_names, classify, network, spec)
+    return Classifier(spec.class_names, classify, network, spec, takes_pixels)
 
 
 @contextlib.contextmanager
@@ -158,11 +152,9 @@ def _given(
             f"{MIN_IMAGE_SIZE} pixels."
         )
     if normalization is not None and normalization not in NORMALIZATIONS:
-        near = nearest(str(normalization), NORMALIZATIONS)
-        hint = f" Did you mean {near!r}?" if near else ""
         raise ModelError(
-            f"Unknown normalization {normalization!r}.{hint} Known: "
-            f"{', '.join(NORMALIZATIONS)}."
+            f"Unknown normalization {normalization!r}."
+            + declarative.suggest(str(normalization), list(NORMALIZATIONS))
         )
     return {key: value for key, value in given.items() if value is not None}
 

@@ -70,6 +70,34 @@ class ServingSpec:
             antialias=config["data"]["antialias"],
         )
 
+    def prepare(self, images: tf.Tensor) -> tf.Tensor:
+        """Prepares images of one size as in evaluation.
+
+        Args:
+            images: uint8 [batch, height, width, 3].
+
+        Returns:
+            float32 [batch, image_size, image_size, 3], normalized.
+        """
+        return preprocessing.preprocess_for_eval(
+            images,
+            self.image_size,
+            self.mode,
+            self.transformations,
+            self.antialias,
+        )
+
+    def decode(self, data: tf.Tensor) -> tf.Tensor:
+        """Likewise from one encoded image, to [image_size, image_size, 3]."""
+        return preprocessing.decode_for_eval(
+            data,
+            self.image_size,
+            self.mode,
+            self.transformations,
+            self.antialias,
+            portable=True,
+        )
+
     def probabilities(self, logits: tf.Tensor) -> tf.Tensor:
         """Returns float32 [batch, classes] in [0, 1]."""
         logits = tf.cast(logits, tf.float32)
