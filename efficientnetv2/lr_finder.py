@@ -17,7 +17,6 @@ from efficientnetv2.config import run_plan
 from efficientnetv2.data import pipeline
 from efficientnetv2.errors import UserError
 
-PLOT = "learning_rate.png"
 _LOWEST, _HIGHEST = 1e-5, 10.0
 _SMOOTHING = 0.9
 # A smoothed loss beyond so many times the lowest one has diverged.
