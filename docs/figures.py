@@ -8,6 +8,8 @@ Those of the studies are copies of the ones beside their results.
 network sees of a few images in each stage; only that needs the data.
 """
 
+import dataclasses
+import json
 import pathlib
 import shutil
 import sys
@@ -16,20 +18,22 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from efficientnetv2 import config as config_lib
+from efficientnetv2 import runs
 from efficientnetv2.reports import plots
-from efficientnetv2.study import analysis
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 EXAMPLES = ROOT / "results" / "examples.npz"
 STUDIES = ROOT / "results" / "study"
 RECIPE, SHOWN, SEED = "fashion_mnist", 3, 0
+# Ran alone on the machine.
+RUN = ROOT / "results" / "fashion_mnist" / "seed1"
 
 
 def make_examples() -> None:
     """Keeps what the network sees of the same images in each stage."""
-    from efficientnetv2 import backend, progressive
-    from efficientnetv2 import config as config_lib
+    from efficientnetv2 import backend
 
     with backend.importing_tensorflow("tensorflow"):
         from efficientnetv2.data import (
@@ -54,8 +58,8 @@ def make_examples() -> None:
         source.images[rows], source.labels[rows], source.class_names
     )
     plan = config_lib.run_plan(config)
-    stages = progressive.build_stages(config, plan)
-    plan = progressive.RunPlan(SHOWN, 1, plan.total_steps)
+    stages = plan.stages
+    plan = dataclasses.replace(plan, num_images=SHOWN, steps_per_epoch=1)
     mode = config.data.normalization
     kept = {}
     for number, stage in enumerate(stages, 1):
@@ -76,11 +80,7 @@ def progressive_picture() -> Figure:
     figure = Figure((11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     _draw_examples(left)
-    folder = STUDIES / "regularization"
-    if folder.exists():
-        plots.draw_accuracy_by_time(right, analysis.load(folder))
-        right.legend(loc="lower right")
-        right.set_title("Accuracy by time of training", fontsize=12)
+    _draw_accuracy(right)
     return figure
 
 
@@ -125,6 +125,35 @@ def _draw_examples(axes) -> None:
         fontsize=12,
         pad=34,
     )
+
+
+def _draw_accuracy(axes) -> None:
+    """Draws accuracy on validation images over time, and the stages."""
+    config = config_lib.load(saved=config_lib.read_saved(RUN))
+    metrics = json.loads((RUN / runs.METRICS).read_text())
+    rows = metrics["evaluations"]
+    minutes = [
+        (row["train_seconds"] - row["evaluation_seconds"]) / 60 for row in rows
+    ]
+    axes.plot(minutes, [100 * row["top1"] for row in rows], marker="o")
+    steps = [0, *(row["step"] for row in rows)]
+    plan, start = config_lib.run_plan(config), 0.0
+    for number, stage in enumerate(plan.stages):
+        end = float(np.interp(stage.last_step, steps, [0, *minutes]))
+        if number % 2:
+            axes.axvspan(start, end, color=plots.INK, alpha=0.06, linewidth=0)
+        axes.text(
+            (start + end) / 2,
+            97,
+            f"{stage.image_size} px",
+            ha="center",
+            fontsize=9,
+        )
+        start = end
+    axes.set_ylim(20, 100)
+    axes.set_xlabel("minutes of training on two CPU cores")
+    axes.set_ylabel("top-1 on validation images, %")
+    axes.set_title("Accuracy by time of training", fontsize=12)
 
 
 def main() -> None:

@@ -301,7 +301,7 @@ def report(
         here = registry.state(info, folder) != "-"
         if here or known is None:
             raise
-        run.log(f"Without images, of the metrics on record: {error}")
+        run.log(f"From the recorded metrics only, without images: {error}")
         run.log(f"Report: {run_report.write(config, run, None, known)}")
 
 

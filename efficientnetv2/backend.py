@@ -73,14 +73,14 @@ def choose(name: str | None = None) -> str:
         )
     if not importlib.util.find_spec("tensorflow"):
         raise BackendError(
-            "TensorFlow is not installed, whose tf.data prepares the images "
-            "on every backend: run pip install 'tensorflow-cpu>=2.20,<2.21' "
+            "TensorFlow is not installed; its tf.data prepares the images "
+            "on every backend. Run pip install 'tensorflow-cpu>=2.20,<2.21' "
             "where there is a TPU, else pip install 'tensorflow>=2.20,<2.22'."
         )
     if "keras" in sys.modules and active() != name:
         raise BackendError(
-            f"{source} comes too late: Keras runs on {active()} in this "
-            "process. Set KERAS_BACKEND before Keras is imported."
+            f"{source} comes too late: Keras already runs on {active()} in "
+            "this process. Set KERAS_BACKEND before Keras is imported."
         )
     os.environ["KERAS_BACKEND"] = name
     return name
@@ -201,8 +201,8 @@ def hide_devices_from_tensorflow() -> None:
             tf.config.set_visible_devices([], kind)
         except RuntimeError as error:
             raise BackendError(
-                f"TensorFlow already uses a {kind} that JAX needs. Call "
-                "nothing of TensorFlow before training on JAX."
+                f"TensorFlow already uses a {kind} that JAX needs. Do "
+                "not use TensorFlow before training on JAX."
             ) from error
 
 
@@ -252,7 +252,7 @@ def run_on_tensorflow(
             remarks.seek(0)
             log(remarks.read().rstrip())
             raise ChildError(
-                f"Exit status {status} of this, whose output is above: "
+                f"This failed with exit status {status}, see its output above: "
                 "KERAS_BACKEND=tensorflow "
                 + shlex.join(["python", "-m", module, *arguments])
             )

@@ -1,7 +1,7 @@
 """Checkpoints: atomic, the last few and the best, read without code.
 
 A checkpoint is one .npz file of named arrays and a JSON text `meta`. It is
-written beside its final place, flushed and renamed, so a file under a final
+written next to its final place, flushed and renamed, so a file under a final
 name is complete; the CRC-32 of each array is verified on reading.
 """
 
@@ -108,7 +108,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
         zipfile.BadZipFile,
     ) as error:
         raise CheckpointError(
-            f"{path} is cut short, corrupt or no checkpoint ({error})."
+            f"{path} is cut short, corrupt or not a checkpoint ({error})."
         ) from error
     return Checkpoint(arrays, meta, path)
 
@@ -122,7 +122,7 @@ def load_latest(model_dir: str | os.PathLike, log=print) -> Checkpoint | None:
         try:
             return load(path_of_step(model_dir, step))
         except CheckpointError as error:
-            log(f"{error} Using the one before.")
+            log(f"{error} Using the previous one.")
     return None
 
 

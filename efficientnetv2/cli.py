@@ -30,7 +30,7 @@ class Flag:
 
     Attributes:
         name: without the dashes.
-        help: of which the short help shows the first sentence.
+        help: the short help shows only its first sentence.
         kind: str, int, float, bool or list.
         default: its value where it is not given.
         choices: the valid values; None for any.
@@ -66,7 +66,7 @@ class Flag:
 
 
 def option_flag(name: str, key: str) -> Flag:
-    """Returns the flag that sets an option, of which it has all it knows."""
+    """Returns the flag of an option, with the option's help and choices."""
     option = OPTIONS[key]
     short, _, more = option.help.partition("; ")
     text = f"{short[0].upper()}{short[1:]} ({key})."
@@ -115,7 +115,7 @@ SHARED = SWITCHES | {
         ),
         Flag(
             "backend",
-            "What trains and evaluates: tensorflow or jax. Default: "
+            "Backend for training and evaluation: tensorflow or jax. Default: "
             "KERAS_BACKEND, else jax where there is a TPU, else tensorflow.",
             choices=backend.NAMES,
         ),
@@ -127,7 +127,7 @@ SHARED = SWITCHES | {
         ),
         Flag(
             "adaptive_regularization",
-            "All four adaptive_ switches at once; each can still be given.",
+            "All four adaptive_ switches at once; each can still be set.",
             kind=bool,
         ),
         option_flag("epochs", "train.epochs"),

@@ -87,8 +87,9 @@ def check_data(config: ml_collections.ConfigDict, info: DatasetInfo) -> None:
         found, right = config.data[key], getattr(info, key)
         if found != right:
             raise ConfigError(
-                f"data.{key}={found} is not what {config.data.ds_name} has, "
-                f"{right}. Leave it out; model.num_classes may be larger."
+                f"data.{key}={found} does not match {config.data.ds_name}, "
+                f"which has {right}. Leave it out; model.num_classes may be "
+                "larger."
             )
     if config.model.num_classes < config.data.num_classes:
         raise ConfigError(

@@ -227,7 +227,7 @@ def load(
         )
     of_dataset = {"ds_name": dataset}
     if saved is None:
-        # A run has classes of its own, whatever it is evaluated on.
+        # A run keeps its own classes, whatever it is evaluated on.
         of_dataset["num_classes"] = info.num_classes
         of_dataset["multi_label"] = info.multi_label
     chosen = {"model.model_name": model_name, "data.ds_name": dataset}

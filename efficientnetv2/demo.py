@@ -24,7 +24,7 @@ _SIDE = 320
 def explain(classifier: Classifier, paths: Sequence[str | os.PathLike]) -> str:
     """Returns HTML with classes, probabilities and attention for each file.
 
-    A file that is no image gets a message in its place.
+    A file that is not an image gets a message instead.
 
     Args:
         classifier: from `serving.predict.load`.

@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 class StrategyError(UserError):
-    """Devices or machines that are not there, or cannot do what was asked."""
+    """Devices or machines that are missing, or cannot do what was asked."""
 
 
 class DataError(UserError):

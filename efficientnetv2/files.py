@@ -23,8 +23,8 @@ def cannot_write(path: str | os.PathLike, reason: str) -> CheckpointError:
     """Returns the error for a file or folder of a run, and what to do."""
     return CheckpointError(
         f"Cannot write {path}: {reason}. Earlier files are unharmed; free "
-        "space or make the folder writable, then run the same command to go "
-        "on."
+        "space or make the folder writable, then rerun the command to "
+        "resume."
     )
 
 
@@ -56,7 +56,7 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def write_atomically(path: str | os.PathLike, write) -> None:
-    """Writes a file so that it is either complete or not there.
+    """Writes a file so that it is either complete or absent.
 
     Args:
         path: final place.

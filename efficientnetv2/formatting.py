@@ -25,31 +25,64 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes}:{seconds:02d}"
 
 
-def table(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> str:
+def columns() -> int:
+    """Returns the width of the terminal, 80 where there is none."""
+    return shutil.get_terminal_size((_COLUMNS, 24)).columns
+
+
+def table(
+    rows: Sequence[Sequence[str]],
+    left: Collection[int] = (),
+    width: int | None = None,
+) -> str:
     """Returns rows as lines with aligned columns.
 
-    A header that is wider than 80 columns is broken at spaces and hyphens.
+    A header that is too wide is broken at spaces and hyphens. If that is not
+    enough, the columns follow in blocks, each beginning with the first column.
 
     Args:
         rows: of equally many cells, the first being the header.
         left: numbers of the columns that are aligned to the left; all others
             are to the right.
+        width: columns to fit; by default those of the terminal, and without a
+            terminal only the header is broken, at 80.
     """
-    sides = ["left" if k in left else "right" for k in range(len(rows[0]))]
+    is_cut = width is not None or sys.stdout.isatty()
+    width = width or columns()
+    text = _aligned(rows, left)
+    if _width(text) > width:
+        rows = [[_narrow(name) for name in rows[0]], *rows[1:]]
+        text = _aligned(rows, left)
+    if not is_cut or _width(text) <= width:
+        return text
+    blocks, shown = [], [0]
+    for column in range(1, len(rows[0])):
+        if len(shown) > 1 and _width(_aligned(rows, left, [*shown, column])) > (
+            width
+        ):
+            blocks.append(shown)
+            shown = [0]
+        shown = [*shown, column]
+    return "\n\n".join(_aligned(rows, left, each) for each in [*blocks, shown])
 
-    def lines(header) -> list[str]:
-        text = tabulate.tabulate(
-            [header, *rows[1:]],
-            tablefmt="plain",
-            colalign=sides,
-            disable_numparse=True,
-        )
-        return [line.rstrip() for line in text.split("\n")]
 
-    found = lines(rows[0])
-    if len(found[0]) > _COLUMNS:
-        found = lines([_narrow(name) for name in rows[0]])
-    return "\n".join(found)
+def _aligned(
+    rows: Sequence[Sequence[str]],
+    left: Collection[int],
+    shown: Sequence[int] | None = None,
+) -> str:
+    shown = range(len(rows[0])) if shown is None else shown
+    text = tabulate.tabulate(
+        [[row[k] for k in shown] for row in rows],
+        tablefmt="plain",
+        colalign=["left" if k in left else "right" for k in shown],
+        disable_numparse=True,
+    )
+    return "\n".join(line.rstrip() for line in text.split("\n"))
+
+
+def _width(text: str) -> int:
+    return max(map(len, text.split("\n")))
 
 
 def _narrow(name: str) -> str:

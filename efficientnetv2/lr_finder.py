@@ -19,7 +19,7 @@ from efficientnetv2.errors import UserError
 
 _LOWEST, _HIGHEST = 1e-5, 10.0
 _SMOOTHING = 0.9
-# A smoothed loss beyond so many times the lowest one has diverged.
+# A smoothed loss of more than this many times the lowest has diverged.
 _DIVERGED = 2.0
 
 

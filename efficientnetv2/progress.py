@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import pathlib
-import shutil
 import sys
 import textwrap
 import time
@@ -15,10 +14,11 @@ import ml_collections
 import tqdm
 
 from efficientnetv2 import files
-from efficientnetv2.formatting import format_seconds
+from efficientnetv2.formatting import columns, format_seconds
 
-_WINDOW = 50  # steps of which the throughput is the mean
-_BESIDE = 12  # columns of a percentage and a short bar
+_WINDOW = 50  # steps over which throughput is averaged
+# Columns of a percentage and a bar; tqdm draws 10 where it knows no width.
+_BESIDE = 16
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}"
 _SHOWN_AFTER = 0.5  # seconds; what is faster shows no bar
 Item = TypeVar("Item")
@@ -32,11 +32,6 @@ def redraws(stream) -> bool:
 def has_colour(stream) -> bool:
     """Whether a stream is a terminal whose user has not set NO_COLOR."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
-
-
-def columns() -> int:
-    """Returns the width of the terminal, 80 where there is none."""
-    return shutil.get_terminal_size((80, 24)).columns
 
 
 def say(text: str) -> None:
@@ -216,7 +211,7 @@ class Events:
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
         # TensorFlow has one error for a full disk and for too little memory,
-        # after which a run would go on with smaller micro-batches.
+        # after which a run would continue with smaller micro-batches.
         try:
             yield
         except self.tf.errors.OpError as error:
@@ -353,7 +348,7 @@ class Progress:
         }
 
     def evaluated(self, result: Mapping, is_best: bool) -> None:
-        """Logs an evaluation, whose time is no time of steps."""
+        """Logs an evaluation, whose time does not count as that of steps."""
         self.log(
             f"Epoch {result['epoch']:.4g}: {self.split} "
             f"top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%} "
@@ -404,7 +399,7 @@ class Progress:
         rate, left = self.images_per_second(), self.seconds_left()
         run_left = format_seconds(left)
         stage_left = format_seconds(self.seconds_left(stage.last_step))
-        # Until two steps are done there is no telling.
+        # Unknown until two steps are done.
         speed = [f"{rate:,.0f} images/s"] if rate else []
         ends, both, short = [], [], []
         if math.isfinite(left):

@@ -281,11 +281,14 @@ def table(
 
 
 def describe(
-    config: ml_collections.ConfigDict, plan: RunPlan, stages: Sequence[Stage]
+    config: ml_collections.ConfigDict,
+    plan: RunPlan,
+    stages: Sequence[Stage],
+    width: int | None = None,
 ) -> str:
-    """Returns the stage table as lines of at most 80 columns.
+    """Returns the stage table as lines that fit the terminal, or `width`.
 
-    What is the same in all stages stands in a sentence below.
+    Values that all stages share are in a sentence below the table.
     """
     header, *rows = table(config, plan, stages)
     columns = list(zip(header, *rows, strict=True))
@@ -297,9 +300,12 @@ def describe(
     varied = [column for column in columns if len(set(column[1:])) > 1]
     parts = []
     if varied:
-        parts.append(formatting.table(list(zip(*varied, strict=True))))
+        rows = list(zip(*varied, strict=True))
+        parts.append(formatting.table(rows, width=width))
         same = [each for each in same if not each.endswith(" 0")]
     if same:
         start = "In all stages: " if varied else ""
-        parts.append(textwrap.fill(start + ", ".join(same) + ".", 80))
+        text = start + ", ".join(same) + "."
+        width = min(80, width or formatting.columns())
+        parts.append(textwrap.fill(text, width))
     return "\n".join(parts)

@@ -106,10 +106,10 @@ def check_finite(
         f"{len(plan.stages)}, learning rate {rate:.3g})"
     )
     raise NotFiniteError(
-        f"The loss is not finite at {place}. The last checkpoint is from "
-        "before. Lower train.lr_base, set train.gclip, or lengthen "
-        "train.lr_warmup_epoch; train.on_nan=rollback goes back and leaves "
-        "that data out.",
+        f"The loss is not finite at {place}. The last checkpoint is older. "
+        "Lower train.lr_base, set train.gclip, or lengthen "
+        "train.lr_warmup_epoch; train.on_nan=rollback goes back and skips "
+        "that data.",
         step,
         place,
     )
@@ -153,7 +153,7 @@ class Recovery:
                     raise
                 if self.engine.is_lost_worker(error):
                     raise WorkerLost(
-                        "Another worker does not answer."
+                        "Another worker is not responding."
                     ) from error
                 if not self.engine.is_out_of_memory(error):
                     raise
@@ -168,7 +168,7 @@ class Recovery:
             raise error
         if self.rollbacks == _MOST_ROLLBACKS:
             raise NotFiniteError(
-                f"{error} It went back {self.rollbacks} times before.",
+                f"{error} It already went back {self.rollbacks} times.",
                 error.step,
                 error.place,
             ) from None
@@ -242,14 +242,14 @@ def _load_callback(name: str) -> keras.callbacks.Callback:
         made = getattr(importlib.import_module(module_name), attribute)()
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(
-            f"train.callbacks: {name} cannot be made: {error}. Modules are "
+            f"train.callbacks: {name} cannot be created: {error}. Modules are "
             f"looked for in {here} and among the installed ones; the class is "
             "called without arguments."
         ) from error
     if not isinstance(made, keras.callbacks.Callback):
         raise UserError(
-            f"train.callbacks: {name} gives {type(made).__name__}, which is no "
-            "keras.callbacks.Callback."
+            f"train.callbacks: {name} gives {type(made).__name__}, which is "
+            "not a keras.callbacks.Callback."
         )
     return made
 

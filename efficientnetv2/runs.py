@@ -60,7 +60,7 @@ class State:
 
 
 class Splits:
-    """The splits of a run's data, each of which is loaded once.
+    """The splits of a run's data, each loaded once.
 
     Args:
         config: of the run.
@@ -115,7 +115,7 @@ class Run:
         except ValueError as error:
             raise RunError(
                 f"{self.metrics_path} is not valid JSON ({error}). Remove it "
-                "to have it written anew."
+                "to have it written again."
             ) from None
 
     def update_metrics(self, **values) -> dict:
@@ -133,7 +133,7 @@ def claimed(run: Run, config: ml_collections.ConfigDict) -> Iterator[None]:
 
     Raises:
         RunError: if model_dir is a file, cannot be written, is in use, or
-            holds a run of another configuration; the message shows the
+            holds a run with another configuration; the message shows the
             differences.
         CheckpointError: if the disk is full, also for what is written while
             the context is open.
@@ -152,8 +152,8 @@ def claimed(run: Run, config: ml_collections.ConfigDict) -> Iterator[None]:
     with files.writing(folder), files.locked(folder / LOCK) as lock:
         if lock.holder:
             raise RunError(
-                f"{folder} is in use by {lock.holder}. Wait for its end, "
-                "or name another --model_dir."
+                f"{folder} is in use by {lock.holder}. Wait until it "
+                "ends, or name another --model_dir."
             )
         _write_config(run, config)
         yield
@@ -182,7 +182,7 @@ def _write_config(run: Run, config: ml_collections.ConfigDict) -> None:
         if changed:
             lines = config_lib.format_differences(changed)
             raise RunError(
-                f"{folder} holds a run of another configuration:\n{lines}\n"
+                f"{folder} holds a run with another configuration:\n{lines}\n"
                 "Name another --model_dir, or repeat that run with "
                 f"--hparam_str={path}."
             )
@@ -193,7 +193,7 @@ def _write_config(run: Run, config: ml_collections.ConfigDict) -> None:
 
 
 def _has_begun(run: Run) -> bool:
-    """Whether a folder holds a checkpoint to go on with, or a result."""
+    """Whether a folder holds a checkpoint to resume from, or a result."""
     found = checkpoints.folder(run.model_dir).glob("*.npz")
     return any(found) or bool(run.read_metrics().get("finished"))
 

@@ -64,7 +64,7 @@ def option(
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What a field of a schema takes, and what it means.
+    """The type, range and meaning of a field of a schema.
 
     Attributes:
         name: such as 'train.epochs'.

@@ -175,7 +175,7 @@ def seconds_to_line(command: Sequence[str], text: str) -> float:
             process.communicate()
 
 
-# --- In a process of its own -------------------------------------------------
+# --- In a separate process -------------------------------------------------
 
 
 def _repeat(function: Callable[[], object], times: int) -> float:

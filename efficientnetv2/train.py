@@ -87,7 +87,7 @@ def _attempt(config, plan, run, attempt, source, validation_source=None):
     validation = None
     if validation_source is not None and engine.is_chief:
         validation = pipeline.evaluation_dataset(validation_source, config)
-    # Metrics are read from the device so many steps apart.
+    # Metrics are read from the device every so many steps.
     every = 1 if run.callbacks else max(1, plan.steps_per_epoch // 50)
     batches = iter(engine.dataset(make_dataset))
     users = UserCallbacks(run.callbacks, engine, plan, state.step)

@@ -158,7 +158,7 @@ def load_weights(
         also logged.
 
     Raises:
-        WeightsError: if the source is not there, cannot be read or does not
+        WeightsError: if the source is missing, cannot be read or does not
             fit; the message names the file, the weight and both shapes. The
             model is then as it was.
     """

@@ -116,7 +116,7 @@ def test_a_run_of_an_earlier_version_keeps_its_normalization(
 def test_the_recipe_overrides_the_dataset(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("data: {num_classes: 3}")
-    with pytest.raises(ConfigError, match="data.num_classes=3 is not what"):
+    with pytest.raises(ConfigError, match="data.num_classes=3 does not match"):
         load("fashion_mnist", recipe=str(recipe))
 
 
@@ -295,7 +295,7 @@ def test_the_number_of_classes_is_the_datasets():
         config = load("fashion_mnist", hparam_str=f"data.num_classes={value}")
         assert config.data.num_classes == config.model.num_classes == 10
     for value in ("num_classes=3", "num_classes=12", "multi_label=true"):
-        with pytest.raises(ConfigError, match="is not what fashion_mnist has"):
+        with pytest.raises(ConfigError, match="does not match fashion_mnist"):
             load("fashion_mnist", hparam_str=f"data.{value}")
 
 

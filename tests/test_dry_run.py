@@ -57,7 +57,7 @@ def test_a_slow_choice_is_announced(monkeypatch):
 
     assert warning("fashion_mnist") is None
     slow = {"model_name": "efficientnetv2-b0"}
-    overrides = "train.isize=224,eval.isize=224,data.ibase=224"
+    overrides = "train.isize=224,eval.isize=224,data.ibase=224,train.epochs=9"
     text = warning("fashion_mnist", hparam_str=overrides, **slow)
     # 9 epochs of 55,000 images at 17 images/s.
     assert "about 8.1 hours" in text and "224 pixels" in text

@@ -179,7 +179,7 @@ def test_a_disk_that_fills_while_a_run_trains(disk, source, tmp_path):
         line for line in errors.splitlines() if line.startswith("error:")
     ]
     assert message.startswith(f"error: Cannot write {model_dir}/")
-    assert disk.reason in message and "same command" in message
+    assert disk.reason in message and "rerun the command" in message
 
     last = checkpoints.load_latest(model_dir, pytest.fail)
     step = last.meta["step"]

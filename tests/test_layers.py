@@ -100,8 +100,15 @@ def test_a_configuration_goes_down_only():
     allowed = {"data/pipeline.py", "overview.py"}
     package = pathlib.Path(__file__).parent.parent / "efficientnetv2"
     for path in package.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute) and node.attr == "config":
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        # A study makes the configuration of an arm.
+        calls = [each.func for each in nodes if isinstance(each, ast.Call)]
+        for node in nodes:
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr == "config"
+                and node not in calls
+            ):
                 owner = ast.unparse(node.value)
                 name = str(path.relative_to(package))
                 assert owner in libraries or name in allowed, (name, owner)

@@ -149,7 +149,7 @@ def test_where_models_are_looked_for(folder_run, tmp_path):
     with pytest.raises(formats.ModelError, match="saved_model.pb"):
         formats.find_model(tmp_path)
     (tmp_path / "model.txt").write_text("")
-    with pytest.raises(formats.ModelError, match="is no model"):
+    with pytest.raises(formats.ModelError, match="is not a model"):
         formats.find_model(tmp_path / "model.txt")
     with pytest.raises(formats.ModelError, match="--checkpoint"):
         formats.find_model(file, checkpoint="last")

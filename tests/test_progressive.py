@@ -309,3 +309,18 @@ def test_the_table_shows_every_stage():
     assert "RandAugment" not in text
     _, text = _table("train.stages=1")
     assert text.startswith("stage 1, epochs 0-4, from step 0, image size 38")
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_table_fits_its_columns(width):
+    config = config_lib.load("fashion_mnist")
+    plan = config_lib.run_plan(config)
+    stages = progressive.build_stages(config, plan)
+    text = progressive.describe(config, plan, stages, width)
+    lines = text.split("\n")
+    assert max(map(len, lines)) <= width
+    # In blocks, each of which names the stages again.
+    blocks = sum(line.startswith("stage ") for line in lines)
+    assert blocks == (2 if width == 40 else 1)
+    words = text.replace("-\n", "").split()
+    assert "CutMix" in words and "dropout" in words

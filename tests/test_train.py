@@ -346,7 +346,7 @@ def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
     """Loss, weight decay, clipping, RMSProp and EMA, by hand."""
     config = tiny_config(
         "train.stages=1,train.batch_parts=1,data.augname=null,"
-        "model.survival_prob=1,data.mixup_alpha=0.3,"
+        "train.optimizer=rmsprop,model.survival_prob=1,data.mixup_alpha=0.3,"
         "model.dropout_rate=0,model.dropout_base=null,train.gclip=0.5,"
         "train.weight_decay=1e-3,train.weight_decay_inc=4,"
         "train.lr_warmup_epoch=0,train.lr_sched=constant"

@@ -378,9 +378,10 @@ def test_the_table_command():
 
     result = run("--model_name=efficientnetv2-s", "--image_size=384")
     assert result.returncode == 0, result.stderr
-    row = "MBConv4, k3x3, SE0.25       2       128       6    24x24"
+    row = "MBConv4, k3, SE0.25       2       128       6    24x24"
     assert row in result.stdout
     assert "21,612,360" in result.stdout and "8.37B" in result.stdout
+    assert max(map(len, result.stdout.split("\n"))) <= 80
     table = run().stdout.splitlines()
     rows = [line for line in table if line.startswith("efficientnet")]
     assert len(rows) == len(declarative.names("models"))

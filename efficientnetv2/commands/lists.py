@@ -117,7 +117,7 @@ def _datasets(folder: pathlib.Path) -> None:
             )
         )
     print(formatting.table(lines, left=[0, 1, 5]))
-    print(f"\nSearched {folder}; --dataset=NAME shows the details of one.")
+    print(f"\nSearched {folder}\n--dataset=NAME shows the details of one.")
 
 
 def _dataset(name: str, folder: pathlib.Path) -> None:
@@ -267,12 +267,12 @@ def _model(given: flags.FlagValues) -> None:
     print(counting.format_table(rows))
     sums = counting.total(rows)
     print(
-        f"{counting.format_count(sums.trainable)} trainable parameters, "
-        f"{counting.format_count(sums.multiply_adds)} multiply-adds"
+        f"{sums.parameters:,} parameters, {sums.trainable:,} of them "
+        f"trainable; {counting.format_count(sums.multiply_adds)} multiply-adds"
     )
     if name in declarative.names("models"):
         for entry in catalog.list_weights(name):
-            top1 = f"top-1 {entry.top1:.1%}" if entry.top1 else "no top-1 given"
+            top1 = f"top-1 {entry.top1:.1%}" if entry.top1 else "no top-1 known"
             print(f"published weights {entry.weights}: {top1}")
 
 
@@ -307,8 +307,8 @@ def _models(given: flags.FlagValues) -> None:
         )
     print(formatting.table(lines, left=[0]))
     print(
-        "\nTop-1 as published with the weights; more data: pretrained on "
-        "ImageNet-21k (V2) or JFT (V1)."
+        "\nTop-1 as published with the weights.\n"
+        "With more data: pretrained on ImageNet-21k (V2) or JFT (V1)."
     )
 
 

@@ -61,8 +61,8 @@ _MODEL = (
     Flag("top", "Classes printed per image; default: 5.", int, 5, low=1),
     Flag(
         "threshold",
-        "Leave out classes that are less probable. An image of which no class "
-        f"remains is sorted into the folder {UNSURE}.",
+        "Leave out less probable classes. Images with no class left go into "
+        f"the folder {UNSURE}.",
         float,
         default=0.0,
         low=0.0,
@@ -105,9 +105,9 @@ def predict(given: flags.FlagValues, words: Sequence[str]) -> int:
     if not given.model:
         raise UserError("--model is missing, such as runs/fashion_mnist.")
     if given.json and given.csv:
-        raise UserError("--json and --csv exclude each other.")
+        raise UserError("--json and --csv cannot be combined.")
     if not words:
-        raise UserError("No image is named: give files or folders.")
+        raise UserError("No images given: name files or folders.")
     found = formats.find_model(given.model, given.checkpoint, given.weights)
     inspects = given.features or given.grad_cam_to
     if inspects and found.kind == "saved_model":

@@ -32,8 +32,8 @@ _DRY_RUN = Flag(
 )
 _MODE = Flag(
     "mode",
-    "train_and_test leaves out report and SavedModel, train the final "
-    "evaluation as well.",
+    "train_and_test skips report and SavedModel, train also skips the final "
+    "evaluation.",
     default="train_and_eval",
     choices=TRAINING_MODES,
 )
@@ -45,7 +45,7 @@ _EXPORT = (
     ),
     Flag(
         "allow_disagreement",
-        "Write also what differs too much from Keras.",
+        "Also write formats that differ too much from Keras.",
         bool,
         default=False,
     ),
@@ -347,5 +347,5 @@ def _execute(
         )
     except api.WorkerLost as error:
         # TensorFlow needs a new process to rejoin the others.
-        print(f"{error} Starting again from the last checkpoint.", flush=True)
+        print(f"{error} Restarting from the last checkpoint.", flush=True)
         os.execv(sys.executable, sys.orig_argv)

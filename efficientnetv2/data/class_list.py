@@ -29,7 +29,7 @@ def read(path: str | os.PathLike) -> list[str]:
     """Returns the names of a file.
 
     Raises:
-        OSError, UnicodeDecodeError: if it cannot be read, or is no UTF-8.
+        OSError, UnicodeDecodeError: if it cannot be read, or is not UTF-8.
     """
     text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     return text.removesuffix("\n").split("\n") if text else []
@@ -61,7 +61,7 @@ def in_words(names: Sequence[str]) -> list[str]:
 
 
 def folder_name(class_name: str) -> str:
-    """Returns a class's name as that of a folder: 'T-shirt-top'."""
+    """Returns a class name as a folder name: 'T-shirt-top'."""
     return normal_form(class_name).replace("/", "-").lstrip(".")
 
 
@@ -70,7 +70,7 @@ def places(found: Sequence[str], wanted: Sequence[str]) -> list[int]:
 
     Args:
         found: names of classes, or of their folders.
-        wanted: of which each must be one.
+        wanted: known names; each of `found` must be one of them.
 
     Raises:
         DataError: shows both lists, and names what is not in `wanted`.

@@ -383,7 +383,7 @@ def _decode_with_pillow(data: bytes | np.ndarray) -> np.ndarray:
         with Image.open(io.BytesIO(as_bytes(data))) as image:
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError:
-        raise OSError("no valid BMP") from None
+        raise OSError("not a valid BMP") from None
     except _PILLOW_ERRORS as error:
         raise OSError(str(error)) from None
 
@@ -420,7 +420,7 @@ def from_pillow(image: Image.Image) -> bytes:
         if upright.mode == "F":
             raise ValueError("its pixels are real numbers of unknown range")
         if upright.mode.startswith("I"):
-            # Sixteen bits, of which `decode` takes the upper eight.
+            # Sixteen bits; `decode` takes the upper eight.
             pixels = np.asarray(upright)[..., np.newaxis]
             if pixels.min() < 0 or pixels.max() > 65_535:
                 raise ValueError("its pixels have more than sixteen bits")

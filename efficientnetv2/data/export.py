@@ -44,9 +44,9 @@ def write(
 
     Args:
         load: returns a split by its name.
-        folder: empty, or not there yet.
+        folder: empty or missing.
         form: one of `FORMATS`.
-        images_per_class: the first so many of each split; None for all.
+        images_per_class: the first ones of each split; None for all.
 
     Returns:
         What `--dataset` takes: the folder, or the YAML file in it.

@@ -72,7 +72,7 @@ def load(
     """Returns all images and labels of a part, read once per process.
 
     Their order is that of `fashion_mnist:3.0.1` of TensorFlow Datasets.
-    Several processes may call this at once, and any of them may be killed.
+    Several processes may call this concurrently, and be killed at any time.
 
     Args:
         data_dir: holds the archives (itself, or its folders `fashion_mnist`,
@@ -197,7 +197,7 @@ def _reason(error: Exception) -> str:
 
 
 def _download(mirror: str, folder: pathlib.Path) -> None:
-    """Raises OSError or ValueError if the mirror has not all archives."""
+    """Raises OSError or ValueError if the mirror lacks an archive."""
     pooch.get_logger().setLevel("ERROR")
     registry = {name: sha256 for name, (sha256, _) in ARCHIVES.items()}
     store = pooch.create(folder, mirror, registry=registry, retry_if_failed=1)

@@ -45,11 +45,11 @@ _COMPARED = 100
 # Shrunk by more than this, images that are sampled look unlike themselves.
 _MOST_SHRINKING = 2.0
 # TensorFlow quotes a record that it cannot parse in its message; where the
-# record is no UTF-8, raising the error fails itself.
+# record is not UTF-8, raising the error fails itself.
 _NO_EXAMPLE = "Could not parse example input"
 READ_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 FORMATS = "JPEG, PNG, GIF, BMP and WebP"
-# Other files by their first bytes, and by those of text in lower case.
+# Other kinds of files by their first bytes; text in lower case.
 _OTHERS = {
     "a TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     "a Photoshop file": (b"8BPS",),
@@ -97,7 +97,7 @@ def named(*read_from: Source):
 
 
 def fault_of_beginning(head: bytes, size: int) -> str | None:
-    """Returns why a file is no image by its first bytes, None if it may be.
+    """Returns why the first bytes are not an image's; None if they may be.
 
     Args:
         head: its first bytes, 64 or all.
@@ -110,7 +110,7 @@ def fault_of_beginning(head: bytes, size: int) -> str | None:
         return "it is cut short" if size < length + 8 else None
     if head.startswith(tuple(itertools.chain(*decoding.FIRST_BYTES.values()))):
         return None
-    return f"it is {_kind(head)}, none of {FORMATS}"
+    return f"it is {_kind(head)}, not {FORMATS}"
 
 
 def _kind(head: bytes) -> str:
@@ -164,14 +164,14 @@ def before_training(
         raise DataError(
             f"{len(bad):,} of {count:,} files cannot be read:\n  "
             + "\n  ".join(bad[:_SHOWN])
-            + f"{more}\nRepair or remove them, or leave them out by "
+            + f"{more}\nRepair or remove them, or skip them with "
             "data.on_corrupt=skip. `python -m efficientnetv2.data check "
             f"--dataset={config.data.ds_name}` decodes every image."
         )
     if deep:
         log(
-            f"{deep:,} of {count:,} images are PNGs of 16 bits, of which the "
-            "upper eight count, or those that the file says it uses (sBIT)."
+            f"{deep:,} of {count:,} images are 16-bit PNGs. Only their upper "
+            "eight bits are used, or those given by sBIT."
         )
     same = [
         path
@@ -239,7 +239,7 @@ def _fault_of_shard(head: bytes, size: int) -> str | None:
     # A shard may hold no record. A record has eight bytes for its length, and
     # two checksums of four.
     if size and (size < 16 or struct.unpack("<Q", head[:8])[0] + 16 > size):
-        return "it is cut short, or no file of TFRecords"
+        return "it is cut short, or not a TFRecord file"
     return None
 
 
@@ -329,7 +329,7 @@ def every(
 ) -> Iterator[str]:
     """Yields what is wrong with each bad example, in order.
 
-    Reads and decodes every example, several at once.
+    Reads and decodes every example, several in parallel.
 
     Args:
         advance: called with a number of examples when they are done.
@@ -366,7 +366,7 @@ def _in_shards(source, pool, advance) -> Iterator[str]:
     if total < source.num_images:
         yield (
             f"The shards hold {total:,} examples, fewer than the "
-            f"{source.num_images:,} that the dataset's YAML says: "
+            f"{source.num_images:,} of the dataset's YAML file: "
             f"{source.shards[0].path} and {len(source.shards) - 1} more."
         )
 
@@ -386,7 +386,7 @@ def _in_shard(
         except tf.errors.DataLossError:
             faults.append(
                 f"{shard.path} is corrupt or cut short at record {number:,}. "
-                "Write or copy it anew."
+                "Write or copy it again."
             )
             break
         except READ_ERRORS as error:
@@ -405,7 +405,7 @@ def _in_shard(
 
 @functools.cache
 def _decode():
-    """Returns `decoding.decode`, traced once: threads can run it at once."""
+    """Returns `decoding.decode`, traced once, so that threads can share it."""
     return tf.function(
         decoding.decode,
         input_signature=[tf.TensorSpec([], tf.string)],
@@ -436,7 +436,7 @@ def fault_of_image(data: tf.Tensor) -> str | None:
 def _reason(error: Exception) -> str:
     text = getattr(error, "message", "")
     if isinstance(error, UnicodeDecodeError) or _NO_EXAMPLE in text:
-        return "it is no tf.train.Example"
+        return "it is not a tf.train.Example"
     if "label out of range" in text:
         # The assertion shows the label and the number of classes.
         values = text.partition("label out of range")[2]

@@ -31,7 +31,7 @@ Files = dict[tuple[str, str, str], int]
 
 
 class ChangedDataError(UserError):
-    """Data that are not those of the run."""
+    """Data other than the run's."""
 
 
 def take(
@@ -146,7 +146,7 @@ def _to_csv(files: Files) -> str:
 
 
 def read(model_dir: str | os.PathLike) -> dict | None:
-    """Returns the fingerprint that a run keeps, None if it has none.
+    """Returns the fingerprint stored with a run, or None.
 
     Raises:
         ChangedDataError: if the file is damaged.
@@ -159,8 +159,8 @@ def read(model_dir: str | os.PathLike) -> dict | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise ChangedDataError(
-            f"{path} is damaged ({error!r}). Remove it to have it written anew "
-            "from the data as they are."
+            f"{path} is damaged ({error!r}). Remove it to have it written "
+            "again from the current data."
         ) from None
     return content
 
@@ -254,7 +254,7 @@ def claim(
     log: Callable[[str], None],
     begun: bool,
 ) -> dict[str, str]:
-    """Checks that data are those of a run before it trains.
+    """Checks before training that the data are the run's.
 
     Args:
         begun: whether the run has trained before.
@@ -273,22 +273,21 @@ def claim(
     old = read(model_dir) if begun else None
     if old is None and begun and info.source in registry.LISTED:
         log(
-            f"{model_dir} was begun by a version that kept no fingerprint of "
-            "its data: whether they are the same is not known, and where "
-            "splits are chosen by the names of files they are chosen anew, "
-            "so that it may have trained on images of its new validation and "
-            "test splits."
+            f"{model_dir} was started by a version that kept no fingerprint of "
+            "its data, so changes cannot be detected. Splits that depend on "
+            "the names of files are drawn again: the run may have trained on "
+            "images that are now in its validation or test split."
         )
     changes = _changes(old, new, model_dir, files) if old else ""
     if changes:
         if not config.data.allow_changes:
             raise ChangedDataError(
-                f"{info.name} has changed since {model_dir} was begun:\n"
+                f"{info.name} has changed since {model_dir} was started:\n"
                 f"{changes}\nRestore the data, or name another --model_dir to "
-                "train on them; --hparam_str=data.allow_changes=true goes on "
-                "with this run nevertheless."
+                "train on them; --hparam_str=data.allow_changes=true "
+                "continues this run anyway."
             )
-        log(f"Going on, although {info.name} has changed:\n{changes}")
+        log(f"Continuing although {info.name} has changed:\n{changes}")
     return {
         class_list.FILE: class_list.to_text(info.class_names),
         FILE: json.dumps(new, indent=1, ensure_ascii=False) + "\n",
@@ -367,7 +366,7 @@ def check_is_of_run(
 def _changes(
     old: Mapping, new: Mapping, model_dir: pathlib.Path, files: Files
 ) -> str:
-    """Returns what differs between two fingerprints, a line each."""
+    """Returns the differences between two fingerprints, one per line."""
     lines = []
     for key in ("source", "tfds_name", "version", "archives", "multi_label"):
         before, now = old.get(key), new.get(key)

@@ -243,8 +243,8 @@ def _parts(
     if "train" not in parts:
         names = " and ".join(f"{f.name}/" for (f,) in parts.values())
         raise DataError(
-            f"{tree.path} has {names}, but no train/. Call the folder of the "
-            f"training images so. {_if_classes(tree)}"
+            f"{tree.path} has {names}, but no train/. Rename the folder of "
+            f"the training images to train. {_if_classes(tree)}"
         )
     direct = [folder for folder in rest if folder.images]
     if len(parts) == 1 and direct:
@@ -273,7 +273,7 @@ def _classes(
         where = f", but {count:,} images itself" if count else ""
         raise DataError(
             f"{tree.path} has no sub-folders{where}; there must be one per "
-            "class. A CSV file of images and labels will do, too."
+            "class. A CSV file of images and labels works, too."
         )
     if len(tree.folders) == 1 and tree.folders[0].holds_folders:
         inner = tree.folders[0]
@@ -294,7 +294,7 @@ def _classes(
         other = names.setdefault(folded(name), name)
         if other != name or name in classes:
             raise DataError(
-                f"{tree.path} has two folders of one class, {other!r} and "
+                f"{tree.path} has two folders for one class, {other!r} and "
                 f"{name!r}, that differ only in upper and lower case, in "
                 "spaces or in how accents are encoded. Merge them."
             )
@@ -338,7 +338,7 @@ def _check_classes(parts, listed, found: list[str]) -> None:
             hint = f" Did you mean {near!r}?" if near else ""
             raise DataError(
                 f"{parts[split].path} has the class {unknown!r}, which "
-                f"{parts['train'].path} has not.{hint}"
+                f"{parts['train'].path} lacks.{hint}"
             )
     if len(found) < 2:
         raise DataError(
@@ -357,14 +357,14 @@ def _declared(path: pathlib.Path) -> list[str]:
 def _check_declared(
     path: pathlib.Path, names: list[str], found: list[str]
 ) -> None:
-    """Checks that each of the names is that of one folder found."""
+    """Checks that each name matches exactly one folder found."""
     named = sorted(map(class_list.folder_name, names))
     if named != sorted(found):
         wrong = sorted(set(named) ^ set(found)) or [
             name for name in found if named.count(name) > 1
         ]
         raise DataError(
-            f"{path} must name each class folder once, a line each: see "
+            f"{path} must name each class folder once, one per line: see "
             f"{wrong[0]!r}. Correct it, or remove it to number the classes "
             "in the order of the folders' names."
         )

@@ -81,7 +81,7 @@ class Listing:
     Attributes:
         class_names: of the class folders, in the order of the labels.
         splits: by name.
-        notes: what the user may not expect, a line each.
+        notes: what the user may not expect, one per line.
         multi_label: whether an image may have several classes.
     """
 
@@ -109,7 +109,7 @@ def folded(name: str) -> str:
 
 
 def is_csv(path: str | os.PathLike) -> bool:
-    """Whether a path is that of a CSV file."""
+    """Whether a path is a CSV file's."""
     return os.fspath(path).lower().endswith(_CSV)
 
 
@@ -187,7 +187,7 @@ def divide(
     if empty:
         raise DataError(
             f"The split {empty!r} of {root} has no images: a tenth of "
-            f"{total:,} is chosen by a hash of each name, by which none was. "
+            f"{total:,} is chosen by a hash of each name, and none was. "
             f"{remedy}"
         )
     entries["trainval"] = sorted(entries["train"] + entries["minival"])
@@ -200,9 +200,9 @@ def divide(
         lacks = [repr(n) for k, n in enumerate(class_names) if k not in found]
         if lacks and split == "train":
             raise DataError(
-                f"{root}: no image of {some(lacks)} is left for training: what "
-                "has few images may fall into other splits by the hash of "
-                f"their names. {remedy}"
+                f"{root}: no image of {some(lacks)} is left for training: a "
+                "hash of the names chooses the splits, and can miss classes "
+                f"with few images. {remedy}"
             )
         if lacks and split != "trainval":
             notes.append(
@@ -235,7 +235,7 @@ def scan_csv(path: pathlib.Path) -> Listing:
             rows = list(csv.reader(file, delimiter=delimiter, strict=True))
     except UnicodeDecodeError:
         raise DataError(
-            f"Cannot read {path}: it is no UTF-8. Save it as CSV in UTF-8."
+            f"Cannot read {path}: it is not UTF-8. Save it as CSV in UTF-8."
         ) from None
     except (OSError, csv.Error) as error:
         raise DataError(f"Cannot read {path}: {error}.") from None
@@ -264,7 +264,7 @@ def scan_csv(path: pathlib.Path) -> Listing:
         name = normal_form(os.path.relpath(place, path.parent))
         if name in seen:
             raise DataError(
-                f"{where}: {cells['file']} stands in row {seen[name]}, too. "
+                f"{where}: {cells['file']} is also in row {seen[name]}. "
                 "Join several labels by '|' in a column 'labels'."
             )
         seen[name] = number
@@ -274,13 +274,13 @@ def scan_csv(path: pathlib.Path) -> Listing:
         split = split_of(cells.get("split", "train"))
         if split is None:
             raise DataError(
-                f"{where}: {cells['split']!r} is no split: write train, val or "
-                "test."
+                f"{where}: {cells['split']!r} is not a split: write train, val "
+                "or test."
             )
         entries.setdefault(split, []).append((labels, name, place))
     if missing:
         raise DataError(
-            f"{path}: {len(missing):,} of {len(seen):,} files are not there, "
+            f"{path}: {len(missing):,} of {len(seen):,} files are missing, "
             f"such as {some(missing)}. Paths are relative to {path.parent}."
         )
     if "train" not in entries:
@@ -315,7 +315,7 @@ def _labels(cells: dict[str, str], several: bool, where: str) -> list[str]:
     if several and not text:
         return []
     if not all(labels) or len(set(labels)) < len(labels):
-        raise DataError(f"{where}: {text!r} is no label.")
+        raise DataError(f"{where}: {text!r} is not a label.")
     if not several and "|" in text:
         raise DataError(
             f"{where}: {text!r} are several labels. Call the column 'labels' "

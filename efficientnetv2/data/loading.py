@@ -46,7 +46,7 @@ def parse_slice(text: str) -> tuple[str, slice]:
     """
     match = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", text)
     if not match:
-        raise ValueError(f"{text!r} is no split such as 'train[:55000]'.")
+        raise ValueError(f"{text!r} is not a split such as 'train[:55000]'.")
     first, last = (int(part) if part else None for part in match.groups()[1:])
     return match[1], slice(first, last)
 
@@ -344,7 +344,7 @@ def _explained_tfds(info: DatasetInfo, folder: pathlib.Path):
         )
         raise DataError(
             f"{info.tfds_name}: {problem} ({reason}). Prepare it on a machine "
-            f"with a network by `tfds build {info.tfds_name.split(':')[0]} "
+            f"with a network with `tfds build {info.tfds_name.split(':')[0]} "
             f"--data_dir={folder}` and copy that folder, or name another one "
             "with --data_dir."
         ) from error

@@ -324,7 +324,7 @@ def _sample(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 
 # The functions below give, bit for bit, what ImageProjectiveTransformV3 gives
 # for NEAREST and CONSTANT, in a fraction of the time. That kernel evaluates the
-# whole projective map anew for each channel of each pixel.
+# whole projective map again for each channel of each pixel.
 
 
 def rotation(degrees, height, width) -> tuple[tf.Tensor, ...]:

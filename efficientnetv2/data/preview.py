@@ -140,7 +140,7 @@ def _describe(stage: Stage, config: ml_collections.ConfigDict) -> str:
 
 
 def caption(label: np.ndarray, class_names: Sequence[str]) -> list[str]:
-    """Returns the classes of an image, heaviest first, a line each.
+    """Returns the classes of an image, heaviest first, one per line.
 
     label: float32 [classes]; the weights of mixed classes are written.
     """

@@ -137,8 +137,8 @@ def shards(
     chosen = found[place][slice(*split.shards)]
     if not chosen:
         raise DataError(
-            f"{info.name}: of the {len(found[place])} files {split.files} in "
-            f"{place} none is left by shards {list(split.shards)}."
+            f"{info.name}: shards {list(split.shards)} select none of the "
+            f"{len(found[place])} files {split.files} in {place}."
         )
     return chosen
 
@@ -254,12 +254,12 @@ def listing(path: str | os.PathLike) -> Listing:
 
 
 def notes(info: DatasetInfo) -> list[str]:
-    """Returns what the user may not expect of a dataset, a line each."""
+    """Returns what the user may not expect of a dataset, one per line."""
     if info.source in LISTED:
         return listing(info.folder).notes
     if is_registered(info.name) and pathlib.Path(info.name).is_dir():
         return [
-            f"--dataset={info.name} is that of the registry, not the folder "
+            f"--dataset={info.name} is the registered dataset, not the folder "
             f"{info.name}/ here, which is --dataset=./{info.name}."
         ]
     return []
@@ -352,9 +352,9 @@ def _parse_listed(name: str, values: dict, where: str) -> DatasetInfo:
     for key in of_folder:
         if key in values:
             raise ConfigError(
-                f"{where}: {key} is not for source {source}, whose folder "
-                f"determines it; {class_list.FILE} in the folder sets the "
-                "order of the classes."
+                f"{where}: {key} does not apply to source {source}, whose "
+                f"folder determines it; {class_list.FILE} in the folder sets "
+                "the order of the classes."
             )
     values = schema.read(DatasetInfo, values, where, ("name", *of_folder))
     base = pathlib.Path(name).parent if name.endswith(_YAML) else "."

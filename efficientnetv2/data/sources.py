@@ -16,7 +16,7 @@ from efficientnetv2.data import class_list, decoding
 from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import DataError
 
-# Of a split in shards at most so many images are kept in memory, encoded.
+# Encoded images of a sharded split that are kept in memory, at most.
 MOST_IN_MEMORY = 10_000
 
 
@@ -129,8 +129,8 @@ class StreamSource:
         if len(self.shards) < parts:
             raise DataError(
                 f"{len(self.shards)} shards, {self.shards[0].path} the first, "
-                f"are fewer than the {parts} hosts, of which each reads files "
-                "of its own. Write more, smaller shards."
+                f"are fewer than the {parts} hosts, each of which reads its "
+                "own files. Write more, smaller shards."
             )
         return dataclasses.replace(self, shards=self.shards[number::parts])
 
@@ -223,7 +223,7 @@ def in_order_of(source: Source, class_names: Sequence[str]) -> Source:
 def with_images_per_class(
     source: Source, per_class: int
 ) -> ArraySource | EncodedSource:
-    """Returns so many images of each class, in the order of the split.
+    """Returns a number of images of each class, in the order of the split.
 
     They are chosen at random, always the same, and each choice contains all
     smaller ones. Shards are read whole for it, and what is chosen of them is
@@ -260,7 +260,7 @@ def with_images_per_class(
             f"{option}: the class {source.class_names[least]!r} has only "
             f"{counts[least]:,} training images. Choose at most so many."
         )
-    # Unlike that of a Generator, this stream is the same in every NumPy.
+    # Unlike a Generator's, this stream is the same in every NumPy version.
     order = np.random.RandomState(0).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     firsts = np.cumsum(counts) - counts

@@ -50,7 +50,7 @@ def set_up(config: ml_collections.ConfigDict, training: bool = True) -> None:
         training: whether all devices of the run are used, or one.
 
     Raises:
-        UserError: for devices that are not there.
+        UserError: for missing devices.
     """
     _backend().set_up(config, training)
 

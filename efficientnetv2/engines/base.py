@@ -116,7 +116,7 @@ def named(variables: Iterable[keras.Variable]) -> dict[str, keras.Variable]:
         if "seed_generator" in name:
             name, seeds = f"seed_generator_{seeds}", seeds + 1
         if name in result:
-            raise ValueError(f"Two variables are called {name!r}.")
+            raise ValueError(f"Two variables are named {name!r}.")
         result[name] = variable
     return result
 

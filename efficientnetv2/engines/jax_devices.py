@@ -99,7 +99,7 @@ def _choose_devices(strategy: str) -> list:
 
 
 def check(config: ml_collections.ConfigDict, replicas: int) -> None:
-    """Checks that so many devices can train a configuration on JAX."""
+    """Checks that this many devices can train a configuration on JAX."""
     base.check_batch(config, replicas, replicas)
     if config.runtime.jit_compile is False:
         raise StrategyError(

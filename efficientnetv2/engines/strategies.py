@@ -95,7 +95,7 @@ def _check_bfloat16_products() -> None:
         flags = set()
     if not flags & {"avx512_bf16", "amx_bf16"}:
         raise StrategyError(
-            f"{option}: this processor multiplies no bfloat16 ({_CPUINFO} "
+            f"{option}: this processor has no bfloat16 products ({_CPUINFO} "
             "lists neither avx512_bf16 nor amx_bf16), which would make it "
             "slower. Use float32, or leave it null."
         )

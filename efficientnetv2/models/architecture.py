@@ -43,7 +43,7 @@ def _check_input_shape(shape, preprocessing: str | None) -> None:
     """Raises a ValueError for anything but (height, width, channels)."""
     if keras.config.image_data_format() != "channels_last":
         raise ValueError(
-            "The models take channels last: call "
+            "The models expect channels last: call "
             "keras.config.set_image_data_format('channels_last') first."
         )
     sizes = shape if isinstance(shape, (tuple, list)) else ()

@@ -78,7 +78,7 @@ def count_stages(
     stages = expand_stages(model_config)
     size = _strided(image_size, 2)
     channels = stages[0][0].input_filters
-    stem = StageCount("Conv, k3x3", 2, channels, 1, size)
+    stem = StageCount("Conv, k3", 2, channels, 1, size)
     stem.add_convolution(9, 3, channels)
     stem.add_norm(channels, norm_type)
     rows = [stem]
@@ -95,7 +95,7 @@ def count_stages(
         size = row.size
         rows.append(row)
     features = head_filters(model_config)
-    head = StageCount("Conv, k1x1, pooling", 1, features, 1, size)
+    head = StageCount("Conv, k1, pooling", 1, features, 1, size)
     head.add_convolution(1, rows[-1].channels, features)
     head.add_norm(features, norm_type)
     head.size = (1, 1)
@@ -133,35 +133,25 @@ def format_count(number: float) -> str:
 
 def format_table(rows: list[StageCount]) -> str:
     """Returns the rows and their sum as an aligned table."""
-    header = [
-        "stage",
-        "operator",
-        "stride",
-        "channels",
-        "layers",
-        "output",
-        "parameters",
-        "multiply-adds",
+    lines = [
+        ("stage", "operator", "stride", "channels", "layers", "output")
+        + ("params", "multiply-adds")
     ]
-    lines = [header]
-    for index, row in enumerate(rows):
-        lines.append(
-            [
-                str(index),
-                row.operator,
-                str(row.stride),
-                f"{row.channels:,}",
-                str(row.layers),
-                f"{row.size[0]}x{row.size[1]}",
-                f"{row.parameters:,}",
-                f"{row.multiply_adds:,}",
-            ]
-        )
     sums = total(rows)
-    lines.append(
-        ["", sums.operator, "", "", str(sums.layers), ""]
-        + [f"{sums.parameters:,}", f"{sums.multiply_adds:,}"]
-    )
+    for index, row in enumerate([*rows, sums]):
+        is_sum = row is sums
+        lines.append(
+            (
+                "" if is_sum else str(index),
+                row.operator,
+                "" if is_sum else str(row.stride),
+                "" if is_sum else f"{row.channels:,}",
+                str(row.layers),
+                "" if is_sum else f"{row.size[0]}x{row.size[1]}",
+                format_count(row.parameters),
+                format_count(row.multiply_adds),
+            )
+        )
     return formatting.table(lines, left=[1])
 
 
@@ -171,8 +161,7 @@ def _strided(size: tuple[int, int], stride: int) -> tuple[int, int]:
 
 def _operator(block: BlockArgs) -> str:
     kind = "Fused-MBConv" if block.conv_type else "MBConv"
-    text = f"{kind}{block.expand_ratio}, k{block.kernel_size}x"
-    text += str(block.kernel_size)
+    text = f"{kind}{block.expand_ratio}, k{block.kernel_size}"
     return text + (f", SE{block.se_ratio:g}" if block.has_se else "")
 
 

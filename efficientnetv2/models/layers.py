@@ -36,7 +36,7 @@ def _silu(x):
             return upstream * gate * (1.0 + x * (1.0 - gate))
 
         # ensure_shape does nothing but keep the graph optimizer from another
-        # kernel, whose last bits differ from those of eager execution.
+        # kernel, whose last bits differ from eager execution.
         return x * tf.ensure_shape(gate, gate.shape), gradient
 
     return silu(tf.convert_to_tensor(x))

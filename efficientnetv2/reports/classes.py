@@ -21,7 +21,7 @@ _BLUES = LinearSegmentedColormap.from_list(
 
 
 class Observer:
-    """Keeps what a report needs of an evaluation while it goes on.
+    """Keeps what a report needs while an evaluation is running.
 
     Attributes:
         labels, predicted: int64 [images].
@@ -122,7 +122,7 @@ def draw_matrix(matrix: np.ndarray, names: list[str]) -> Figure:
     figure = Figure((size, size), layout="constrained")
     plot = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    # The root brings out the few mistakes beside the many right answers.
+    # The root makes the few mistakes visible next to the many right answers.
     plot.pcolormesh(np.sqrt(shares), cmap=_BLUES, vmin=0.0, vmax=1.0)
     for row, column in zip(*np.nonzero(matrix), strict=True):
         plot.text(

@@ -23,7 +23,7 @@ COLOURS = (
     "#e69f00",
     "#56b4e9",
 )
-# Of text and axes; on a page it becomes that of the page's text.
+# Text and axes; on a page, the colour of the page's text replaces it.
 INK = COLOURS[4]
 _PAPER = "#fffffe"
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -169,7 +169,7 @@ def differences(found: Analysis) -> Figure:
 def accuracy_and_cost(
     found: Analysis, costs: Mapping[str, Mapping[str, float]]
 ) -> Figure:
-    """Draws each arm's test top-1, and what its step costs beside the base's.
+    """Draws each arm's test top-1, and the relative cost of its step.
 
     Args:
         found: the results.

@@ -157,7 +157,7 @@ def export(
         for name, result in results.items():
             fault = _fault(name, result) or misfit(result, known, classes)
             if fault and allow_disagreement:
-                log(f"{name} is written nevertheless: {fault}.")
+                log(f"{name} is written anyway: {fault}.")
             elif fault:
                 refused[name] = fault
         written = {}

@@ -28,7 +28,7 @@ DEFAULT = ("saved_model",)
 
 
 class ModelError(UserError):
-    """A model that is not there."""
+    """A missing model."""
 
 
 class Location(NamedTuple):
@@ -47,7 +47,7 @@ class Location(NamedTuple):
 def check(formats: Sequence[str]) -> None:
     """Raises a UserError for an unknown format or a missing package."""
     if not formats:
-        raise UserError(f"No format is named. Known: {', '.join(FORMATS)}.")
+        raise UserError(f"No format given. Known: {', '.join(FORMATS)}.")
     for name in formats:
         if name not in FORMATS:
             raise UserError(
@@ -116,7 +116,7 @@ def _find_model(model: str) -> Location:
         )
     if path.exists():
         raise ModelError(
-            f"{path} is no model: give the folder of a run or of a "
+            f"{path} is not a model: give the folder of a run or of a "
             "SavedModel, a .keras file, or the YAML file of an architecture."
         )
     near = nearest(model, known)

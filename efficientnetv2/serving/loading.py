@@ -271,7 +271,8 @@ def _from_run(found: Location, checkpoint: str | None):
             config[section] |= saved[section]
     except (KeyError, TypeError) as error:
         raise ServingError(
-            f"{found.path / config_lib.FILE} is not of a run: no {error}."
+            f"{found.path / config_lib.FILE} is not the configuration of a "
+            f"run: no {error}."
         ) from None
     names = fingerprint.class_names(found.path)
     if names is None:

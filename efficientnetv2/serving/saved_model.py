@@ -87,7 +87,7 @@ def write(
     Args:
         network: from normalized images to logits, in float32.
         spec: of the network.
-        folder: to write, not there yet.
+        folder: to write; must not exist.
     """
     module = ServingModel(constant(network), spec)
     with tempfile.TemporaryDirectory() as temporary:
@@ -117,7 +117,7 @@ def read_class_names(folder: str | os.PathLike) -> list[str]:
     except OSError as error:
         raise ServingError(
             f"{path} with the names of the classes cannot be read "
-            f"({error.strerror}). Export the model anew by --mode=export."
+            f"({error.strerror}). Export the model again with --mode=export."
         ) from None
 
 
@@ -139,7 +139,7 @@ def load(
         encoded = model.signatures["encoded"]
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         raise ServingError(
-            f"{folder} is cut short or no SavedModel of this project "
+            f"{folder} is cut short or not a SavedModel of this project "
             f"({str(error).splitlines()[0]})."
         ) from error
 

@@ -126,7 +126,7 @@ def read_from_keras(path: str | os.PathLike) -> ServingSpec:
             return ServingSpec(**json.loads(archive.read(RECORD)))
     except (OSError, zipfile.BadZipFile) as error:
         raise ServingError(
-            f"{path} is cut short, corrupt or no .keras file ({error})."
+            f"{path} is cut short, corrupt or not a .keras file ({error})."
         ) from None
     except (KeyError, TypeError, ValueError):
         raise ServingError(

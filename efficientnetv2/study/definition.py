@@ -184,7 +184,7 @@ def parse(name: str, content: Mapping[str, Any]) -> Study:
     """Checks the content of a study's file, and every arm's configuration."""
     where = f"study {name}"
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{where}: call the file by letters, digits and '_'.")
+        raise ConfigError(f"{where}: file names take letters, digits and '_'.")
     values = _read(Study, content, where, leave=("name",))
     if len(values["arms"]) < 2:
         raise ConfigError(
@@ -195,8 +195,8 @@ def parse(name: str, content: Mapping[str, Any]) -> Study:
     for each, of_arm in values["arms"].items():
         if not _NAME.fullmatch(str(each)):
             raise ConfigError(
-                f"{where}: arm {each}: call it by letters, digits and '_'; it "
-                "names files."
+                f"{where}: arm {each}: use letters, digits and '_', as it "
+                "becomes part of file names."
             )
         of_arm = _read(Arm, of_arm, f"{where}: arm {each}", leave=("name",))
         arms.append(Arm(name=each, **{"title": each, **of_arm}))

@@ -37,7 +37,7 @@ def read_json(path: str | os.PathLike):
     """Reads a JSON file.
 
     Raises:
-        StudyError: if it cannot be read, or is no JSON.
+        StudyError: if it cannot be read, or is not JSON.
     """
     try:
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))

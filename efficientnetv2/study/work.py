@@ -135,8 +135,8 @@ class Work:
     def _refuse(self, what: str, lines: Sequence[str]) -> None:
         raise StudyError(
             "\n".join([f"{self.folder} was made with other {what}:", *lines])
-            + f"\nResults of different {what} are not mixed: go back to the "
-            "former, or name another --output_dir."
+            + f"\nResults of different {what} cannot be mixed: restore the "
+            "previous one, or name another --output_dir."
         )
 
     def _path(self, task: Task) -> pathlib.Path:

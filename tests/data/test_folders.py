@@ -265,13 +265,13 @@ def test_absolute_paths_quotes_and_splits(listed, tmp_path):
         (_table(rows=[*ROWS, ("img/x.jpg", "dog")]), "1 of 61 files are not"),
         (_table(rows=[*ROWS, ("img", "dog")]), "1 of 61 files are not"),
         (_table(rows=[*ROWS, ("other.txt",)]), "row 62: 1 cells"),
-        (_table(rows=[*ROWS, ("other.txt", "")]), "row 62: '' is no label"),
+        (_table(rows=[*ROWS, ("other.txt", "")]), "row 62: '' is not a label"),
         (_table(rows=[*ROWS, ("", "cat")]), "row 62: no file"),
         (_table(rows=_labels("cat|dog")), "several labels. Call the column"),
         (_table("file,labels", _labels("cat;dog")), "joined by '|'"),
         (_table("file,labels", _labels("cat dog")), "joined by '|'"),
         (_table(rows=ROWS[::2]), "one class only: 'cat'"),
-        (_table("file,label,split", [(*r, "1") for r in ROWS]), "no split"),
+        (_table("file,label,split", [(*r, "1") for r in ROWS]), "not a split"),
         ('file,label\n"img/1.jpg,cat\n', "Cannot read"),
         (_table().encode("utf-16"), "in UTF-8"),
     ],
@@ -340,7 +340,7 @@ def test_other_data_are_refused_and_said(tmp_path, change, list_is_there):
         claim(begun=True)
     if change is not _rename:
         claim(begun=True, options=",data.allow_changes=true")
-        assert "Going on" in lines[0]
+        assert "Continuing" in lines[0]
 
 
 def test_an_edited_file_of_a_run_is_named(tmp_path):

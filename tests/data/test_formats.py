@@ -328,8 +328,8 @@ def test_a_bad_image_in_a_folder_is_named(tmp_path, source, kind, mode):
         ("image", ["train-00002-of-00004, record 3", "cannot be read"]),
         ("missing", ["hold 150 examples", "200"]),
         ("foreign", ["train-00002-of-00004, record 0", "image/encoded"]),
-        ("text", ["train-00002-of-00004, record 0", "no tf.train.Example"]),
-        ("noise", ["train-00002-of-00004, record 0", "no tf.train.Example"]),
+        ("text", ["train-00002-of-00004, record 0", "not a tf.train.Example"]),
+        ("noise", ["train-00002-of-00004, record 0", "not a tf.train.Example"]),
     ],
 )
 def test_bad_shards_are_named(tmp_path, source, kind, words):

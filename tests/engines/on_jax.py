@@ -112,6 +112,7 @@ def test_one_step_is_the_formulas():
     """Weight decay, clipping, RMSProp, EMA: computed in NumPy and Keras."""
     engine = make(
         "train.gclip=0.1,train.weight_decay=1e-3,train.label_smoothing=0.1,"
+        "train.optimizer=rmsprop,"
         "train.weight_decay_exclude=.*(bias|gamma|beta).*"
     )
     images, labels = batch_of()

@@ -237,7 +237,7 @@ def test_the_float_policy_stays(forms):
 def test_damaged_models(forms, tmp_path):
     shutil.copytree(forms["saved_model"], tmp_path / "saved")
     (tmp_path / "saved/saved_model.pb").write_bytes(b"no")
-    with pytest.raises(UserError, match="no SavedModel"):
+    with pytest.raises(UserError, match="not a SavedModel"):
         predict.load(tmp_path / "saved")
     (tmp_path / "saved/assets/class_names.txt").unlink()
     with pytest.raises(UserError, match="class_names.txt"):

@@ -10,7 +10,7 @@ import threading
 import pytest
 import yaml
 
-from efficientnetv2 import cli, commands, files, runs
+from efficientnetv2 import cli, commands, files, progressive
 from efficientnetv2.recovery import Interrupted
 from efficientnetv2.study import analysis, definition, records, work
 from efficientnetv2.study.records import StudyError
@@ -190,7 +190,7 @@ def test_an_interrupted_run_resumes(study, tmp_path, monkeypatch):
     at_work = _work(study, tmp_path)
     task = work.Task("growing", 1, 1, 0)
     whole = at_work.run(task, pathlib.Path(tmp_path / "whole"))
-    saves = runs.Run.saves
+    saves = progressive.RunPlan.saves
 
     def stop(self, step):
         if step == 5:
@@ -198,7 +198,7 @@ def test_an_interrupted_run_resumes(study, tmp_path, monkeypatch):
         return saves(self, step)
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs.Run, "saves", stop)
+        patched.setattr(progressive.RunPlan, "saves", stop)
         with pytest.raises(Interrupted, match="Rerun the same command"):
             at_work._take(task)
     assert not at_work.rows([task])

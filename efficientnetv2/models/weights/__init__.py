@@ -1,4 +1,4 @@
-"""Weights in and out: other people's checkpoints and one's own.
+"""Weights in and out: other people's checkpoints and our own.
 
 Each format is a module of this folder, and a file that is added here is found
 by itself. It has two functions:
@@ -73,7 +73,7 @@ def load(
     Arguments, result and errors are those of `efficientnetv2.load_weights`,
     but that a file or prefix is named: no published weights, no run.
     """
-    naming.slots(model)  # A model that is not ours is an error by itself.
+    naming.slots(model)  # Raises if the model is not ours.
     with open_source(source, ema) as opened:
         return assign(model, opened, skip_classifier)
 
@@ -95,7 +95,7 @@ def open_source(
     if not path.exists():
         raise WeightsError(_not_found(path))
     raise WeightsError(
-        f"{path} is of no known format: a prefix or .index of a TensorFlow "
+        f"{path} has an unknown format: a prefix or .index of a TensorFlow "
         "checkpoint, .h5, .keras, .safetensors, .pth or .npz."
     )
 

@@ -129,7 +129,7 @@ def from_arrays(
     }
     if not weights:
         raise WeightsError(
-            f"{label} is no checkpoint of a run: it has neither ema/ nor "
+            f"{label} is not a checkpoint of a run: it has neither ema/ nor "
             "network/."
         )
     return Source(

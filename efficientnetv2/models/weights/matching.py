@@ -176,7 +176,7 @@ def _read(source: Source, slot: Slot, name: str) -> np.ndarray:
     try:
         array = np.asarray(source.read(name))
     except Exception as error:
-        # Every reader has errors of its own for data that is cut short.
+        # Each reader raises its own errors for truncated data.
         raise WeightsError(
             f"{source.label}: cannot read {name} "
             f"{tuple(source.shapes[name])}: the file is cut short or corrupt "

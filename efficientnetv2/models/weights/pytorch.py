@@ -110,7 +110,7 @@ def opened(path: pathlib.Path, ema: bool | None) -> Iterator[Source]:
     except WeightsError:
         raise
     except Exception as error:
-        # Every reader has errors of its own for data that is cut short.
+        # Each reader raises its own errors for truncated data.
         raise damaged(path, "file of PyTorch's weights", error) from error
     if "_conv_stem.weight" in shapes:
         names = v1_names
@@ -141,7 +141,7 @@ def _safetensors(path: pathlib.Path):
     file = safetensors.safe_open(path, framework="np")
     shapes = {
         name: tuple(file.get_slice(name).get_shape())
-        for name in file.keys()  # noqa: SIM118, it is no dict
+        for name in file.keys()  # noqa: SIM118, not a dict
     }
     return shapes, file.get_tensor
 
@@ -232,8 +232,8 @@ def _state_dict(file, path: pathlib.Path) -> dict[str, _Tensor]:
         isinstance(each, _Tensor) for each in content.values()
     ):
         raise WeightsError(
-            f"{path} is no state dict: it must hold a dictionary of tensors. "
-            f"{_CONVERT}"
+            f"{path} is not a state dict: it must hold a dictionary of "
+            f"tensors. {_CONVERT}"
         )
     return content
 

@@ -76,7 +76,7 @@ def _damage(path, reference, kind):
     [
         ("empty folder", "has no checkpoint"),
         ("nothing", "no weights at"),
-        ("text", "no known format"),
+        ("text", "unknown format"),
         ("pickle", "cut short"),
         ("short .h5", "cut short"),
         ("short .keras", "cut short"),
