@@ -25,17 +25,11 @@ _DIVERGED = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class RangeTest:
-    """A learning-rate range test.
+    """A learning-rate range test."""
 
-    Attributes:
-        rates: of `train.lr_base`, per 256 images of a batch, ascending.
-        losses: smoothed over steps, in the unit of the loss.
-        suggestion: the rate at which the loss falls fastest.
-    """
-
-    rates: np.ndarray
-    losses: np.ndarray
-    suggestion: float
+    rates: np.ndarray  # of `train.lr_base`, per 256 images, ascending
+    losses: np.ndarray  # smoothed over steps, in the unit of the loss
+    suggestion: float  # the rate at which the loss falls fastest
 
 
 def find(

@@ -22,17 +22,11 @@ Image = str | os.PathLike | bytes | np.ndarray | PIL.Image.Image
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A class that an image may be of.
+    """A class that an image may be of."""
 
-    Attributes:
-        label: number of the class, from 0.
-        name: of the class.
-        probability: in [0, 1].
-    """
-
-    label: int
-    name: str
-    probability: float
+    label: int  # number of the class, from 0
+    name: str  # of the class
+    probability: float  # in [0, 1]
 
 
 def predict(

@@ -23,24 +23,16 @@ class ServingError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class ServingSpec:
-    """How images are prepared for a network, and its logits read.
+    """How images are prepared for a network, and its logits read."""
 
-    Attributes:
-        image_size: side of the network's images in pixels.
-        mode: one of `preprocessing.MODES`.
-        transformations: see `preprocessing.preprocess_for_eval`.
-        activation: 'softmax', or 'sigmoid' where the classes of an image are
-            independent; 'none' where the network gives probabilities itself.
-        class_names: one a logit.
-        antialias: see `preprocessing.resize`; False in the records of
-            versions that had no antialiasing.
-    """
-
-    image_size: int
-    mode: str
-    transformations: Sequence[str] | None
+    image_size: int  # side of the network's images in pixels
+    mode: str  # one of `preprocessing.MODES`
+    transformations: Sequence[str] | None  # see `preprocess_for_eval`
+    # 'softmax', or 'sigmoid' where the classes of an image are independent;
+    # 'none' where the network gives probabilities itself.
     activation: str
-    class_names: Sequence[str]
+    class_names: Sequence[str]  # one per logit
+    # See `preprocessing.resize`; False in records of versions without it.
     antialias: bool = False
 
     def __post_init__(self):
