@@ -90,7 +90,7 @@ def test_json_and_csv(folder_run, pictures):
     [
         (["{photo}"], ["--model is missing"]),
         (["--model={run}"], ["No image"]),
-        (["--model={run}", "{photo}", "--json", "--csv"], ["exclude"]),
+        (["--model={run}", "{photo}", "--json", "--csv"], ["be combined"]),
         (["--model={run}", "{photo}", "--top=0"], ["top"]),
         (
             ["--model={run}", "thre.png"],
