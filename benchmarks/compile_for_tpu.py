@@ -75,6 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--sizes", nargs="+", type=int, help="default: all")
+    parser.add_argument("--batch_size", type=int, help="default: the run's")
     parser.add_argument("--json", help="file to add the figures to")
     options = parser.parse_args()
     topology = topologies.get_topology_desc(
@@ -86,6 +87,8 @@ def main() -> int:
         content["steps"] = json.loads(path.read_text())["steps"]
     for name in options.runs:
         dataset, model, overrides = RUNS[name]
+        if options.batch_size:
+            overrides = f"train.batch_size={options.batch_size}"
         config = config_lib.load(
             dataset,
             model_name=model,

@@ -29,7 +29,7 @@ from efficientnetv2.data import faults, fingerprint, preview, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture, weights
 from efficientnetv2.serving import export as export_lib
-from efficientnetv2.serving import loading, scoring
+from efficientnetv2.serving import loading, predict
 from efficientnetv2.serving.spec import ServingSpec
 from efficientnetv2.train import train_run
 
@@ -116,7 +116,7 @@ def evaluate_weights(
             the model does not know.
     """
     engines.set_up(config, training=False)
-    result = scoring.evaluate(
+    result = predict.evaluate(
         loading.load(model_name, weights=str(weights)),
         runs.Splits(config, log)[config.eval.split],
         config.eval.batch_size,

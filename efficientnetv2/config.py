@@ -225,6 +225,11 @@ def load(
             or flat_recipe.get("model.model_name")
             or flat["model.model_name"]
         )
+    if flat_recipe.get("model.model_name") not in (None, model_name):
+        # The width and depth that a recipe gives are for its own model.
+        others = of_recipe["model"].items()
+        others = {k: v for k, v in others if k not in SHAPING_OPTIONS}
+        of_recipe = {**of_recipe, "model": others}
     of_dataset = {"ds_name": dataset}
     if saved is None:
         # A run keeps its own classes, whatever it is evaluated on.

@@ -95,15 +95,10 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 class Lock(NamedTuple):
-    """What `locked` has found.
+    """What `locked` has found."""
 
-    Attributes:
-        holder: who has the lock, 'process 123 on host'; None: it is ours.
-        descriptor: of the locked file. A child that inherits it holds the
-            lock, too.
-    """
-
-    holder: str | None
+    holder: str | None  # such as 'process 123 on host'; None: it is ours
+    # Of the locked file. A child that inherits it holds the lock, too.
     descriptor: int
 
 

@@ -17,7 +17,6 @@ from efficientnetv2.config import run_plan
 from efficientnetv2.data import pipeline
 from efficientnetv2.errors import UserError
 
-PLOT = "learning_rate.png"
 _LOWEST, _HIGHEST = 1e-5, 10.0
 _SMOOTHING = 0.9
 # A smoothed loss of more than this many times the lowest has diverged.
@@ -26,17 +25,11 @@ _DIVERGED = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class RangeTest:
-    """A learning-rate range test.
+    """A learning-rate range test."""
 
-    Attributes:
-        rates: of `train.lr_base`, per 256 images of a batch, ascending.
-        losses: smoothed over steps, in the unit of the loss.
-        suggestion: the rate at which the loss falls fastest.
-    """
-
-    rates: np.ndarray
-    losses: np.ndarray
-    suggestion: float
+    rates: np.ndarray  # of `train.lr_base`, per 256 images, ascending
+    losses: np.ndarray  # smoothed over steps, in the unit of the loss
+    suggestion: float  # the rate at which the loss falls fastest
 
 
 def find(

@@ -9,7 +9,7 @@ import keras
 import ml_collections
 from absl import logging
 
-from efficientnetv2 import checkpoints, normalizations
+from efficientnetv2 import checkpoints
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import fingerprint, registry
 from efficientnetv2.errors import nearest
@@ -92,16 +92,9 @@ def build_model(
     if model_config["num_classes"] is None:
         is_21k = weights == "imagenet21k"
         model_config["num_classes"] = published.CLASSES_21K if is_21k else 1000
-    preprocessing = None
-    if include_preprocessing is True:
+    preprocessing = include_preprocessing or None
+    if preprocessing is True:
         preprocessing = config["data"]["normalization"]
-    elif include_preprocessing:
-        preprocessing = include_preprocessing
-        if preprocessing not in normalizations.MODES:
-            raise ValueError(
-                f"Unknown include_preprocessing {include_preprocessing!r}: use "
-                f"True, False or one of {', '.join(normalizations.MODES)}."
-            )
 
     def build(model_config):
         return architecture.build(

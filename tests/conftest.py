@@ -124,6 +124,7 @@ def folder_run(tmp_path_factory, source):
         str(root / "photos"),
         recipe="fashion_mnist",
         hparam_str=f"{TINY},train.epochs=24,train.stages=1,train.lr_base=0.1,"
+        "train.optimizer=rmsprop,train.weight_decay=1e-5,"
         "train.label_smoothing=0,model.dropout_rate=0,model.survival_prob=1,"
         "data.augname=null,data.mixup_alpha=0,data.cutmix_alpha=0,"
         "train.lr_warmup_epoch=1,train.ema_decay=0.9,"

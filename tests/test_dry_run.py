@@ -37,7 +37,8 @@ def test_a_dry_run_measures_and_writes_nothing(
 
 def test_the_estimate_adds_up_the_run(tiny_config):
     config = config_lib.load(
-        "fashion_mnist", hparam_str="train.epochs=2,train.stages=2"
+        "fashion_mnist",
+        hparam_str="train.epochs=2,train.stages=2,eval.every_epochs=1",
     )
     plan = config_lib.run_plan(config)
     timing = dry_run.Timing([100.0, 50.0], 1000.0, 30.0, 0, None)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientnetv2.serving import locate
+from efficientnetv2.serving import formats
 
 pytestmark = pytest.mark.slow
 
@@ -49,12 +49,14 @@ def pictures(folder_run, tmp_path):
 
 def test_text_and_the_exit_status(folder_run, pictures):
     result = _run(
-        "pictures", "broken.jpg", f"--model={folder_run}", cwd=pictures
-    )
+        "pictures", "broken.jpg", "*.webp", f"--model={folder_run}",
+        cwd=pictures,
+    )  # fmt: skip
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
     assert "skipped broken.jpg: " in result.stderr
-    assert "1 of 3 could not be read" in result.stderr
+    assert "skipped *.webp: no file matches" in result.stderr
+    assert "2 of 4 could not be read" in result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) == 12
     assert lines[0] == "pictures/below/seven.PNG"
@@ -88,7 +90,7 @@ def test_json_and_csv(folder_run, pictures):
     [
         (["{photo}"], ["--model is missing"]),
         (["--model={run}"], ["No image"]),
-        (["--model={run}", "{photo}", "--json", "--csv"], ["exclude"]),
+        (["--model={run}", "{photo}", "--json", "--csv"], ["be combined"]),
         (["--model={run}", "{photo}", "--top=0"], ["top"]),
         (
             ["--model={run}", "thre.png"],
@@ -138,21 +140,21 @@ cli.start(sys.modules[__name__], "prints")
 
 
 def test_where_models_are_looked_for(folder_run, tmp_path):
-    assert locate.find_model(folder_run).kind == "run"
-    assert locate.find_model(folder_run / "saved_model").kind == "saved_model"
-    assert locate.find_model("efficientnetv2-s").kind == "published"
+    assert formats.find_model(folder_run).kind == "run"
+    assert formats.find_model(folder_run / "saved_model").kind == "saved_model"
+    assert formats.find_model("efficientnetv2-s").kind == "published"
     file = tmp_path / "model.keras"
-    with pytest.raises(locate.ModelError, match="no such folder"):
-        locate.find_model(file)
+    with pytest.raises(formats.ModelError, match="no such folder"):
+        formats.find_model(file)
     file.write_bytes(b"")
-    assert locate.find_model(file).kind == "keras"
-    with pytest.raises(locate.ModelError, match="saved_model.pb"):
-        locate.find_model(tmp_path)
+    assert formats.find_model(file).kind == "keras"
+    with pytest.raises(formats.ModelError, match="saved_model.pb"):
+        formats.find_model(tmp_path)
     (tmp_path / "model.txt").write_text("")
-    with pytest.raises(locate.ModelError, match="is not a model"):
-        locate.find_model(tmp_path / "model.txt")
-    with pytest.raises(locate.ModelError, match="--checkpoint"):
-        locate.find_model(file, checkpoint="last")
+    with pytest.raises(formats.ModelError, match="is not a model"):
+        formats.find_model(tmp_path / "model.txt")
+    with pytest.raises(formats.ModelError, match="--checkpoint"):
+        formats.find_model(file, checkpoint="last")
 
 
 def test_where_images_are_looked_for(pictures, monkeypatch):
@@ -162,7 +164,7 @@ def test_where_images_are_looked_for(pictures, monkeypatch):
 
     def find(*names):
         skipped.clear()
-        return locate.find_images(names, skipped.__setitem__)
+        return formats.find_images(names, skipped.__setitem__)
 
     assert find("pictures") == both and not skipped
     assert find("pictures/*.png", "pictures") == both[::-1]
@@ -176,18 +178,6 @@ def test_where_images_are_looked_for(pictures, monkeypatch):
     ):
         assert find("broken.jpg", name, "pictures") == ["broken.jpg", *both]
         assert list(skipped) == [name] and words in skipped[name]
-
-
-def test_what_is_not_there_is_skipped(folder_run, pictures):
-    result = _run(
-        "thre.png", "pictures/three.png", "*.webp", f"--model={folder_run}",
-        cwd=pictures,
-    )  # fmt: skip
-    assert result.returncode == 1
-    assert result.stdout.splitlines()[1].endswith("%  class 3")
-    assert "skipped thre.png: there is no such file" in result.stderr
-    assert "skipped *.webp: no file matches" in result.stderr
-    assert "2 of 3 could not be read" in result.stderr
 
 
 def test_files_that_predictions_leave(folder_run, pictures):
@@ -228,7 +218,7 @@ def test_files_that_predictions_leave(folder_run, pictures):
 
 
 def test_the_views_of_an_image():
-    from efficientnetv2.serving import views
+    from efficientnetv2.serving import loading
 
     pixels = np.zeros([16, 24, 3], np.uint8)
     pixels[0, 0], pixels[-1, -1] = 10, 200
@@ -238,7 +228,7 @@ def test_the_views_of_an_image():
     def view_of(kind):
         return [
             np.asarray(Image.open(BytesIO(view)))
-            for view in views.of_image(data.getvalue(), kind)
+            for view in loading.views_of(data.getvalue(), kind)
         ]
 
     itself, mirrored = view_of("flip")
@@ -250,12 +240,12 @@ def test_the_views_of_an_image():
     assert crops[1].max() == 10 and crops[5].max() == 0
     assert len(view_of("all")) == 12
 
-    classify = views.averaging(
+    classify = loading.averaging(
         lambda images: np.array([[len(each), 1.0] for each in images]), "flip"
     )
     images = [data.getvalue()] * 2
     expected = np.mean(
-        [len(view) for view in views.of_image(images[0], "flip")]
+        [len(view) for view in loading.views_of(images[0], "flip")]
     )
     np.testing.assert_allclose(classify(images), [[expected, 1.0]] * 2)
 

@@ -15,7 +15,7 @@ from efficientnetv2 import backend, cli, files, progress
 from efficientnetv2.cli import Flag
 from efficientnetv2.data import folders
 from efficientnetv2.errors import DataError, UserError
-from efficientnetv2.serving import locate
+from efficientnetv2.serving import formats
 
 UNSURE = "unsure"
 
@@ -108,7 +108,7 @@ def predict(given: flags.FlagValues, words: Sequence[str]) -> int:
         raise UserError("--json and --csv cannot be combined.")
     if not words:
         raise UserError("No images given: name files or folders.")
-    found = locate.find_model(given.model, given.checkpoint, given.weights)
+    found = formats.find_model(given.model, given.checkpoint, given.weights)
     inspects = given.features or given.grad_cam_to
     if inspects and found.kind == "saved_model":
         raise UserError(
@@ -125,7 +125,7 @@ def predict(given: flags.FlagValues, words: Sequence[str]) -> int:
         with progress.lines_above():
             print(f"skipped {path}: {reason}", file=sys.stderr)
 
-    images = locate.find_images(words, skip)
+    images = formats.find_images(words, skip)
     count = len(images) + len(skipped)
     if images:
         _predict(given, images, skip)
@@ -155,14 +155,14 @@ def _predict(
 ) -> None:
     # TensorFlow is imported only now: mistakes above are shown at once.
     with backend.importing_tensorflow():
+        from efficientnetv2.serving import loading
         from efficientnetv2.serving import predict as prediction
-        from efficientnetv2.serving import views
     classifier = _load(given)
     averaged = classifier
     if given.tta:
         averaged = prediction.Classifier(
             classifier.class_names,
-            views.averaging(classifier.classify, given.tta),
+            loading.averaging(classifier.classify, given.tta),
         )
     write = _writer(given)
     done = []
@@ -294,7 +294,7 @@ def demo(given: flags.FlagValues, words: Sequence[str]) -> None:
     cli.no_words(words)
     if not given.model:
         raise UserError("--model is missing, such as runs/fashion_mnist.")
-    locate.find_model(given.model, given.checkpoint, given.weights)
+    formats.find_model(given.model, given.checkpoint, given.weights)
     if importlib.util.find_spec("gradio") is None:
         raise UserError(
             "The demo needs gradio, which is not installed: pip install gradio"

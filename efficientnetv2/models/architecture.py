@@ -111,8 +111,8 @@ def build(
     """
     if preprocessing is not None and preprocessing not in NORMALIZATIONS:
         raise ValueError(
-            f"Unknown preprocessing {preprocessing!r}: use None or one of "
-            f"{', '.join(NORMALIZATIONS)}."
+            f"Unknown preprocessing {preprocessing!r}: use True, False or one "
+            f"of {', '.join(NORMALIZATIONS)}."
         )
     _check_input_shape(input_shape, preprocessing)
     if include_top and pooling != "avg":

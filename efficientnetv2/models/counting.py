@@ -13,28 +13,18 @@ from efficientnetv2.models.block_strings import (
 
 @dataclasses.dataclass
 class StageCount:
-    """One row of a model's table.
+    """One row of a model's table."""
 
-    Attributes:
-        operator: such as 'MBConv6, k5x5, SE0.25', as in the paper's tables.
-        stride: of the first layer.
-        channels: of the output.
-        layers: number of blocks.
-        size: (height, width) of the output in pixels, (1, 1) once pooled.
-        parameters: number of weights, the moving statistics of batch norm
-            included, as Keras counts them.
-        trainable: number of weights without these.
-        multiply_adds: of one image at inference. Convolutions and the dense
-            layer count; normalization, activation and pooling do not.
-    """
-
-    operator: str
-    stride: int
-    channels: int
-    layers: int
-    size: tuple[int, int]
+    operator: str  # such as 'MBConv6, k5x5, SE0.25', as in the paper's tables
+    stride: int  # of the first layer
+    channels: int  # of the output
+    layers: int  # number of blocks
+    size: tuple[int, int]  # height, width of the output; (1, 1) once pooled
+    # Weights, with the moving statistics of batch norm, as Keras counts them.
     parameters: int = 0
-    trainable: int = 0
+    trainable: int = 0  # weights without these
+    # Of one image at inference. Convolutions and the dense layer count;
+    # normalization, activation and pooling do not.
     multiply_adds: int = 0
 
     def add_convolution(

@@ -23,23 +23,14 @@ class WeightsError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Where a block stands and which layers it has.
+    """Where a block stands, counted from 0, and which layers it has."""
 
-    Attributes:
-        index: over all blocks, from 0.
-        stage: from 0.
-        repeat: in its stage, from 0.
-        ordinal: among the blocks of its kind, from 0.
-        fused: whether it is a Fused-MBConv.
-        expands: whether it has an expanding convolution.
-    """
-
-    index: int
+    index: int  # over all blocks
     stage: int
-    repeat: int
-    ordinal: int
-    fused: bool
-    expands: bool
+    repeat: int  # in its stage
+    ordinal: int  # among the blocks of its kind
+    fused: bool  # whether it is a Fused-MBConv
+    expands: bool  # whether it has an expanding convolution
 
     @property
     def convs(self) -> list[str]:
@@ -58,19 +49,13 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """One weight of a model.
+    """One weight of a model."""
 
-    Attributes:
-        part: 'stem', 'head', 'logits', or a `Block`.
-        layer: in the part: 'conv', 'norm', 'expand_conv', 'se/reduce', ...;
-            '' for the classifier, which is a layer itself.
-        attribute: 'kernel', 'bias', 'gamma', 'beta', 'moving_mean' or
-            'moving_variance'.
-        variable: the Keras variable.
-    """
-
-    part: str | Block
+    part: str | Block  # 'stem', 'head', 'logits', or a block
+    # In the part: 'conv', 'norm', 'expand_conv', 'se/reduce', ...; '' for the
+    # classifier, which is a layer itself.
     layer: str
+    # 'kernel', 'bias', 'gamma', 'beta', 'moving_mean' or 'moving_variance'.
     attribute: str
     variable: keras.Variable
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import keras
 import ml_collections
@@ -13,20 +15,20 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2 import formatting, progress
-from efficientnetv2.data import sources
-from efficientnetv2.data.sources import Source
-from efficientnetv2.errors import DataError, UserError
-from efficientnetv2.serving import (
-    comparison,
-    formats,
-    litert,
-    saved_model,
-    to_onnx,
+from efficientnetv2.data import (
+    decoding,
+    faults,
+    loading,
+    pipeline,
+    preprocessing,
+    sources,
 )
-from efficientnetv2.serving import spec as spec_lib
-from efficientnetv2.serving.comparison import Batch, Result, Runner
-from efficientnetv2.serving.spec import ServingSpec
+from efficientnetv2.data.sources import ArraySource, EncodedSource, Source
+from efficientnetv2.errors import DataError, UserError
+from efficientnetv2.serving import formats, litert, saved_model, to_onnx
+from efficientnetv2.serving.spec import ServingSpec, write_to_keras
 
+_BATCH = 50
 COMPARED_IMAGES = 1000
 LEAST_AGREEMENT = 0.995
 # Of int8, whose probabilities are coarse, the accuracy decides.
@@ -39,35 +41,44 @@ class ExportError(UserError):
     exit_code = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class _Export:
-    """A file or folder that was written.
+class Batch(NamedTuple):
+    """Images in the forms that formats take."""
 
-    Attributes:
-        path: where it will be, relative to the run's folder.
-        runner: from a batch to probabilities, with the format's own runtime.
-        facts: for metrics.json.
-    """
+    normalized: np.ndarray  # float32 [batch, size, size, 3], as in evaluation
+    pixels: np.ndarray  # likewise, in [0, 255]
+    # As stored: uint8 [batch, height, width, 3], or encoded.
+    raw: np.ndarray | list[bytes]
+    labels: np.ndarray  # int64 [batch], or float32 [batch, classes]
 
-    path: str
-    runner: Runner
-    facts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+class Result(NamedTuple):
+    """How an export compares with the network."""
+
+    images: int  # how many were compared
+    agreement: float  # share with the same likeliest class
+    top1: float  # accuracy of the export
+    keras_top1: float  # accuracy of the network
+    max_difference: float  # largest difference of a probability
+
+
+# From a batch to probabilities, float32 [batch, classes].
+Runner = Callable[[Batch], np.ndarray]
+
+
+class _Export(NamedTuple):
+    """A file or folder that was written."""
+
+    path: str  # where it will be, relative to the run's folder
+    runner: Runner  # with the format's own runtime
+    facts: Mapping[str, int] = {}  # for metrics.json
 
 
 def export_saved_model(
     network: keras.Model, spec: ServingSpec, folder: str | os.PathLike
 ) -> pathlib.Path:
-    """Writes a SavedModel beside its place and renames it.
+    """Writes a SavedModel, replacing one that is there; returns its folder.
 
-    An interrupted export leaves no half of one.
-
-    Args:
-        network: from normalized images to logits, in float32.
-        spec: of the network.
-        folder: to write; replaced if it is there.
-
-    Returns:
-        The folder.
+    It is complete or absent.
 
     Raises:
         ExportError: if it cannot be written.
@@ -95,23 +106,20 @@ def export(
     the split `eval.split`. What differs too much (less than
     `LEAST_AGREEMENT` of the likeliest classes, or for int8 an accuracy lower
     by more than `MOST_LOST`) is not put in place, nor is anything where the
-    images are not those that the run knows, see `comparison.misfit`.
+    images are not those that the run knows, see `misfit`.
 
     Args:
         network: from normalized images to logits, in float32.
-        config: of the run.
-        class_names: of the run.
-        folder: to write into; what is there is replaced when all formats are
-            complete.
+        config, class_names: of the run.
+        folder: whose files are replaced when all formats are complete.
         names: of `formats.FORMATS`.
         allow_disagreement: put in place whatever the comparison says, also
             where there are no images to compare on.
         log: prints one line.
-        known: the metrics that the run had on its test images, with 'top1'
-            and 'images'; None if there are none.
+        known: the run's metrics on its test images: 'top1' and 'images'.
 
     Returns:
-        (written, faults): what is in place, export to facts for metrics.json
+        (written, refused): what is in place, export to facts for metrics.json
         ('file', 'bytes', the fields of `Result`, and 'opset' for ONNX); and
         what is not, export to reason.
 
@@ -124,6 +132,7 @@ def export(
     formats.check(names)
     spec = ServingSpec.from_config(config, class_names)
     folder = pathlib.Path(folder)
+    # Whether there are images is known before anything is converted.
     source = _images_to_compare(spec, config, allow_disagreement, log)
     with _staging(folder) as staging:
         exports = {}
@@ -133,41 +142,36 @@ def export(
             exports |= _WRITERS[name](network, spec, config, staging, log)
         results = {}
         if source is not None:
-            results = comparison.compare(
-                comparison.run_keras(network, spec),
+            results = compare(
+                run_keras(network, spec),
                 {name: each.runner for name, each in exports.items()},
                 progress.track(
-                    comparison.batches(source, config, spec.mode),
+                    batches(source, config, spec.mode),
                     "Comparing",
-                    -(-len(source) // comparison.BATCH),
+                    -(-len(source) // _BATCH),
                     "batches",
                 ),
             )
         log(_table(exports, results, staging))
-        faults = {
-            name: fault
-            for name, result in results.items()
-            if (
-                fault := _fault(name, result)
-                or comparison.misfit(result, known, len(class_names))
-            )
-        }
-        if allow_disagreement:
-            for name, fault in faults.items():
+        refused, classes = {}, len(class_names)
+        for name, result in results.items():
+            fault = _fault(name, result) or misfit(result, known, classes)
+            if fault and allow_disagreement:
                 log(f"{name} is written anyway: {fault}.")
-            faults = {}
+            elif fault:
+                refused[name] = fault
         written = {}
         for name, each in exports.items():
-            if name in faults:
+            if name in refused:
                 continue
             written[name] = {
                 "file": each.path,
                 "bytes": _size(staging / each.path),
                 **each.facts,
-                **(dataclasses.asdict(results[name]) if results else {}),
+                **(results[name]._asdict() if results else {}),
             }
             _put(staging, each.path, folder)
-    return written, faults
+    return written, refused
 
 
 # --- Formats ----------------------------------------------------------------
@@ -183,18 +187,14 @@ def _write_saved_model(network, spec, config, staging, log):
 def _write_keras(network, spec, config, staging, log):
     path = "model.keras"
     network.save(staging / path)
-    spec_lib.write_to_keras(staging / path, spec)
+    write_to_keras(staging / path, spec)
     loaded = keras.models.load_model(staging / path, compile=False)
-    return {"keras": _Export(path, comparison.run_keras(loaded, spec))}
+    return {"keras": _Export(path, run_keras(loaded, spec))}
 
 
 def _write_litert(network, spec, config, staging, log):
-    source = comparison.sample(
-        config, config.train.split, litert.CALIBRATION_IMAGES, log
-    )
-    images = [
-        batch.pixels for batch in comparison.batches(source, config, spec.mode)
-    ]
+    source = sample(config, config.train.split, litert.CALIBRATION_IMAGES, log)
+    images = [batch.pixels for batch in batches(source, config, spec.mode)]
     (staging / "litert").mkdir()
     litert.convert(network, spec, staging / "litert", np.concatenate(images))
     return {
@@ -222,23 +222,155 @@ _WRITERS = {
 
 
 def _on_pixels(classify: Callable[[np.ndarray], np.ndarray]) -> Runner:
-    def run(batch: Batch) -> np.ndarray:
-        return classify(batch.pixels)
-
-    return run
+    return lambda batch: classify(batch.pixels)
 
 
 # --- Comparison -------------------------------------------------------------
 
 
-def _images_to_compare(spec, config, allow_disagreement, log) -> Source | None:
-    """Returns test images with the labels of the run; None if there are none.
+def sample(
+    config: ml_collections.ConfigDict,
+    split: str,
+    most: int,
+    log: Callable[[str], None],
+) -> Source:
+    """Returns at most so many examples of a split, or raises a DataError.
 
-    They are looked for before anything is converted.
+    They are spread evenly over the split, where it is in memory or in single
+    files; of shards they are the first.
     """
-    split = config.eval.split
+    source = loading.load_split(config, split, left_out=loading.LeftOut(log))
+    chosen = np.linspace(0, len(source) - 1, min(len(source), most), dtype=int)
+    if isinstance(source, ArraySource):
+        return dataclasses.replace(
+            source, images=source.images[chosen], labels=source.labels[chosen]
+        )
+    if isinstance(source, EncodedSource):
+        return dataclasses.replace(
+            source,
+            items=[source.items[k] for k in chosen],
+            labels=source.labels[chosen],
+        )
+    with faults.named(source):
+        examples = list(sources.encoded_examples(source).take(most))
+    return EncodedSource(
+        [encoded.numpy() for encoded, _ in examples],
+        False,
+        np.stack([label.numpy() for _, label in examples]),
+        source.class_names,
+    )
+
+
+def batches(
+    source: Source, config: ml_collections.ConfigDict, mode: str
+) -> Iterator[Batch]:
+    """Yields the examples of a `sample`, preprocessed as in evaluation."""
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.eval.batch_size = _BATCH
+    first = 0
+    with faults.named(source):
+        for images, labels in pipeline.evaluation_dataset(source, config):
+            last = first + len(labels)
+            yield Batch(
+                images.numpy(),
+                preprocessing.to_pixels(images, mode).numpy(),
+                _raw(source, slice(first, last)),
+                labels.numpy(),
+            )
+            first = last
+
+
+def _raw(source: Source, rows: slice) -> np.ndarray | list[bytes]:
+    if isinstance(source, ArraySource):
+        return np.asarray(preprocessing.to_rgb(source.images[rows]))
+    items = source.items[rows]
+    if source.in_files:
+        items = [tf.io.read_file(item).numpy() for item in items]
+    return [decoding.to_portable(item) for item in items]
+
+
+def run_keras(network: keras.Model, spec: ServingSpec) -> Runner:
+    """Returns the runner of a Keras model: normalized images to logits."""
+
+    @tf.function(reduce_retracing=True)
+    def classify(images):
+        return spec.probabilities(network(images, training=False))
+
+    return lambda batch: classify(batch.normalized).numpy()
+
+
+def compare(
+    keras_runner: Runner,
+    runners: Mapping[str, Runner],
+    examples: Iterator[Batch],
+) -> dict[str, Result]:
+    """Runs all exports, by name, and the network on all examples."""
+    images, keras_right = 0, 0
+    counts = {name: np.zeros(2, np.int64) for name in runners}
+    differences = dict.fromkeys(runners, 0.0)
+    for batch in examples:
+        expected = keras_runner(batch)
+        keras_best = expected.argmax(axis=1)
+        images += len(expected)
+        keras_right += _right(keras_best, batch.labels)
+        for name, run in runners.items():
+            found = run(batch)
+            best = found.argmax(axis=1)
+            counts[name] += [
+                np.count_nonzero(best == keras_best),
+                _right(best, batch.labels),
+            ]
+            difference = float(np.abs(found - expected).max())
+            differences[name] = max(differences[name], difference)
+    return {
+        name: Result(
+            images,
+            agreement=int(agreed) / images,
+            top1=int(right) / images,
+            keras_top1=keras_right / images,
+            max_difference=differences[name],
+        )
+        for name, (agreed, right) in counts.items()
+    }
+
+
+def misfit(
+    result: Result, known: Mapping[str, float] | None, classes: int
+) -> str | None:
+    """Returns why images cannot be those of a run, None if they may be.
+
+    That an export agrees with the network says nothing if both are wrong:
+    under wrong names, or on other images. `known`: see `export`.
+    """
+    if not known:
+        return None
+    here, there = result.images, known["images"]
+    chance = 1.0 / classes
+    top1 = result.keras_top1
+    if top1 > chance + 2 * math.sqrt(chance * (1 - chance) / here):
+        return None
+    # Three standard deviations of the difference of two shares.
+    mean = (top1 * here + known["top1"] * there) / (here + there)
+    spread = 3 * math.sqrt(mean * (1 - mean) * (1 / here + 1 / there))
+    if known["top1"] - top1 <= spread:
+        return None
+    return (
+        f"the network's top-1 of {top1:.2%} on the {here:,} images compared is "
+        f"at chance, and was {known['top1']:.2%} on the run's {there:,} test "
+        "images: the images or the names of their classes are others"
+    )
+
+
+def _right(best: np.ndarray, labels: np.ndarray) -> int:
+    if labels.ndim == 1:
+        return int(np.count_nonzero(best == labels))
+    return int(np.count_nonzero(labels[np.arange(len(best)), best] > 0))
+
+
+def _images_to_compare(spec, config, allow_disagreement, log) -> Source | None:
+    """Returns test images with the labels of the run, None without."""
     try:
-        source = comparison.sample(config, split, COMPARED_IMAGES, log)
+        source = sample(config, config.eval.split, COMPARED_IMAGES, log)
         return sources.in_order_of(source, spec.class_names)
     except DataError as error:
         if not allow_disagreement:
@@ -287,18 +419,13 @@ def _table(exports, results: Mapping[str, Result], staging) -> str:
     return formatting.table(rows, left=(0, 1))
 
 
-# --- Files ------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def _staging(folder: pathlib.Path):
     """Yields a folder inside `folder` that is removed at the end."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=".export-", dir=folder
-        ) as staging:
-            yield pathlib.Path(staging)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as name:
+            yield pathlib.Path(name)
     except (OSError, tf.errors.ResourceExhaustedError) as error:
         raise ExportError(
             f"Cannot export to {folder}: {error}. What was there is unharmed; "

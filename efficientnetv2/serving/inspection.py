@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from efficientnetv2.data import decoding, preprocessing
 from efficientnetv2.errors import UserError
-from efficientnetv2.models import architecture, naming
+from efficientnetv2.models import naming
 from efficientnetv2.serving import predict
 from efficientnetv2.serving.loading import Classifier
 from efficientnetv2.serving.predict import Prediction
@@ -43,28 +43,10 @@ def _network(classifier: Classifier) -> keras.Model:
 def _prepare(classifier: Classifier, images: Sequence[bytes]) -> tf.Tensor:
     """Returns images as the network takes them, [batch, size, size, 3]."""
     spec = classifier.spec
-    prepared = tf.stack(
-        [
-            preprocessing.decode_for_eval(
-                tf.constant(data),
-                spec.image_size,
-                spec.mode,
-                spec.transformations,
-                portable=True,
-                antialias=spec.antialias,
-            )
-            for data in images
-        ]
-    )
-    if _takes_pixels(classifier):
+    prepared = tf.stack([spec.decode(tf.constant(data)) for data in images])
+    if classifier.takes_pixels:
         return preprocessing.to_pixels(prepared, spec.mode)
     return prepared
-
-
-def _takes_pixels(classifier: Classifier) -> bool:
-    """Whether a network normalizes its images itself."""
-    names = {layer.name for layer in classifier.network.layers}
-    return architecture.NORMALIZE in names
 
 
 def features(
@@ -73,11 +55,6 @@ def features(
     batch_size: int = 32,
 ) -> np.ndarray:
     """Returns the features that the classifier layer sees.
-
-    Args:
-        classifier: from `predict.load`, not of a SavedModel.
-        images: see `predict.predict`.
-        batch_size: images at a time.
 
     Returns:
         float32 [images, features].
@@ -108,11 +85,6 @@ def grad_cam(
 
     Grad-CAM (Selvaraju et al., arXiv 1610.02391) on the features of the last
     block.
-
-    Args:
-        classifier: from `predict.load`, not of a SavedModel.
-        image: see `predict.predict`.
-        label: number of the class.
 
     Returns:
         float32 [size, size] in [0, 1], of the network's image size; the
@@ -145,11 +117,6 @@ def occlusion(
 
     For models whose network is out of reach. Grey patches cover overlapping
     parts (Zeiler and Fergus, arXiv 1311.2901, section 4.2).
-
-    Args:
-        classifier: from `predict.load`.
-        image: see `predict.predict`.
-        label: number of the class.
 
     Returns:
         float32 [height, width] in [0, 1], of the image, of which the longer
@@ -221,14 +188,6 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
 
 
-def _seen(classifier: Classifier, image: predict.Image) -> np.ndarray:
-    """Returns the image that the network saw: [size, size, 3] in [0, 255]."""
-    pixels = _prepare(classifier, [predict.encode(image)])[0]
-    if not _takes_pixels(classifier):
-        pixels = preprocessing.denormalize(pixels, classifier.spec.mode)
-    return np.asarray(pixels, np.float32)
-
-
 def draw_grad_cam(
     classifier: Classifier, image: predict.Image, best: Prediction
 ) -> Image.Image:
@@ -239,8 +198,10 @@ def draw_grad_cam(
 def _grad_cam_picture(
     classifier: Classifier, image: predict.Image, best: Prediction
 ) -> Image.Image:
-    heat = grad_cam(classifier, image, best.label)
-    return overlay(_seen(classifier, image), heat)
+    pixels = _prepare(classifier, [predict.encode(image)])[0]
+    if not classifier.takes_pixels:
+        pixels = preprocessing.denormalize(pixels, classifier.spec.mode)
+    return overlay(pixels, grad_cam(classifier, image, best.label))
 
 
 def annotate(image: predict.Image, best: Prediction) -> Image.Image:
@@ -278,12 +239,8 @@ def free_place(
 ) -> pathlib.Path:
     """Returns a path in a folder for a file that came from somewhere else.
 
-    The folder is made; a name that is taken gets a number.
-
-    Args:
-        folder: of the file.
-        name: or path of the original.
-        suffix: takes the place of the original's.
+    The folder is made; a name that is taken gets a number. `suffix` takes the
+    place of the original's.
     """
     folder, source = pathlib.Path(folder), pathlib.Path(name)
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2 import backend
-from efficientnetv2.serving import frozen
-from efficientnetv2.serving.spec import ServingSpec
+from efficientnetv2.serving.spec import ServingSpec, freeze
 
 KINDS = ("float32", "float16", "int8")
 CALIBRATION_IMAGES = 256
@@ -38,7 +37,7 @@ def convert(
         calibration: images float32 [size, size, 3] in [0, 255] from which the
             ranges of the activations are taken.
     """
-    function = frozen.freeze(network, spec, batch=1)
+    function = freeze(network, spec, batch=1)
     with tempfile.TemporaryDirectory() as saved, _quiet():
         tf.saved_model.save(tf.Module(), saved, signatures=function)
         for kind in KINDS:

@@ -6,7 +6,7 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -18,35 +18,35 @@ from efficientnetv2 import (
     zoo,
 )
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import class_list, fingerprint, preprocessing, registry
-from efficientnetv2.errors import nearest
+from efficientnetv2.data import (
+    class_list,
+    decoding,
+    fingerprint,
+    preprocessing,
+    registry,
+)
 from efficientnetv2.models import architecture, naming, weights
 from efficientnetv2.options import MIN_IMAGE_SIZE
-from efficientnetv2.serving import locate, saved_model
+from efficientnetv2.serving import formats, saved_model
 from efficientnetv2.serving import spec as spec_lib
-from efficientnetv2.serving.locate import Location, ModelError
+from efficientnetv2.serving.formats import Location, ModelError
 from efficientnetv2.serving.spec import ServingError, ServingSpec
 
 # As `build_model` calls them; 'none' for a model that takes [0, 255].
 NORMALIZATIONS = ("v2", "v1", "lite", "ft", "none")
 
 
-@dataclasses.dataclass(frozen=True)
-class Classifier:
-    """A loaded model.
-
-    Attributes:
-        class_names: one a class.
-        classify: from encoded images to probabilities, float32 [batch,
-            classes].
-        network: from normalized images to logits; None for a SavedModel.
-        spec: of the network.
-    """
+class Classifier(NamedTuple):
+    """A loaded model."""
 
     class_names: Sequence[str]
+    # From encoded images to probabilities, float32 [batch, classes].
     classify: Callable[[Sequence[bytes]], np.ndarray]
+    # From images to logits; None for a SavedModel.
     network: keras.Model | None = None
-    spec: ServingSpec | None = None
+    spec: ServingSpec | None = None  # of the network
+    # Whether the network takes [0, 255] instead of normalized images.
+    takes_pixels: bool = False
 
 
 def load(
@@ -63,7 +63,7 @@ def load(
             raise ModelError("A model object has its own weights.")
         found = None
     else:
-        found = locate.find_model(model, checkpoint, weights)
+        found = formats.find_model(model, checkpoint, weights)
     given = _given(image_size, normalization, class_names)
     if found is not None and found.kind == "saved_model":
         if given:
@@ -118,7 +118,7 @@ def _classifier(
         outputs = module.classify_encoded(tf.constant(images))
         return outputs["probabilities"].numpy()
 
-    return Classifier(spec.class_names, classify, network, spec)
+    return Classifier(spec.class_names, classify, network, spec, takes_pixels)
 
 
 @contextlib.contextmanager
@@ -152,11 +152,9 @@ def _given(
             f"{MIN_IMAGE_SIZE} pixels."
         )
     if normalization is not None and normalization not in NORMALIZATIONS:
-        near = nearest(str(normalization), NORMALIZATIONS)
-        hint = f" Did you mean {near!r}?" if near else ""
         raise ModelError(
-            f"Unknown normalization {normalization!r}.{hint} Known: "
-            f"{', '.join(NORMALIZATIONS)}."
+            f"Unknown normalization {normalization!r}."
+            + declarative.suggest(str(normalization), list(NORMALIZATIONS))
         )
     return {key: value for key, value in given.items() if value is not None}
 
@@ -302,3 +300,57 @@ def _by_name(name: str, weights: str | os.PathLike | None):
     if classes in by_count and not pathlib.Path(name).suffix:
         names = registry.load_info(by_count[classes]).class_names
     return network, ServingSpec.from_config(config, names)
+
+
+# --- Test-time augmentation: the mean over several views of an image ---------
+
+# Part of the side of an image that a crop keeps.
+_PART = 7 / 8
+
+
+def views_of(data: bytes, kind: str) -> list[bytes]:
+    """Returns the views of an encoded image, the image itself first.
+
+    Args:
+        data: the encoded image.
+        kind: 'flip' adds the mirror image; 'crop' the four corners and the
+            centre, each 7/8 of both sides; 'all' these and their mirror
+            images.
+    """
+    pixels = decoding.decode(tf.constant(data), portable=True).numpy()
+    chosen = [pixels]
+    if kind in ("crop", "all"):
+        chosen += _crops(pixels)
+    if kind in ("flip", "all"):
+        chosen += [view[:, ::-1] for view in chosen]
+    return [data, *(tf.io.encode_png(view).numpy() for view in chosen[1:])]
+
+
+def _crops(pixels: np.ndarray) -> list[np.ndarray]:
+    full = pixels.shape[:2]
+    height, width = (max(1, round(_PART * side)) for side in full)
+    bottom, right = full[0] - height, full[1] - width
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+    return [
+        pixels[top : top + height, left : left + width]
+        for top, left in [*corners, (bottom // 2, right // 2)]
+    ]
+
+
+def averaging(
+    classify: Callable[[Sequence[bytes]], np.ndarray], kind: str
+) -> Callable[[Sequence[bytes]], np.ndarray]:
+    """Returns a `classify` that gives the mean over the views of each image.
+
+    Args:
+        classify: from encoded images to probabilities, [images, classes].
+        kind: see `views_of`.
+    """
+
+    def classify_views(images):
+        views = [views_of(data, kind) for data in images]
+        # Batches of images stay as large as they were.
+        rows = [classify(list(batch)) for batch in zip(*views, strict=True)]
+        return np.mean(rows, axis=0)
+
+    return classify_views

@@ -9,9 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2.data import class_list, preprocessing
-from efficientnetv2.serving import frozen
-from efficientnetv2.serving.spec import ServingError, ServingSpec
+from efficientnetv2.data import class_list
+from efficientnetv2.serving.spec import ServingError, ServingSpec, constant
 
 
 class ServingModel(tf.Module):
@@ -59,37 +58,16 @@ class ServingModel(tf.Module):
     )
     def classify_images(self, images):
         """Classifies images of one size."""
-        spec = self.spec
-        return self._classify(
-            preprocessing.preprocess_for_eval(
-                images,
-                spec.image_size,
-                spec.mode,
-                spec.transformations,
-                spec.antialias,
-            )
-        )
+        return self._classify(self.spec.prepare(images))
 
     @tf.function(
         input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")]
     )
     def classify_encoded(self, image_bytes):
         """Classifies encoded images of any sizes."""
-        spec = self.spec
-
-        def decode(data):
-            return preprocessing.decode_for_eval(
-                data,
-                spec.image_size,
-                spec.mode,
-                spec.transformations,
-                spec.antialias,
-                portable=True,
-            )
-
-        size = spec.image_size
+        size = self.spec.image_size
         images = tf.map_fn(
-            decode,
+            self.spec.decode,
             image_bytes,
             fn_output_signature=tf.TensorSpec([size, size, 3], tf.float32),
         )
@@ -111,7 +89,7 @@ def write(
         spec: of the network.
         folder: to write; must not exist.
     """
-    module = ServingModel(frozen.constant(network), spec)
+    module = ServingModel(constant(network), spec)
     with tempfile.TemporaryDirectory() as temporary:
         names = pathlib.Path(temporary) / class_list.FILE
         text = class_list.to_text(spec.class_names)

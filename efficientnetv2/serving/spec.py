@@ -1,14 +1,16 @@
-"""What a network expects of its images, and what its outputs mean."""
+"""What a network expects of its images and gives for them, for export."""
 
 import dataclasses
 import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import keras
 import tensorflow as tf
 
+from efficientnetv2.data import preprocessing
 from efficientnetv2.errors import UserError
 
 # The member of a .keras file, which is a zip archive, that holds a spec.
@@ -21,24 +23,16 @@ class ServingError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class ServingSpec:
-    """How images are prepared for a network, and its logits read.
+    """How images are prepared for a network, and its logits read."""
 
-    Attributes:
-        image_size: side of the network's images in pixels.
-        mode: one of `preprocessing.MODES`.
-        transformations: see `preprocessing.preprocess_for_eval`.
-        activation: 'softmax', or 'sigmoid' where the classes of an image are
-            independent; 'none' where the network gives probabilities itself.
-        class_names: one a logit.
-        antialias: see `preprocessing.resize`; False in the records of
-            versions that had no antialiasing.
-    """
-
-    image_size: int
-    mode: str
-    transformations: Sequence[str] | None
+    image_size: int  # side of the network's images in pixels
+    mode: str  # one of `preprocessing.MODES`
+    transformations: Sequence[str] | None  # see `preprocess_for_eval`
+    # 'softmax', or 'sigmoid' where the classes of an image are independent;
+    # 'none' where the network gives probabilities itself.
     activation: str
-    class_names: Sequence[str]
+    class_names: Sequence[str]  # one per logit
+    # See `preprocessing.resize`; False in records of versions without it.
     antialias: bool = False
 
     def __post_init__(self):
@@ -66,6 +60,34 @@ class ServingSpec:
             activation="softmax" if loss == "softmax" else "sigmoid",
             class_names=[*class_names, *further],
             antialias=config["data"]["antialias"],
+        )
+
+    def prepare(self, images: tf.Tensor) -> tf.Tensor:
+        """Prepares images of one size as in evaluation.
+
+        Args:
+            images: uint8 [batch, height, width, 3].
+
+        Returns:
+            float32 [batch, image_size, image_size, 3], normalized.
+        """
+        return preprocessing.preprocess_for_eval(
+            images,
+            self.image_size,
+            self.mode,
+            self.transformations,
+            self.antialias,
+        )
+
+    def decode(self, data: tf.Tensor) -> tf.Tensor:
+        """Likewise from one encoded image, to [image_size, image_size, 3]."""
+        return preprocessing.decode_for_eval(
+            data,
+            self.image_size,
+            self.mode,
+            self.transformations,
+            self.antialias,
+            portable=True,
         )
 
     def probabilities(self, logits: tf.Tensor) -> tf.Tensor:
@@ -104,3 +126,60 @@ def read_from_keras(path: str | os.PathLike) -> ServingSpec:
             f"{RECORD}, which --mode=export --formats=keras writes. Export "
             "the run's model so, or name the run's folder."
         ) from None
+
+
+# --- Networks with their weights as constants --------------------------------
+
+
+def constant(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns a network's inference with its weights as constants.
+
+    TensorFlow's graph optimizer then multiplies the scales of batch
+    normalization into the convolutions.
+
+    Args:
+        network: from normalized images to logits.
+    """
+    trained = [variable.numpy() for variable in network.trainable_variables]
+    others = [variable.numpy() for variable in network.non_trainable_variables]
+
+    def infer(images):
+        logits, _ = network.stateless_call(
+            [tf.constant(value) for value in trained],
+            [tf.constant(value) for value in others],
+            images,
+            training=False,
+        )
+        return logits
+
+    return infer
+
+
+def freeze(network: keras.Model, spec: ServingSpec, batch: int | None):
+    """Returns a `tf.function` from pixels to probabilities.
+
+    Its argument `images` is float32 [batch, size, size, 3] in [0, 255],
+    cropped and resized as `spec` says but not normalized; it returns a dict
+    with `probabilities`, float32 [batch, classes].
+
+    The weights become constants here: converters of TensorFlow 2.21 leave
+    some of Keras' variables as variables, which their runtimes do not set.
+
+    Args:
+        network: from normalized images to logits, in float32.
+        spec: of the network.
+        batch: number of images, None for any.
+    """
+    infer, size = constant(network), spec.image_size
+
+    def classify(images):
+        logits = infer(preprocessing.normalize(images, spec.mode))
+        return {"probabilities": spec.probabilities(logits)}
+
+    return tf.function(
+        classify,
+        input_signature=[
+            tf.TensorSpec([batch, size, size, 3], tf.float32, "images")
+        ],
+        autograph=False,
+    )

@@ -8,8 +8,7 @@ import keras
 import numpy as np
 
 from efficientnetv2 import backend
-from efficientnetv2.serving import frozen
-from efficientnetv2.serving.spec import ServingSpec
+from efficientnetv2.serving.spec import ServingSpec, freeze
 
 OPSET = 18
 
@@ -30,7 +29,7 @@ def convert(
     import onnx
     import tf2onnx
 
-    function = frozen.freeze(network, spec, batch=None)
+    function = freeze(network, spec, batch=None)
     with backend.without_native_messages(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model, _ = tf2onnx.convert.from_function(

@@ -74,49 +74,36 @@ def test_parameter_counts_of_all_models_by_arithmetic(reference):
         assert sums.layers == expected["blocks"] + 3
 
 
-# Millions of parameters and of multiply-adds as published, and the image size.
+# As published: millions of parameters and of multiply-adds, the image size, and
+# what our counts are of these. Those of Lite count with a profiler that also
+# counts what is no product of weights.
+V2_COUNTS, LITE_COUNTS = (0.99, 1.01, 0.98, 1.02), (0.985, 1.015, 0.94, 0.97)
 PUBLISHED = {
-    "efficientnetv2-b0": (7.1, 720, 224),
-    "efficientnetv2-b1": (8.1, 1_200, 240),
-    "efficientnetv2-b2": (10.1, 1_700, 260),
-    "efficientnetv2-b3": (14.4, 3_000, 300),
-    "efficientnetv2-s": (21.5, 8_400, 384),
-    "efficientnetv2-m": (54.1, 24_700, 480),
-    "efficientnetv2-l": (119.5, 56_300, 480),
+    "efficientnetv2-b0": (7.1, 720, 224, *V2_COUNTS),
+    "efficientnetv2-b1": (8.1, 1_200, 240, *V2_COUNTS),
+    "efficientnetv2-b2": (10.1, 1_700, 260, *V2_COUNTS),
+    "efficientnetv2-b3": (14.4, 3_000, 300, *V2_COUNTS),
+    "efficientnetv2-s": (21.5, 8_400, 384, *V2_COUNTS),
+    "efficientnetv2-m": (54.1, 24_700, 480, *V2_COUNTS),
+    "efficientnetv2-l": (119.5, 56_300, 480, *V2_COUNTS),
+    "efficientnet-lite0": (4.7, 407, 224, *LITE_COUNTS),
+    "efficientnet-lite1": (5.4, 631, 240, *LITE_COUNTS),
+    "efficientnet-lite2": (6.1, 899, 260, *LITE_COUNTS),
+    "efficientnet-lite3": (8.2, 1_440, 280, *LITE_COUNTS),
+    "efficientnet-lite4": (13.0, 2_640, 300, *LITE_COUNTS),
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_multiply_adds_are_the_published_ones(name):
-    parameters, multiply_adds, size = PUBLISHED[name]
+def test_counts_are_the_published_ones(name):
+    parameters, products, size, *bounds = PUBLISHED[name]
     rows = counting.count_stages(_model_config(name), size)
     sums = counting.total(rows)
-    assert sums.trainable / 1e6 == pytest.approx(parameters, rel=0.01)
-    assert sums.multiply_adds / 1e6 == pytest.approx(multiply_adds, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("size", "parameters", "multiply_adds", "image_size"),
-    [
-        (0, 4.7, 407, 224),
-        (1, 5.4, 631, 240),
-        (2, 6.1, 899, 260),
-        (3, 8.2, 1_440, 280),
-        (4, 13.0, 2_640, 300),
-    ],
-)
-def test_lite_has_the_published_size(
-    size, parameters, multiply_adds, image_size
-):
-    config = _model_config(f"efficientnet-lite{size}")
-    rows = counting.count_stages(config, image_size)
-    sums = counting.total(rows)
-    assert sums.trainable / 1e6 == pytest.approx(parameters, abs=0.05)
-    # The published count is 3% to 6% higher in all of them; its profiler
-    # also counts what is no product of weights.
-    assert 0.94 < sums.multiply_adds / 1e6 / multiply_adds < 0.97
-    assert rows[0].channels == 32 and rows[-2].channels == 1280
-    assert rows[1].layers == rows[-3].layers == 1
+    assert bounds[0] < sums.trainable / 1e6 / parameters < bounds[1]
+    assert bounds[2] < sums.multiply_adds / 1e6 / products < bounds[3]
+    if "lite" in name:
+        assert rows[0].channels == 32 and rows[-2].channels == 1280
+        assert rows[1].layers == rows[-3].layers == 1
 
 
 def test_multiply_adds_of_one_block_by_hand():
@@ -163,25 +150,22 @@ def _tiny(**overrides):
     )
 
 
-@pytest.mark.parametrize("act_fn", [*layers.ACTIVATIONS, "swish"])
-def test_every_activation(act_fn):
-    model = architecture.build(_tiny(act_fn=act_fn))
-    logits = model(np.ones((2, 20, 20, 3), np.float32))
-    assert np.isfinite(logits).all()
-
-
-@pytest.mark.parametrize("bn_type", [None, "bn", "sync_bn", "gn"])
-def test_every_normalization(bn_type):
-    model = architecture.build(_tiny(bn_type=bn_type))
-    logits = model(np.ones((2, 20, 20, 3), np.float32), training=True)
-    assert logits.shape == (2, 5)
-
-
-def test_unknown_names():
-    with pytest.raises(ValueError, match="mishmash"):
-        architecture.build(_tiny(act_fn="mishmash"))
-    with pytest.raises(ValueError, match="layernorm"):
-        architecture.build(_tiny(bn_type="layernorm"))
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("act_fn", name) for name in (*layers.ACTIVATIONS, "swish", "mishmash")]
+    + [
+        ("bn_type", name) for name in (None, "bn", "sync_bn", "gn", "layernorm")
+    ],
+)
+def test_every_activation_and_normalization(option, value):
+    config = _tiny(**{option: value})
+    if value in ("mishmash", "layernorm"):
+        with pytest.raises(ValueError, match=value):
+            architecture.build(config)
+        return
+    images = np.ones((2, 20, 20, 3), np.float32)
+    logits = architecture.build(config)(images, training=option == "bn_type")
+    assert logits.shape == (2, 5) and np.isfinite(logits).all()
 
 
 def test_any_image_size_and_no_top():
@@ -231,14 +215,6 @@ def test_dropout_rate_can_be_a_variable(rate):
     assert abs(outputs.mean() - 1.0) < 0.05
 
 
-def test_save_and_load(tmp_path):
-    model = architecture.build(_tiny())
-    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3))
-    model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(model(images), again(images))
-
-
 @pytest.mark.parametrize("fused", [0, 1, 2, 3, None])
 @pytest.mark.parametrize("bn_type", [None, "gn"])
 def test_fused_stages_and_their_counts(fused, bn_type):
@@ -261,11 +237,6 @@ def test_fused_stages_and_their_counts(fused, bn_type):
     )
 
 
-def test_too_many_fused_stages():
-    with pytest.raises(ValueError, match="more than the 3 stages"):
-        architecture.build(_tiny(fused_stages=4))
-
-
 @pytest.mark.parametrize("mode", normalizations.MODES)
 def test_preprocessing_is_that_of_the_pipeline(mode):
     from efficientnetv2.data import preprocessing as pipeline
@@ -279,5 +250,3 @@ def test_preprocessing_is_that_of_the_pipeline(mode):
         outside(pipeline.normalize(tf.cast(images, tf.float32), mode)),
         atol=1e-5,
     )
-    with pytest.raises(ValueError, match="v3"):
-        architecture.build(_tiny(), preprocessing="v3")

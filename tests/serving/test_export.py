@@ -17,7 +17,6 @@ from efficientnetv2.data import preprocessing, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture, weights
 from efficientnetv2.serving import (
-    comparison,
     export,
     formats,
     litert,
@@ -25,7 +24,7 @@ from efficientnetv2.serving import (
     to_onnx,
 )
 from efficientnetv2.serving import spec as spec_lib
-from efficientnetv2.serving.comparison import Batch, Result
+from efficientnetv2.serving.export import Batch, Result
 from efficientnetv2.serving.spec import ServingSpec
 
 pytestmark = pytest.mark.slow
@@ -52,8 +51,8 @@ def network(config, folder_run):
 
 @pytest.fixture(scope="module")
 def batch(config, spec):
-    source = comparison.sample(config, "eval", 30, print)
-    return next(comparison.batches(source, config, spec.mode))
+    source = export.sample(config, "eval", 30, print)
+    return next(export.batches(source, config, spec.mode))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +97,7 @@ def test_all_formats_are_compared_and_recorded(exported):
 
 def test_served_bytes_and_pixels_equal_keras(exported, network, spec, batch):
     folder, _ = exported
-    expected = comparison.run_keras(network, spec)(batch)
+    expected = export.run_keras(network, spec)(batch)
     served = saved_model.load(folder / "saved_model")
     images = np.stack([tf.io.decode_png(data, 3) for data in batch.raw])
     np.testing.assert_allclose(served(images), expected, atol=1e-5)
@@ -147,7 +146,7 @@ def test_litert_files_run_on_a_phone(exported):
 
 
 def test_onnx_takes_any_batch(exported, batch, network, spec):
-    expected = comparison.run_keras(network, spec)(batch)
+    expected = export.run_keras(network, spec)(batch)
     run = to_onnx.load(exported[0] / "model.onnx")
     for count in (1, 7):
         np.testing.assert_allclose(
@@ -157,10 +156,8 @@ def test_onnx_takes_any_batch(exported, batch, network, spec):
 
 @pytest.mark.parametrize("mode", preprocessing.MODES)
 def test_pixels_are_normalized_in_the_graph(mode, network, spec, batch):
-    from efficientnetv2.serving import frozen
-
     pixels = batch.pixels[:4]
-    found = frozen.freeze(
+    found = spec_lib.freeze(
         network, dataclasses.replace(spec, mode=mode), batch=4
     )(pixels)["probabilities"]
     normalized = preprocessing.normalize(pixels, mode)
@@ -227,9 +224,7 @@ def test_labels_that_are_vectors_count():
 
     labels = np.array([[1, 1, 0], [1, 0, 1], [0, 0, 1]], np.float32)
     batch = Batch(examples, examples, [], labels)
-    (result,) = comparison.compare(
-        runner, {"same": runner}, iter([batch])
-    ).values()
+    (result,) = export.compare(runner, {"same": runner}, iter([batch])).values()
     assert result == Result(3, 1.0, 2 / 3, 2 / 3, 0.0)
 
 
@@ -237,7 +232,7 @@ def test_no_images_to_compare_on(config, network, spec, tmp_path, monkeypatch):
     def missing(*_):
         raise DataError("The folder is gone.")
 
-    monkeypatch.setattr(comparison, "sample", missing)
+    monkeypatch.setattr(export, "sample", missing)
     arguments = (network, config, spec.class_names, tmp_path, ["keras"])
     with pytest.raises(DataError, match="gone.*--allow_disagreement"):
         export.export(*arguments, log=lambda _: None)

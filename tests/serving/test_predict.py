@@ -1,16 +1,19 @@
 """Predictions from Python: every form of a model and of an image."""
 
+import dataclasses
 import json
 import shutil
 
 import keras
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from efficientnetv2 import zoo
+from efficientnetv2.data.sources import ArraySource
 from efficientnetv2.errors import DataError, UserError
-from efficientnetv2.serving import locate, predict
+from efficientnetv2.serving import formats, predict
 from efficientnetv2.serving.spec import ServingSpec
 
 pytestmark = pytest.mark.slow
@@ -36,7 +39,7 @@ def forms(folder_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(folder_run):
     folder = str(folder_run.parent / "photos/val")
-    found = locate.find_images([folder], pytest.fail)
+    found = formats.find_images([folder], pytest.fail)
     assert len(found) == 200
     return found
 
@@ -131,14 +134,7 @@ def test_forms_of_images(forms, images, tmp_path):
     found = predict.predict(forms["run"], same)
     assert len(found) == len(same)
     for predictions in found:
-        assert [each.name for each in predictions] == [
-            each.name for each in found[0]
-        ]
-        np.testing.assert_allclose(
-            [each.probability for each in predictions],
-            [each.probability for each in found[0]],
-            atol=1e-5,
-        )
+        _assert_alike(predictions, found[0])
     lossy = tmp_path / "image.jpg"
     gray.convert("CMYK").save(lossy, quality=95)
     pixel = np.zeros([1, 1, 3], np.uint8)
@@ -250,3 +246,69 @@ def test_damaged_models(forms, tmp_path):
     (tmp_path / "cut.keras").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="cut short"):
         predict.load(tmp_path / "cut.keras")
+
+
+def test_a_saved_model_scores_as_its_run(folder_run, source):
+    classifier = predict.load(folder_run / "saved_model")
+    images = np.repeat(source.images, 3, axis=-1)
+    split = ArraySource(images, source.labels, source.class_names)
+    result = predict.evaluate(classifier, split, batch_size=64)
+    assert result["images"] == 200
+    metrics = json.loads((folder_run / "metrics.json").read_text())["test"]
+    for name in ("top1", "top5"):
+        assert result[name] == pytest.approx(metrics[name])
+    # Another order of the classes, and only some of them.
+    few = split.labels >= 5
+    other = ArraySource(
+        images[few], 9 - split.labels[few], source.class_names[:4:-1]
+    )
+    again = predict.evaluate(classifier, other)
+    assert again["images"] == 100 and again["top1"] > 0.9
+
+
+def test_a_class_that_the_model_does_not_know(folder_run, source):
+    classifier = predict.load(folder_run / "saved_model")
+    names = ["zebra", *source.class_names[1:]]
+    with pytest.raises(DataError, match="does not know the class 'zebra'"):
+        predict.evaluate(
+            classifier, dataclasses.replace(source, class_names=names)
+        )
+
+
+def test_weights_without_a_run(folder_run, capfd):
+    """The command, with a run's checkpoint as a user's own weights."""
+    from efficientnetv2 import cli
+    from efficientnetv2.commands.run import by_mode
+
+    photos = folder_run.parent / "photos"
+    architecture = folder_run.parent / "tiny.yaml"
+    saved = yaml.safe_load((folder_run / "config.yaml").read_text())
+    model = {**saved["model"], "model_name": "tiny"}
+    architecture.write_text(
+        yaml.safe_dump(
+            {
+                "model": model,
+                "eval": {"isize": 24},
+                "data": {"augname": None, "eval_transformations": []},
+            }
+        )
+    )
+    arguments = [
+        "--mode=eval",
+        f"--model_name={architecture}",
+        f"--weights={folder_run}",
+        f"--dataset={photos}",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        cli.start(by_mode, "main", arguments)
+    output = capfd.readouterr()
+    assert ended.value.code == 0, output.err
+    metrics = json.loads((folder_run / "metrics.json").read_text())["test"]
+    assert f"top-1 {metrics['top1']:.2%}" in output.out
+    assert "(200 images, " in output.out
+    with pytest.raises(SystemExit) as ended:
+        cli.start(by_mode, "main", [*arguments, "--model_dir=there"])
+    assert "leave out --model_dir" in capfd.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        cli.start(by_mode, "main", arguments[:1] + arguments[2:3])
+    assert "needs --model_name and --dataset" in capfd.readouterr().err

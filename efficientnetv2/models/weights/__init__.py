@@ -23,6 +23,7 @@ import keras as _keras
 from efficientnetv2.models import naming
 from efficientnetv2.models.naming import WeightsError
 from efficientnetv2.models.weights.keras import (
+    from_arrays,
     from_model,
     to_keras_applications,
 )
@@ -32,7 +33,6 @@ from efficientnetv2.models.weights.matching import (
     assign,
     listed,
 )
-from efficientnetv2.models.weights.native import from_arrays
 from efficientnetv2.models.weights.tensorflow import to_reference_checkpoint
 
 __all__ = [
@@ -70,31 +70,8 @@ def load(
 ) -> LoadReport:
     """Sets every weight of a model from a source, by name.
 
-    Args:
-        model: built by this package.
-        source: one of
-            - a checkpoint of the released code, name-based or object-based:
-              its prefix, its .index file, or a folder with one;
-            - a .h5 file or a model of `keras.applications`;
-            - a .safetensors or .pth file of PyTorch Image Models
-              (`tf_efficientnetv2_*`) or of the PyTorch port of V1
-              (`_blocks.0._depthwise_conv.weight`);
-            - a checkpoint of a run (.npz);
-            - a .keras or .weights.h5 file, or a model, of this package.
-        ema: take the moving averages (True), the raw weights (False), or the
-            averages where there are some (None). Only name-based checkpoints
-            and those of runs have both.
-        skip_classifier: leave the classifier as it is if the source has none
-            or one of another number of classes.
-
-    Returns:
-        What was loaded, skipped and not used.
-
-    Raises:
-        WeightsError: if the source is not there, cut short or of no known
-            format, or if a weight is missing or of another shape. The message
-            names the file, the weight and both shapes; the model is
-            unchanged.
+    Arguments, result and errors are those of `efficientnetv2.load_weights`,
+    but that a file or prefix is named: no published weights, no run.
     """
     naming.slots(model)  # Raises if the model is not ours.
     with open_source(source, ema) as opened:

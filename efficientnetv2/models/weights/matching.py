@@ -25,39 +25,26 @@ _LISTED = 8
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Named arrays of one format.
+    """Named arrays of one format."""
 
-    Attributes:
-        label: what errors call it: the file, or the model's name.
-        shapes: of every array, by its name there.
-        read: returns an array by its name.
-        names: returns the names that a slot may have there.
-        convert: brings an array of a slot into our layout; None: it is so.
-    """
-
-    label: str
-    shapes: Mapping[str, tuple[int, ...]]
-    read: Callable[[str], np.ndarray]
-    names: naming.NameFunction
+    label: str  # what errors call it: the file, or the model's name
+    shapes: Mapping[str, tuple[int, ...]]  # of every array, by its name there
+    read: Callable[[str], np.ndarray]  # returns an array by its name
+    names: naming.NameFunction  # returns the names that a slot may have there
+    # Brings an array of a slot into our layout; None: it is so.
     convert: Callable[[Slot, np.ndarray], np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What `load` did.
+    """What `load` did."""
 
-    Attributes:
-        source: where the weights came from.
-        loaded: names in the source that were used, by our own names.
-        skipped: our names of weights that were left as they were: a
-            classifier, where that was asked for.
-        unused: names in the source that have no place in the model; of a
-            weight that stands there under several names, only one counts.
-    """
-
-    source: str
-    loaded: Mapping[str, str]
+    source: str  # where the weights came from
+    loaded: Mapping[str, str]  # our names to names in the source
+    # Our names of weights left as they were: a classifier, where asked for.
     skipped: list[str]
+    # Names in the source that have no place in the model; of a weight that
+    # stands there under several names, only one counts.
     unused: list[str]
 
     def __str__(self) -> str:

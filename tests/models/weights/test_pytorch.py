@@ -13,7 +13,7 @@ import pytest
 import efficientnetv2
 from efficientnetv2.models import naming
 from efficientnetv2.models.naming import WeightsError
-from efficientnetv2.models.weights import pytorch_v1
+from efficientnetv2.models.weights import pytorch
 from tests.models.weights.made import logits, randomize
 
 TIMM = pathlib.Path(__file__).parents[2] / "testdata" / "timm"
@@ -86,7 +86,7 @@ def torch_file(tmp_path, monkeypatch):
                 array = array.transpose(order)
             elif array.ndim == 2:
                 array = array.T
-            (name,) = pytorch_v1.names(slot)
+            (name,) = pytorch.v1_names(slot)
             arrays[str(len(arrays))] = array = np.ascontiguousarray(array)
             content[name] = Tensor(str(len(arrays) - 1), array)
         path = tmp_path / "model.pth"
@@ -123,7 +123,7 @@ def test_the_pytorch_port_of_v1(torch_file, images, zipped):
     again = efficientnetv2.build_model("efficientnet-b0", weights=path, **V1)
     np.testing.assert_array_equal(logits(again, images), logits(model, images))
     names = {
-        name for slot in naming.slots(model) for name in pytorch_v1.names(slot)
+        name for slot in naming.slots(model) for name in pytorch.v1_names(slot)
     }
     assert {
         "_conv_stem.weight",
