@@ -40,12 +40,14 @@ def pytest_collection_modifyitems(items):
 
 REFERENCE = pathlib.Path(__file__).parent / "testdata" / "reference"
 
-# A model and a schedule that train in seconds.
+# A model and a schedule that train in seconds, whatever the recipe has.
 TINY = (
     "model.blocks=r1_k3_s1_e1_i8_o8_c1|r2_k3_s2_e2_i8_o16_c1"
     "|r2_k3_s2_e2_i16_o24_se0.25,"
     "model.width_coefficient=1.0,model.feature_size=32,"
-    "train.isize=24,data.ibase=16,eval.isize=24,train.batch_size=32"
+    "train.isize=24,data.ibase=16,train.isize_rule=code,train.batch_size=32,"
+    "train.optimizer=rmsprop,train.lr_base=0.016,train.weight_decay=1.0e-5,"
+    "eval.isize=24,eval.every_epochs=1.0"
 )
 
 

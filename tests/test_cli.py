@@ -1,5 +1,7 @@
 """The command `efficientnetv2`, its help, its flags and its completion."""
 
+import json
+import pathlib
 import re
 import shlex
 import shutil
@@ -164,24 +166,30 @@ def test_completion_scripts():
 
 @pytest.mark.slow
 def test_runs_are_listed_and_compared(tmp_path):
-    result = _run("runs", "results/fashion_mnist")
+    folder = pathlib.Path("results/fashion_mnist")
+    metrics = json.loads((folder / "seed1/metrics.json").read_text())
+    top1, minutes = metrics["test"]["top1"], metrics["train_seconds"] / 60
+    result = _run("runs", str(folder))
     lines = result.stdout.splitlines()
     assert re.split(r"  +", lines[1]) == [
-        *("seed0", "fashion_mnist", "efficientnetv2-pico", "92.45%"),
-        *("eval", "13.8", "finished"),
+        *("seed1", "fashion_mnist", "efficientnetv2-pico", f"{top1:.2%}"),
+        *("eval", f"{minutes:.1f}", "finished"),
     ]
     assert len(lines) == 4
-    result = _run("runs", "results/fashion_mnist", "--csv")
+    result = _run("runs", str(folder), "--csv")
     assert result.stdout.splitlines()[1].startswith(
-        "seed0,fashion_mnist,efficientnetv2-pico,0.9245,eval,13.7"
+        f"seed1,fashion_mnist,efficientnetv2-pico,{top1},eval,{minutes:.1f}"
     )
     result = _run(
-        "runs", "results/fashion_mnist/seed0", "results/fashion_mnist/seed1",
+        "runs", str(folder / "seed1"), str(folder / "trial_18_epochs"),
         f"--plot={tmp_path / 'curves.png'}",
     )  # fmt: skip
-    assert re.search(r"^train.seed +0 +1$", result.stdout, re.MULTILINE)
-    assert re.search(r"^top-1 +92.45% +92.44%$", result.stdout, re.MULTILINE)
-    assert "train.epochs" not in result.stdout
+    assert re.search(r"^train.seed +1 +0$", result.stdout, re.MULTILINE)
+    assert re.search(
+        rf"^top-1 +{top1:.2%} +93.20%$", result.stdout, re.MULTILINE
+    )
+    assert re.search(r"^train.epochs +19.0 +18.0$", result.stdout, re.MULTILINE)
+    assert "train.optimizer" not in result.stdout
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     for arguments in (["none"], [str(tmp_path)], ["results", str(tmp_path)]):
         result = _run("runs", *arguments)

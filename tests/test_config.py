@@ -184,6 +184,16 @@ def test_every_recipe_and_model_loads():
         assert config.model.model_name == model
 
 
+def test_the_width_of_a_recipe_is_for_its_own_model():
+    assert load("fashion_mnist").model.width_coefficient == 0.66
+    for chosen in (
+        {"model_name": "efficientnetv2-b0"},
+        {"hparam_str": "model.model_name=efficientnetv2-b0"},
+    ):
+        model = load("fashion_mnist", **chosen).model
+        assert model.width_coefficient == 1 and model.dropout_rate == 0.1
+
+
 @pytest.mark.parametrize("survival", ["0", "null", "1"])
 def test_regularization_that_is_off_as_in_the_released_code(survival):
     """There both are switched off by 0 or None."""

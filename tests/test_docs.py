@@ -153,9 +153,12 @@ def place(tmp_path_factory):
     (folder / "results").symlink_to(ROOT / "results")
     study = definition.load("fused")
     write_made_up(folder / "runs/study", study)
-    for k, name in enumerate(("first", "second")):
+    for name, kept in (
+        ("first", "seed1"),
+        ("second", "trial_18_epochs"),
+    ):
         shutil.copytree(
-            ROOT / f"results/fashion_mnist/seed{k}", folder / "runs" / name
+            ROOT / "results/fashion_mnist" / kept, folder / "runs" / name
         )
     [recipe] = blocks(ROOT / "docs/recipes.md", "yaml")
     (folder / "my_recipe.yaml").write_text(recipe[1])
