@@ -27,7 +27,6 @@ IMAGES = ROOT / "docs" / "images"
 EXAMPLES = ROOT / "results" / "examples.npz"
 STUDIES = ROOT / "results" / "study"
 RECIPE, SHOWN, SEED = "fashion_mnist", 3, 0
-# Ran alone on the machine.
 RUN = ROOT / "results" / "fashion_mnist" / "seed1"
 
 
@@ -150,6 +149,7 @@ def _draw_accuracy(axes) -> None:
             fontsize=9,
         )
         start = end
+    axes.set_xlim(left=0)
     axes.set_ylim(20, 100)
     axes.set_xlabel("minutes of training on two CPU cores")
     axes.set_ylabel("top-1 on validation images, %")
