@@ -244,7 +244,7 @@ def test_damaged_models(forms, tmp_path):
         predict.load(tmp_path / "saved")
     data = forms["keras"].read_bytes()
     (tmp_path / "cut.keras").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match="is truncated"):
         predict.load(tmp_path / "cut.keras")
 
 
