@@ -87,7 +87,10 @@ engine = steps.make_engine()
 random = np.random.default_rng(0)
 images = random.normal(size=(32, 16, 16, 3)).astype(np.float32)
 labels = np.eye(10, dtype=np.float32)[random.integers(0, 10, 32)]
-losses = [float(engine.step((images, labels), 0.1)["loss"]) for _ in range(9)]
+losses = [
+    float(engine.step((images, labels), 0.1)["cross_entropy"])
+    for _ in range(9)
+]
 assert losses[-1] < losses[0], losses
 assert engine.first_bad_step() is None
 assert engine.logits(images[:5]).shape == (5, 10)
