@@ -33,7 +33,6 @@ import keras
 from jax.experimental import topologies
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import progressive
 from efficientnetv2.engines.jax import Engine
 
 TOPOLOGY = "v5e:1x1"
@@ -96,9 +95,8 @@ def main() -> int:
         )
         plan = config_lib.run_plan(config)
         engine = Engine(config, plan)
-        stages = progressive.build_stages(config, plan)
         rows = content["steps"].setdefault(name, {})
-        for size in dict.fromkeys(stage.image_size for stage in stages):
+        for size in dict.fromkeys(stage.image_size for stage in plan.stages):
             if options.sizes and size not in options.sizes:
                 continue
             row = compile_stage(engine, topology.devices[0], size)

@@ -196,7 +196,6 @@ def jpeg(options) -> float:
 
     from efficientnetv2 import progressive
     from efficientnetv2.data import pipeline, sources
-    from efficientnetv2.progressive import RunPlan
 
     config = b0_config(
         options,
@@ -204,13 +203,11 @@ def jpeg(options) -> float:
         f"data.cutmix_alpha=0,data.fast_jpeg={not options.whole},",
     )
     # More steps than are measured.
-    plan = RunPlan(PHOTOS, PHOTOS // options.batch, 100_000)
+    plan = progressive.plan_run(config, PHOTOS, total_steps=100_000)
     source = sources.EncodedSource(
         _encoded_photos(), False, np.zeros(PHOTOS, np.int64), ["photo"]
     )
-    dataset = pipeline.training_dataset(
-        source, config, plan, progressive.build_stages(config, plan)
-    )
+    dataset = pipeline.training_dataset(source, config, plan)
     read = iter(dataset).__next__
     return timing.images_per_second(read, options.batch, options.seconds)
 

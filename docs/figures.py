@@ -57,13 +57,12 @@ def make_examples() -> None:
         source.images[rows], source.labels[rows], source.class_names
     )
     plan = config_lib.run_plan(config)
-    stages = plan.stages
     plan = dataclasses.replace(plan, num_images=SHOWN, steps_per_epoch=1)
     mode = config.data.normalization
     kept = {}
-    for number, stage in enumerate(stages, 1):
+    for number, stage in enumerate(plan.stages, 1):
         dataset = pipeline.training_dataset(
-            source, config, plan, stages, stage.first_step
+            source, config, plan, stage.first_step
         )
         images, labels = next(iter(dataset))
         order = np.argsort(labels.numpy().argmax(axis=1), kind="stable")

@@ -5,6 +5,7 @@ exponentially from step to step; where the loss falls fastest is a good peak.
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable
@@ -68,21 +69,18 @@ def find(
     )
     engines.set_up(config)
     plan = run_plan(config.lock())
-    stage = dataclasses.replace(plan.stages[0], last_step=steps)
-    plan = dataclasses.replace(plan, total_steps=steps)
+    stage = plan.stages[0]
+    plan = plan.only(stage, steps)
     source = runs.Splits(config, log)[config.train.split]
     engine = engines.create(config, plan)
 
-    def make_dataset(worker: int, workers: int):
-        return pipeline.training_dataset(
-            source,
-            config,
-            plan,
-            [stage],
-            part=(worker, workers),
-            on_device=engine.augments,
-        )
-
+    make_dataset = functools.partial(
+        pipeline.training_dataset,
+        source,
+        config,
+        plan,
+        on_device=engine.augments,
+    )
     losses, mean = [], 0.0
     batches = engine.dataset(make_dataset)
     shown = progress.track(batches, "Trying rates", steps, "steps")

@@ -47,7 +47,7 @@ def announce(
         f"{config.model.num_classes} classes; multiply-adds per image: "
         f"{cost}"
     )
-    log(progressive.describe(config, plan, plan.stages))
+    log(progressive.describe(config, plan))
     warning = slow_warning(config, plan, expected_seconds(config, plan))
     if warning:
         log(warning)

@@ -7,7 +7,7 @@ import pathlib
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import ml_collections
@@ -229,8 +229,7 @@ class Progress:
 
     Args:
         config: of the run.
-        stages: of the run, `progressive.Stage`.
-        stage_of_steps: number of each step's stage, from 0.
+        plan: of the run, `progressive.RunPlan`.
         first_step: from which it trains.
         is_shown: whether anything is written.
         stream: to write to, stdout by default.
@@ -242,8 +241,7 @@ class Progress:
     def __init__(
         self,
         config: ml_collections.ConfigDict,
-        stages: Sequence[Any],
-        stage_of_steps: Sequence[int],
+        plan: Any,
         first_step: int,
         is_shown: bool = True,
         stream=None,
@@ -251,20 +249,19 @@ class Progress:
         # Commands that show a bar alone do not wait for NumPy.
         import numpy as np
 
-        self.stages, self.order = stages, stage_of_steps
+        self.stages, self.order = plan.stages, plan.stage_of_steps
         self.split = config.eval.val_split
-        self.step, self.total = first_step, len(stage_of_steps)
-        self.is_random = config.train.stage_order == "random"
+        self.step, self.total = first_step, plan.total_steps
+        self.is_random = plan.draw_seed is not None
         self.stream = stream or sys.stdout
         if not is_shown:
             self.stream = open(os.devnull, "w")
         self.redraws = redraws(self.stream)
-        order = stage_of_steps
-        images = np.array([stage.batch_size for stage in stages])
-        pixels = images * [stage.image_size**2 for stage in stages]
+        images = np.array([stage.batch_size for stage in plan.stages])
+        pixels = images * [stage.image_size**2 for stage in plan.stages]
         # Of all steps before a step.
         self.images_before, self.pixels_before = (
-            np.concatenate([[0], np.cumsum(of_stages[order])])
+            np.concatenate([[0], np.cumsum(of_stages[self.order])])
             for of_stages in (images, pixels)
         )
         self.window: list[tuple[int, float]] = []

@@ -7,7 +7,6 @@ pure function of the configuration.
 import dataclasses
 import functools
 import textwrap
-from collections.abc import Sequence
 
 import ml_collections
 
@@ -20,7 +19,8 @@ class Stage:
 
     Attributes:
         first_step, last_step: half-open range of optimizer steps; which steps
-            they are where stages are drawn at random, `stage_of_steps` says.
+            they are where stages are drawn at random, the plan's
+            `stage_of_steps` says.
         image_size: pixels, height and width.
         randaugment_magnitude: 0 to 10, or above in the larger models.
         mixup_alpha, cutmix_alpha: of the Beta distribution; 0: off.
@@ -64,12 +64,37 @@ class RunPlan:
 
     @functools.cached_property
     def stage_of_steps(self):
-        """The stage of every step, see the function of this name."""
-        return _order(self.stages, self.draw_seed)
+        """The stage of every step: int32 [total_steps], from 0.
+
+        Stages follow each other, or each step draws one, all being equally
+        likely, as Mix & Match (arXiv 1908.08986) draws sizes. The draw is a
+        function of (`draw_seed`, step), so that a resumed run repeats it.
+        """
+        # Commands that read a configuration do not wait for NumPy.
+        import numpy as np
+
+        if self.draw_seed is None:
+            ends = [stage.last_step for stage in self.stages]
+            order = np.searchsorted(
+                ends, np.arange(self.total_steps), side="right"
+            )
+        else:
+            # Raw draws of a bit generator are the same in every numpy.
+            generator = np.random.Philox(key=self.draw_seed)
+            draws = generator.random_raw(self.total_steps)
+            order = draws % np.uint64(len(self.stages))
+        return order.astype(np.int32)
 
     def stage(self, step: int) -> Stage:
         """Returns the stage of a step."""
         return self.stages[self.stage_of_steps[step]]
+
+    def only(self, stage: Stage, steps: int) -> "RunPlan":
+        """Returns a plan of so many steps, all of one stage."""
+        stage = dataclasses.replace(stage, first_step=0, last_step=steps)
+        return dataclasses.replace(
+            self, stages=(stage,), total_steps=steps, draw_seed=None
+        )
 
     def evaluates(self, step: int) -> bool:
         """Whether the model is evaluated after so many steps."""
@@ -88,24 +113,31 @@ class RunPlan:
         )
 
 
-def plan_run(config: ml_collections.ConfigDict, num_images: int) -> RunPlan:
+def plan_run(
+    config: ml_collections.ConfigDict,
+    num_images: int,
+    total_steps: int | None = None,
+) -> RunPlan:
     """Returns the plan of a run; `train.epochs` may be fractional.
 
     Args:
         config: of the run.
         num_images: of the training split.
+        total_steps: optimizer steps; None: those of `train.epochs`.
     """
     train, evaluation = config.train, config.eval
     epoch = num_images // train.batch_size
-    total = max(train.min_steps, int(round(train.epochs * epoch)), 1)
-    plan = RunPlan(num_images, epoch, total)
+    if total_steps is None:
+        total_steps = max(train.min_steps, int(round(train.epochs * epoch)), 1)
     every = max(1, round(evaluation.every_epochs * epoch))
-    return dataclasses.replace(
-        plan,
-        stages=tuple(build_stages(config, plan)),
+    return RunPlan(
+        num_images,
+        epoch,
+        total_steps,
+        stages=_stages(config, total_steps),
         evaluate_every=every if evaluation.val_split is not None else 0,
         save_every=config.checkpoint.every_steps,
-        draw_seed=_draw_seed(config),
+        draw_seed=train.seed if train.stage_order == "random" else None,
     )
 
 
@@ -142,16 +174,16 @@ def _image_sizes(config: ml_collections.ConfigDict) -> list[int]:
     ]
 
 
-def build_stages(
-    config: ml_collections.ConfigDict, plan: RunPlan
-) -> list[Stage]:
+def _stages(
+    config: ml_collections.ConfigDict, total_steps: int
+) -> tuple[Stage, ...]:
     """Returns the stages of a run, in order, without a gap.
 
     A ramp that is switched off has its final value in all stages.
     """
     train, data, model = config.train, config.data, config.model
     stages = train.stages
-    ends = [plan.total_steps * (k + 1) // stages for k in range(stages)]
+    ends = [total_steps * (k + 1) // stages for k in range(stages)]
     dropout_rate = model.dropout_rate or 0.0
     dropout_base = model.dropout_base
     if dropout_base is None:
@@ -177,38 +209,7 @@ def build_stages(
         [train.batch_size] * stages,
         strict=True,
     )
-    return [Stage(*column) for column in columns]
-
-
-def stage_of_steps(config: ml_collections.ConfigDict, stages: Sequence[Stage]):
-    """Returns the stage of every step: int32 [total_steps], from 0.
-
-    Stages follow each other, or with `train.stage_order=random` each step
-    draws one, all being equally likely, as Mix & Match (arXiv 1908.08986)
-    draws sizes. The draw is a function of (train.seed, step), so that a
-    resumed run repeats it.
-    """
-    return _order(stages, _draw_seed(config))
-
-
-def _draw_seed(config: ml_collections.ConfigDict) -> int | None:
-    drawn = config.train.stage_order == "random"
-    return config.train.seed if drawn else None
-
-
-def _order(stages: Sequence[Stage], draw_seed: int | None):
-    # Commands that read a configuration do not wait for NumPy.
-    import numpy as np
-
-    total = stages[-1].last_step
-    if draw_seed is None:
-        ends = [stage.last_step for stage in stages]
-        order = np.searchsorted(ends, np.arange(total), side="right")
-    else:
-        # Raw draws of a bit generator are the same in every numpy.
-        draws = np.random.Philox(key=draw_seed).random_raw(total)
-        order = draws % np.uint64(len(stages))
-    return order.astype(np.int32)
+    return tuple(Stage(*column) for column in columns)
 
 
 def weight_decay(config: ml_collections.ConfigDict, plan: RunPlan, step):
@@ -230,7 +231,7 @@ def uses_magnitude(augname: str | None) -> bool:
 
 
 def table(
-    config: ml_collections.ConfigDict, plan: RunPlan, stages: Sequence[Stage]
+    config: ml_collections.ConfigDict, plan: RunPlan
 ) -> list[tuple[str, ...]]:
     """Returns the rows of the stage table, the first one being its header.
 
@@ -238,7 +239,7 @@ def table(
     where stages are drawn. Without a RandAugment policy the column of
     magnitudes is empty.
     """
-    drawn = config.train.stage_order == "random"
+    drawn = plan.draw_seed is not None
     has_magnitude = uses_magnitude(config.data.augname)
     rows = [
         (
@@ -254,7 +255,7 @@ def table(
             "batch size",
         )
     ]
-    for index, stage in enumerate(stages):
+    for index, stage in enumerate(plan.stages):
         first, last = stage.first_step, stage.last_step
         if drawn:
             first, last = 0, plan.total_steps
@@ -283,14 +284,13 @@ def table(
 def describe(
     config: ml_collections.ConfigDict,
     plan: RunPlan,
-    stages: Sequence[Stage],
     width: int | None = None,
 ) -> str:
     """Returns the stage table as lines that fit the terminal, or `width`.
 
     Values that all stages share are in a sentence below the table.
     """
-    header, *rows = table(config, plan, stages)
+    header, *rows = table(config, plan)
     columns = list(zip(header, *rows, strict=True))
     same = [
         f"{name} {values[0]}"

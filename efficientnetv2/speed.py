@@ -5,7 +5,7 @@ measurement is a process of its own (`apart`), so that the peak of memory is its
 own, and the threads are those that training or serving would have.
 """
 
-import dataclasses
+import functools
 import json
 import os
 import resource
@@ -199,7 +199,7 @@ def stage_maker(
     source: loading.Source,
     on_device: bool,
     steps: int,
-) -> Callable[[int, int], Iterable]:
+) -> Callable[..., Iterable]:
     """Returns what makes the batches of one stage, as `Engine.dataset` asks.
 
     Args:
@@ -212,20 +212,13 @@ def stage_maker(
     """
     from efficientnetv2.data import pipeline
 
-    plan = dataclasses.replace(plan, total_steps=2 * steps)
-    stage = dataclasses.replace(stage, first_step=0, last_step=2 * steps)
-
-    def make_dataset(worker: int, workers: int):
-        return pipeline.training_dataset(
-            source,
-            config,
-            plan,
-            [stage],
-            part=(worker, workers),
-            on_device=on_device,
-        )
-
-    return make_dataset
+    return functools.partial(
+        pipeline.training_dataset,
+        source,
+        config,
+        plan.only(stage, 2 * steps),
+        on_device=on_device,
+    )
 
 
 def measure_stage(
@@ -261,7 +254,7 @@ def measure_stage(
     source, stage = data[config.train.split], plan.stages[index]
     dataset = stage_maker(
         config, plan, stage, source, engine.augments, _WARM_UP + steps
-    )(0, 1)
+    )()
 
     def images_per_second(function):
         return steps * stage.batch_size / _repeat(function, steps)

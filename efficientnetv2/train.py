@@ -4,6 +4,7 @@ What happens when something goes wrong is in `recovery`; what a step does on
 each backend is in `engines`.
 """
 
+import functools
 import time
 
 import ml_collections
@@ -71,19 +72,15 @@ def _attempt(config, plan, run, attempt, source, validation_source=None):
         return engine
     notices.announce(config, plan, engine, run.log)
 
-    def make_dataset(worker: int, workers: int):
-        skipped, part = state.history["skipped"], (worker, workers)
-        return pipeline.training_dataset(
-            source,
-            config,
-            plan,
-            plan.stages,
-            state.step,
-            skipped,
-            part,
-            engine.augments,
-        )
-
+    make_dataset = functools.partial(
+        pipeline.training_dataset,
+        source,
+        config,
+        plan,
+        first_step=state.step,
+        skipped=state.history["skipped"],
+        on_device=engine.augments,
+    )
     validation = None
     if validation_source is not None and engine.is_chief:
         validation = pipeline.evaluation_dataset(validation_source, config)
@@ -94,13 +91,7 @@ def _attempt(config, plan, run, attempt, source, validation_source=None):
     with (
         recovery.signals() as stop,
         Events(run.model_dir / "tensorboard", engine.is_chief) as events,
-        Progress(
-            config,
-            plan.stages,
-            plan.stage_of_steps,
-            state.step,
-            engine.is_chief,
-        ) as progress,
+        Progress(config, plan, state.step, engine.is_chief) as progress,
         Clock(state.history) as clock,
     ):
         saved_at = time.monotonic()

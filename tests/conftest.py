@@ -146,5 +146,5 @@ def engine_and_batch(config, source):
     engine.restore({**engine.arrays(), "step": np.int64(50)}, "the test")
     engine.optimizer.iterations.assign(50)
     own = dataclasses.replace(plan, num_images=200, steps_per_epoch=6)
-    dataset = pipeline.training_dataset(source, config, own, plan.stages)
+    dataset = pipeline.training_dataset(source, config, own)
     return engine, next(iter(dataset))

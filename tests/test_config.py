@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative, progressive
+from efficientnetv2 import declarative
 from efficientnetv2.config import ConfigError, load
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture
@@ -202,7 +202,7 @@ def test_regularization_that_is_off_as_in_the_released_code(survival):
         hparam_str=f"model.survival_prob={survival},model.dropout_rate=null,"
         "model.blocks=r2_k3_s1_e1_i8_o8_c1,model.feature_size=8",
     )
-    stages = progressive.build_stages(config, config_lib.run_plan(config))
+    stages = config_lib.run_plan(config).stages
     assert {stage.dropout_rate for stage in stages} == {0.0}
     model = architecture.build(config.model.to_dict())
     images = np.ones((8, 8, 8, 3), np.float32)

@@ -13,13 +13,7 @@ from efficientnetv2.progress import Progress
 def shown(config, first_step=0, stream=None):
     """Returns the progress of a run, in memory by default."""
     plan = config_lib.run_plan(config)
-    return Progress(
-        config,
-        plan.stages,
-        plan.stage_of_steps,
-        first_step,
-        stream=stream or io.StringIO(),
-    )
+    return Progress(config, plan, first_step, stream=stream or io.StringIO())
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2 import progressive
 from efficientnetv2.config import ConfigError
 from efficientnetv2.data import registry
-from efficientnetv2.progressive import RunPlan
 from tests.conftest import examples
 
 
@@ -23,7 +22,7 @@ def _stages(overrides="", flags=None):
         hparam_str="train.batch_size=100" + (overrides and "," + overrides),
         flags=flags,
     )
-    return progressive.build_stages(config, config_lib.run_plan(config))
+    return config_lib.run_plan(config).stages
 
 
 def test_the_released_code_sizes():
@@ -75,7 +74,7 @@ def test_in_the_fashion_mnist_recipe_every_ramp_is_real():
     for recipe in ("fashion_mnist", "fashion_mnist_best"):
         config = config_lib.load("fashion_mnist", recipe=recipe)
         plan = config_lib.run_plan(config)
-        stages = progressive.build_stages(config, plan)
+        stages = plan.stages
         for column in (
             "image_size",
             "randaugment_magnitude",
@@ -106,8 +105,9 @@ def test_stages_cover_all_steps_without_a_gap(
         dict(stages=stages, isize=float(isize), isize_rule=rule)
     )
     config.data.ibase = ibase
-    plan = RunPlan(1000, 100, max(stages, int(100 * epochs)))
-    built = progressive.build_stages(config, plan)
+    steps = max(stages, int(100 * epochs))
+    plan = progressive.plan_run(config, 1000, steps)
+    built = plan.stages
     assert built[0].first_step == 0
     assert built[-1].last_step == plan.total_steps
     assert built[-1].image_size == isize
@@ -117,7 +117,7 @@ def test_stages_cover_all_steps_without_a_gap(
     for stage in built:
         assert stage.first_step < stage.last_step
         assert low <= stage.image_size <= high
-    order = progressive.stage_of_steps(config, built)
+    order = plan.stage_of_steps
     assert order.dtype == np.int32 and order.shape == (plan.total_steps,)
     for index, stage in enumerate(built):
         assert (order[stage.first_step : stage.last_step] == index).all()
@@ -194,7 +194,7 @@ def test_every_valid_run_has_stages_without_gaps_and_monotone_ramps(
     assert abs(plan.total_steps - steps) <= 0.5 or (
         plan.total_steps == max(min_steps, 1) > steps - 0.5
     )
-    stages = progressive.build_stages(config, plan)
+    stages = plan.stages
     assert len(stages) == train["stages"]
     ends = [stage.last_step for stage in stages]
     assert [stage.first_step for stage in stages] == [0, *ends[:-1]]
@@ -242,8 +242,7 @@ def test_random_order_draws_all_stages_equally(seed, stages):
         flags={"train.seed": seed},
     )
     steps = 7000
-    built = progressive.build_stages(config, RunPlan(1000, 100, steps))
-    order = progressive.stage_of_steps(config, built)
+    order = progressive.plan_run(config, 1000, steps).stage_of_steps
     assert order.shape == (steps,)
     counts = np.bincount(order, minlength=stages)
     assert counts.sum() == steps and len(counts) == stages
@@ -260,18 +259,15 @@ def test_a_step_draws_the_same_stage_in_a_longer_run():
         "fashion_mnist", hparam_str="train.stage_order=random"
     )
     short, long = (
-        progressive.stage_of_steps(
-            config,
-            progressive.build_stages(config, RunPlan(1000, 100, steps)),
-        )
+        progressive.plan_run(config, 1000, steps).stage_of_steps
         for steps in (300, 500)
     )
     np.testing.assert_array_equal(short, long[:300])
     other = config_lib.load(
         "fashion_mnist", hparam_str="train.stage_order=random,train.seed=1"
     )
-    built = progressive.build_stages(other, RunPlan(1000, 100, 300))
-    assert not np.array_equal(progressive.stage_of_steps(other, built), short)
+    drawn = progressive.plan_run(other, 1000, 300).stage_of_steps
+    assert not np.array_equal(drawn, short)
 
 
 def _table(overrides):
@@ -282,10 +278,9 @@ def _table(overrides):
         hparam_str=f"train.epochs=4,train.batch_size=128,{overrides}",
     )
     plan = config_lib.run_plan(config)
-    stages = progressive.build_stages(config, plan)
-    text = progressive.describe(config, plan, stages)
+    text = progressive.describe(config, plan)
     assert max(map(len, text.split("\n"))) <= 80
-    return progressive.table(config, plan, stages), text
+    return progressive.table(config, plan), text
 
 
 def test_the_table_says_that_stages_are_drawn():
@@ -315,8 +310,7 @@ def test_the_table_shows_every_stage():
 def test_the_table_fits_its_columns(width):
     config = config_lib.load("fashion_mnist")
     plan = config_lib.run_plan(config)
-    stages = progressive.build_stages(config, plan)
-    text = progressive.describe(config, plan, stages, width)
+    text = progressive.describe(config, plan, width)
     lines = text.split("\n")
     assert max(map(len, lines)) <= width
     # In blocks, each of which names the stages again.

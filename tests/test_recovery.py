@@ -33,10 +33,8 @@ def _poison(monkeypatch, bad_steps):
     """Makes some batches of data, by their numbers, not finite."""
     whole = pipeline.training_dataset
 
-    def poisoned(source, config, plan, stages, first_step, skipped, *rest):
-        dataset = whole(
-            source, config, plan, stages, first_step, skipped, *rest
-        )
+    def poisoned(source, config, plan, first_step, skipped, **rest):
+        dataset = whole(source, config, plan, first_step, skipped, **rest)
         numbers = tf.data.Dataset.range(
             first_step + skipped, plan.total_steps + skipped
         )

@@ -20,7 +20,6 @@ from efficientnetv2 import (
     engines,
     evaluation,
     files,
-    progressive,
     recovery,
     runs,
     zoo,
@@ -279,10 +278,9 @@ def test_stages_drawn_at_random(tiny_config, tmp_path, monkeypatch, capsys):
     text = _execute(config, tmp_path / "whole", mode="train")
     assert "Each step draws one of 3" in capsys.readouterr().out
     plan = config_lib.run_plan(config)
-    stages = progressive.build_stages(config, plan)
-    order = progressive.stage_of_steps(config, stages)
+    order = plan.stage_of_steps
     assert len(set(order)) == 3 and sorted(order) != list(order)
-    drawn = [stages[index] for index in order]
+    drawn = [plan.stages[index] for index in order]
     assert seen == [
         (stage.image_size, round(stage.dropout_rate, 3)) for stage in drawn
     ]
@@ -358,9 +356,7 @@ def test_one_step_equals_the_formulas(tiny_config, source, tmp_path):
     network.set_weights(engine.network.get_weights())
     engine.restore({**engine.arrays(), "step": np.int64(5)}, "the test")
     own = dataclasses.replace(plan, num_images=200, steps_per_epoch=6)
-    batch = next(
-        iter(pipeline.training_dataset(source, config, own, plan.stages))
-    )
+    batch = next(iter(pipeline.training_dataset(source, config, own)))
     images, labels = batch
     coefficient = 1e-3 * (1 + 4 * 5 / plan.total_steps)
     decayed = [
@@ -420,7 +416,7 @@ def test_the_waiting_for_batches_is_measured(
         "data.augname=null,train.stages=2,train.epochs=1,eval.val_split=null"
     )
     plan = config_lib.run_plan(config)
-    batches = pipeline.training_dataset(source, config, plan, plan.stages)
+    batches = pipeline.training_dataset(source, config, plan)
     options = tf.data.Options()
     # Nothing is read while a step computes, so that all sleep is waiting.
     options.experimental_optimization.inject_prefetch = False
@@ -435,7 +431,7 @@ def test_the_waiting_for_batches_is_measured(
     weights, shares = [], []
     for dataset in (batches, slow):
         monkeypatch.setattr(
-            pipeline, "training_dataset", lambda *_, found=dataset: found
+            pipeline, "training_dataset", lambda *_, found=dataset, **__: found
         )
         folder = tmp_path / f"run{len(weights)}"
         _execute(config, folder, mode="train")

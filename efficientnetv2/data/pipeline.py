@@ -12,8 +12,6 @@ files in random order, several in turn, and records in random order within
 windows.
 """
 
-from collections.abc import Sequence
-
 import ml_collections
 import numpy as np
 import tensorflow as tf
@@ -32,7 +30,7 @@ from efficientnetv2.data.sources import (
     StreamSource,
     in_parallel,
 )
-from efficientnetv2.progressive import RunPlan, Stage, stage_of_steps
+from efficientnetv2.progressive import RunPlan
 
 _CROP_TRIES = 10
 # More epochs than a run has, so that no two windows share a seed.
@@ -125,7 +123,6 @@ class _Schedule:
         self,
         config,
         plan: RunPlan,
-        stages: Sequence[Stage],
         skipped: int,
         part: tuple[int, int],
         on_device: bool,
@@ -135,7 +132,8 @@ class _Schedule:
         self.rows = rows_of_part(config.train.batch_size, *part)
         self.mode, self.policy = config.data.normalization, config.data.augname
         self.draws = _number_of_draws(config, self.policy)
-        self.stage_of_steps = tf.constant(stage_of_steps(config, stages))
+        self.stage_of_steps = tf.constant(plan.stage_of_steps)
+        stages = plan.stages
         self.sizes = tf.constant([s.image_size for s in stages], tf.int32)
         self.magnitudes = tf.constant(
             [s.randaugment_magnitude for s in stages], tf.float64
@@ -284,7 +282,6 @@ def training_dataset(
     source: Source,
     config: ml_collections.ConfigDict,
     plan: RunPlan,
-    stages: Sequence[Stage],
     first_step: int = 0,
     skipped: int = 0,
     part: tuple[int, int] = (0, 1),
@@ -308,7 +305,7 @@ def training_dataset(
         with the size of the stage, and float32 [batch / parts, classes]. With
         `on_device` of a dict of tensors, each with the batch as first axis.
     """
-    schedule = _Schedule(config, plan, stages, skipped, part, on_device)
+    schedule = _Schedule(config, plan, skipped, part, on_device)
     if isinstance(source, StreamSource):
         source = source.part(*part)
     steps = tf.data.Dataset.range(first_step, plan.total_steps)

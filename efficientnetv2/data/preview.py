@@ -94,12 +94,12 @@ def write_sheets(
         The files, in the order of the stages.
     """
     plan = config_lib.run_plan(config)
-    stages = progressive.build_stages(config, plan)
+    stages = plan.stages
     mode = config.data.normalization
     paths = []
     for number, stage in enumerate(stages, 1):
         dataset = pipeline.training_dataset(
-            source, config, plan, stages, _first_step(stage, plan)
+            source, config, plan, _first_step(stage, plan)
         )
         images, labels = next(iter(dataset))
         sheet = draw(

@@ -20,8 +20,8 @@ same on every backend:
     reset_average()             begins with the weights of `network`
     logits(images)              of the averaged weights: float32 [batch,
                                 classes]
-    dataset(make_dataset)       batches as `step` takes them; the function makes
-                                them from the number of a worker and of all
+    dataset(make_dataset)       batches as `step` takes them; the function takes
+                                the `part` of `pipeline.training_dataset`
     end_training()              keeps the network alone, for other weights
 """
 

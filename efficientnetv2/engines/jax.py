@@ -159,7 +159,7 @@ class Engine(base.BaseEngine):
         A batch is on its way to the devices while the step before is still
         running there: `step` does not wait for its end.
         """
-        for batch in make_dataset(0, 1).as_numpy_iterator():
+        for batch in make_dataset().as_numpy_iterator():
             yield jax.device_put(batch, self._split)
 
     def step(self, batch, dropout_rate: float) -> dict[str, jax.Array]:

@@ -27,7 +27,7 @@ _CPUINFO = pathlib.Path("/proc/cpuinfo")
 
 
 def on_cpu() -> bool:
-    """Whether TensorFlow computes on CPUs, for want of a visible GPU."""
+    """Whether TensorFlow sees no GPU, and so computes on CPUs."""
     return not tf.config.get_visible_devices("GPU")
 
 
@@ -259,24 +259,24 @@ def _number_of_workers(strategy: tf.distribute.Strategy) -> int:
 
 def distribute(
     strategy: tf.distribute.Strategy,
-    make_dataset: Callable[[int, int], tf.data.Dataset],
+    make_dataset: Callable[..., tf.data.Dataset],
 ):
     """Returns batches as the replicas of a strategy take them.
 
     Args:
         strategy: of the run.
-        make_dataset: from the number of a worker and that of all workers to
-            the batches of this worker, see `pipeline.training_dataset`.
+        make_dataset: from `part`, (number, workers), to the batches of this
+            worker, see `pipeline.training_dataset`; without it, to all.
 
     Returns:
         A dataset of batches, one replica's or all.
     """
     if strategy.num_replicas_in_sync == 1:
-        return make_dataset(0, 1)
+        return make_dataset()
 
     def of_worker(context: tf.distribute.InputContext):
         dataset = make_dataset(
-            context.input_pipeline_id, context.num_input_pipelines
+            part=(context.input_pipeline_id, context.num_input_pipelines)
         )
         replicas = context.num_replicas_in_sync // context.num_input_pipelines
         if replicas == 1:

@@ -103,7 +103,7 @@ class Engine(base.BaseEngine):
 
     # --- The step -----------------------------------------------------------
 
-    def dataset(self, make_dataset: Callable[[int, int], tf.data.Dataset]):
+    def dataset(self, make_dataset: Callable[..., tf.data.Dataset]):
         """Returns batches as `step` takes them."""
         dataset = strategies.distribute(self.strategy, make_dataset)
         self._element_spec = dataset.element_spec

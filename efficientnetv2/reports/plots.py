@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from efficientnetv2.study.analysis import Analysis, Interval
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; the light
-# yellow is left out, and lines and markers differ too.
+# The palette of Okabe and Ito, safe for colour-blind readers, without its light
+# yellow. Lines and markers differ as well.
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -95,13 +95,6 @@ def accuracy_by_time(found: Analysis) -> Figure:
     """Draws test top-1 by time at each budget, one line per arm."""
     figure = Figure((_WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
-    draw_accuracy_by_time(axes, found)
-    _legend_below(figure, axes)
-    return figure
-
-
-def draw_accuracy_by_time(axes, found: Analysis) -> None:
-    """Draws `accuracy_by_time` into axes, without a legend."""
     for index, name in enumerate(found.study.curves):
         budgets = [b for b in found.study.budgets if found.top1(name, b).n]
         tops = [found.top1(name, budget) for budget in budgets]
@@ -120,6 +113,8 @@ def draw_accuracy_by_time(axes, found: Analysis) -> None:
     axes.set_xlim(left=0)
     axes.set_xlabel("minutes of training on one core")
     axes.set_ylabel("test top-1 (%)")
+    _legend_below(figure, axes)
+    return figure
 
 
 @matplotlib.rc_context(STYLE)

@@ -46,7 +46,7 @@ def write(
     """
     plan, metrics = config_lib.run_plan(config), run.read_metrics()
     dataset = registry.title(config.data.ds_name)
-    header, *rows = progressive.table(config, plan, plan.stages)
+    header, *rows = progressive.table(config, plan)
     values = {
         "title": f"{config.model.model_name} on {dataset}",
         "result": result,

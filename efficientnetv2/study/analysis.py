@@ -196,7 +196,7 @@ class Analysis:
             )
         largest = max(abs(found.low), abs(found.high))
         return (
-            " It is not undecided for want of seeds: a difference of more than "
+            " The interval is narrow enough: a difference of more than "
             f"{largest:.2f} points is ruled out."
         )
 

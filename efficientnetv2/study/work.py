@@ -430,7 +430,7 @@ def step_seconds(
         make_dataset = speed.stage_maker(
             config, plan, stage, source, engine.augments, total
         )
-        data[size] = iter(make_dataset(0, 1))
+        data[size] = iter(make_dataset())
 
     def train_on(data, steps):
         start = time.perf_counter()

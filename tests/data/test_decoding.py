@@ -10,7 +10,6 @@ from PIL import Image, ImageOps
 
 from efficientnetv2 import progressive
 from efficientnetv2.data import decoding, pipeline, preprocessing, sources
-from efficientnetv2.progressive import RunPlan
 
 HEIGHT, WIDTH = 40, 56
 _Y, _X = np.mgrid[:HEIGHT, :WIDTH]
@@ -187,9 +186,8 @@ def test_training_sees_upright_images(tiny_config):
             "data.transformations=,data.mixup_alpha=0,data.cutmix_alpha=0,"
             f"data.fast_jpeg={fast}"
         )
-        plan = RunPlan(8, 1, 1)
-        stages = progressive.build_stages(config, plan)
-        dataset = pipeline.training_dataset(source, config, plan, stages)
+        plan = progressive.plan_run(config, 8, 1)
+        dataset = pipeline.training_dataset(source, config, plan)
         images, _ = next(dataset.as_numpy_iterator())
         expected = preprocessing.preprocess_for_eval(
             PIXELS, 24, transformations=[], antialias=True

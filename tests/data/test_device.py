@@ -3,6 +3,7 @@
 Run with both backends: the last test starts the others again with JAX.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import tensorflow as tf
 
 from efficientnetv2 import engines, progressive
 from efficientnetv2.data import device, pipeline, policies, sources
-from efficientnetv2.progressive import RunPlan
 from tests.data.test_augment import textures
 
 # Without mixing, whose sums a compiler may round otherwise.
@@ -69,10 +69,9 @@ def test_every_operation_equals_the_hosts():
 
 
 def batches(source, config, on_device, steps=2):
-    plan = RunPlan(len(source), 6, 12)
-    stages = progressive.build_stages(config, plan)
+    plan = progressive.plan_run(config, len(source), 12)
     dataset = pipeline.training_dataset(
-        source, config, plan, stages, on_device=on_device
+        source, config, plan, on_device=on_device
     )
     return list(dataset.take(steps).as_numpy_iterator())
 
@@ -149,20 +148,16 @@ def test_a_run_trains_the_same_on_both(tiny_config, source):
             "train.stages=1,data.augname=randaug,data.mixup_alpha=0.4,"
             f"data.cutmix_alpha=1,data.augment_on={where}"
         )
-        plan = RunPlan(len(source), 6, 12)
+        plan = progressive.plan_run(config, len(source), 12)
         engine = engines.create(config, plan)
         assert engine.augments == (where == "device")
-
-        def make_dataset(*part, config=config, plan=plan, engine=engine):
-            return pipeline.training_dataset(
-                source,
-                config,
-                plan,
-                progressive.build_stages(config, plan),
-                part=part,
-                on_device=engine.augments,
-            )
-
+        make_dataset = functools.partial(
+            pipeline.training_dataset,
+            source,
+            config,
+            plan,
+            on_device=engine.augments,
+        )
         batches = iter(engine.dataset(make_dataset))
         for _ in range(3):
             engine.step(next(batches), 0.1)

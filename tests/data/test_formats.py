@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 import yaml
 from PIL import Image
 
-from efficientnetv2 import api, declarative, progressive
+from efficientnetv2 import api, declarative
 from efficientnetv2 import config as config_lib
 from efficientnetv2.config import run_plan
 from efficientnetv2.data import faults, loading, pipeline, registry, sources
@@ -116,9 +116,8 @@ def _same(one, other):
 
 def _batches(source, config, first_step=0, skipped=0):
     plan = run_plan(config)
-    stages = progressive.build_stages(config, plan)
     dataset = pipeline.training_dataset(
-        source, config, plan, stages, first_step, skipped
+        source, config, plan, first_step, skipped
     )
     return [(x.numpy(), y.numpy()) for x, y in dataset]
 

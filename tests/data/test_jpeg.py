@@ -9,7 +9,6 @@ from PIL import Image
 
 from efficientnetv2 import progressive
 from efficientnetv2.data import decoding, pipeline, preprocessing, sources
-from efficientnetv2.progressive import RunPlan
 
 
 def _jpeg(pixels, mode="RGB", **options):
@@ -99,9 +98,8 @@ def test_large_crops_are_decoded_smaller(size, ratio):
 
 
 def _batch(source, config):
-    plan = RunPlan(len(source), 1, 1)
-    stages = progressive.build_stages(config, plan)
-    dataset = pipeline.training_dataset(source, config, plan, stages)
+    plan = progressive.plan_run(config, len(source), 1)
+    dataset = pipeline.training_dataset(source, config, plan)
     return next(dataset.as_numpy_iterator())
 
 

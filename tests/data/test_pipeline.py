@@ -6,22 +6,18 @@ import tensorflow as tf
 
 from efficientnetv2 import progressive
 from efficientnetv2.data import pipeline
-from efficientnetv2.progressive import RunPlan
 
 
 def _plan(config, images=200, epochs=2):
     steps = images // config.train.batch_size
-    return RunPlan(images, steps, steps * epochs)
+    return progressive.plan_run(config, images, steps * epochs)
 
 
 def _batches(source, config, first_step=0, epochs=2):
-    """Returns all batches from a step on, and the stages."""
+    """Returns all batches from a step on, and the plan."""
     plan = _plan(config, len(source), epochs)
-    stages = progressive.build_stages(config, plan)
-    dataset = pipeline.training_dataset(
-        source, config, plan, stages, first_step
-    )
-    return list(dataset.as_numpy_iterator()), stages
+    dataset = pipeline.training_dataset(source, config, plan, first_step)
+    return list(dataset.as_numpy_iterator()), plan
 
 
 def test_an_epoch_sees_no_image_twice(tiny_config):
@@ -45,9 +41,9 @@ def test_skipped_batches_are_left_out(tiny_config, source):
     config = tiny_config(
         "train.stages=1,data.mixup_alpha=0,data.cutmix_alpha=0"
     )
-    batches, stages = _batches(source, config)
+    batches, plan = _batches(source, config)
     skipping = pipeline.training_dataset(
-        source, config, _plan(config), stages, first_step=2, skipped=3
+        source, config, plan, first_step=2, skipped=3
     )
     given = list(skipping.as_numpy_iterator())[:7]
     tf.nest.map_structure(np.testing.assert_array_equal, given, batches[5:])
@@ -63,13 +59,12 @@ def test_a_resumed_pipeline_repeats_the_batches(
     config = tiny_config(
         f"data.augname={augname},train.stages=3,train.stage_order={order}"
     )
-    batches, stages = _batches(source, config)
+    batches, plan = _batches(source, config)
     assert len(batches) == 12
     resumed, _ = _batches(source, config, first_step=7)
     tf.nest.map_structure(np.testing.assert_array_equal, resumed, batches[7:])
-    order = progressive.stage_of_steps(config, stages)
-    for (images, labels), stage in zip(batches, order, strict=True):
-        size = stages[stage].image_size
+    for step, (images, labels) in enumerate(batches):
+        size = plan.stage(step).image_size
         assert images.shape == (32, size, size, 3)
         assert np.abs(images).max() <= 1.01
         np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-5)

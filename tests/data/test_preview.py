@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from efficientnetv2 import api, progressive
+from efficientnetv2 import api
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import (
     class_list,
@@ -68,9 +68,7 @@ def test_a_sheet_shows_the_images_of_its_stage(tmp_path, source, tiny_config):
     )
     assert (first.name, second.name) == ("stage_1.png", "stage_2.png")
     plan = config_lib.run_plan(config)
-    dataset = pipeline.training_dataset(
-        source, config, plan, progressive.build_stages(config, plan)
-    )
+    dataset = pipeline.training_dataset(source, config, plan)
     images, _ = next(iter(dataset))
     assert images.shape == (8, 20, 20, 3)
     pixels = np.array(Image.open(first))

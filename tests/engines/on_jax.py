@@ -1,5 +1,7 @@
 """Tests of the JAX engine that need Keras on JAX; `test_jax` runs them."""
 
+import functools
+
 import jax
 import keras
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax import export
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import engines, progressive
+from efficientnetv2 import engines
 from efficientnetv2.data import pipeline
 from efficientnetv2.engines import optimizers
 from efficientnetv2.errors import StrategyError
@@ -248,17 +250,13 @@ def test_what_augments_on_the_device_is_what_the_pipeline_does():
             f"data.augment_on={where},data.mixup_alpha=0.2,data.augname=randaug"
         )
         assert engine.augments == (where == "device")
-        stages = progressive.build_stages(engine.config, engine.plan)
         batches = engine.dataset(
-            lambda *part, engine=engine, stages=stages: (
-                pipeline.training_dataset(
-                    make_source(),
-                    engine.config,
-                    engine.plan,
-                    stages,
-                    part=part,
-                    on_device=engine.augments,
-                )
+            functools.partial(
+                pipeline.training_dataset,
+                make_source(),
+                engine.config,
+                engine.plan,
+                on_device=engine.augments,
             )
         )
         rows = [
@@ -333,9 +331,8 @@ def test_the_steps_of_imagenet_lower_for_accelerators(name):
     plan = config_lib.run_plan(config)
     try:
         engine = engines.create(config, plan)
-        stages = progressive.build_stages(config, plan)
         # The program is the same between them, but for its shapes.
-        for stage in (stages[0], stages[-1]):
+        for stage in (plan.stages[0], plan.stages[-1]):
             exported = export.export(
                 engine.step_function(), platforms=["cuda", "tpu"]
             )(*engine.step_arguments(stage.image_size))

@@ -1,5 +1,6 @@
 """Steps of an engine, on any backend, in this process or a child."""
 
+import functools
 import os
 import pathlib
 import pickle
@@ -25,13 +26,12 @@ OVERRIDES = (
 def make_engine(overrides: str = ""):
     """Returns an engine of the active backend, and its configuration."""
     from efficientnetv2 import config as config_lib
-    from efficientnetv2 import engines
-    from efficientnetv2.progressive import RunPlan
+    from efficientnetv2 import engines, progressive
 
     text = ",".join(filter(None, (OVERRIDES, overrides)))
     config = config_lib.load("fashion_mnist", hparam_str=text)
     engines.set_up(config)
-    return engines.create(config, RunPlan(200, 6, 24))
+    return engines.create(config, progressive.plan_run(config, 200, 24))
 
 
 def run(engine, start: dict | None, first: int, last: int) -> dict:
@@ -46,23 +46,20 @@ def run(engine, start: dict | None, first: int, last: int) -> dict:
         'metrics', float64 [steps, METRICS], and the states 'before' and
         'after'.
     """
-    from efficientnetv2 import progressive
     from efficientnetv2.data import pipeline
     from tests.conftest import make_source
 
     config, plan = engine.config, engine.plan
-    stages = progressive.build_stages(config, plan)
-    order = progressive.stage_of_steps(config, stages)
     if start is not None:
         engine.restore(start, "the test")
     before, source = engine.arrays(), make_source()
     batches = engine.dataset(
-        lambda *part: pipeline.training_dataset(
-            source, config, plan, stages, first, 0, part
+        functools.partial(
+            pipeline.training_dataset, source, config, plan, first_step=first
         )
     )
     metrics = [
-        engine.step(batch, stages[order[step]].dropout_rate)
+        engine.step(batch, plan.stage(step).dropout_rate)
         for step, batch in zip(range(first, last), batches, strict=False)
     ]
     assert engine.first_bad_step() is None

@@ -43,13 +43,10 @@ def test_parts_of_the_pipeline_make_the_batch(tiny_config, source, augname):
         f"data.augname={augname},data.mixup_alpha=1,data.cutmix_alpha=1,"
         "train.stages=2,train.epochs=0.002"
     )
-    plan = progressive.RunPlan(200, 6, 12)
-    stages = progressive.build_stages(config, plan)
+    plan = progressive.plan_run(config, 200, 12)
 
     def batches(*part):
-        dataset = pipeline.training_dataset(
-            source, config, plan, stages, part=part
-        )
+        dataset = pipeline.training_dataset(source, config, plan, part=part)
         return list(dataset.as_numpy_iterator())
 
     for number in range(2):

@@ -52,7 +52,7 @@ def _found(small, little, much, **options):
             [90.1, 90.0, 90.1, 90.0],
             [90.0, 90.1, 90.1, 90.0],
             UNDECIDED,
-            "not undecided for want of seeds: a difference of more than 0.13",
+            "interval is narrow enough: a difference of more than 0.13",
         ),
         ([91.0], [90.0], UNDECIDED, "needs two seeds"),
         ([], [90.0], UNDECIDED, "(0 seeds)"),

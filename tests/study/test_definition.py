@@ -110,7 +110,7 @@ def test_a_study_by_name_or_path(tmp_path):
 def test_published_studies(name):
     study = definition.load(name)
     for config in definition.resolve(study).values():
-        stages = progressive.build_stages(config, config_lib.run_plan(config))
+        stages = config_lib.run_plan(config).stages
         assert all(stage.image_size % 8 == 0 for stage in stages)
         # Time is that of one core; the last weights are the result.
         assert config.runtime.threads == config.train.batch_parts == 1
@@ -127,7 +127,7 @@ def test_arms_of_regularization():
         """Returns which ramps an arm has: size, RandAugment, ..."""
         config = configs[arm]
         plan = config_lib.run_plan(config)
-        stages = progressive.build_stages(config, plan)
+        stages = plan.stages
         decay = [
             progressive.weight_decay(config, plan, step)
             for step in (0, plan.total_steps)
