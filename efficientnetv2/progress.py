@@ -410,7 +410,7 @@ class Progress:
             ("  ", [f"stage {place} of {size} px", *metrics, *speed, *ends]),
             ("  ", [f"{place} {size}px", *metrics, *speed, *both]),
             (" ", [f"{place} {size}px", *metrics, *speed, *both]),
-            (" ", [f"{place} {size}px", *metrics, *both]),
+            (" ", [f"{place} {size}px", *metrics, *speed, *short]),
             (" ", [f"{place} {size}px", metrics[0], *short]),
             (" ", [f"{size}px {loss:.2f}", *short]),
         ):

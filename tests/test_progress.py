@@ -45,6 +45,7 @@ def test_a_description_fits_its_columns(config, columns):
         text = progress.describe(columns)
     assert len(text) <= columns and "12.3" in text and "px" in text
     assert ("stage ends in" in text) == (columns == 200)
+    assert ("images/s" in text) == (columns >= 64)
 
 
 def test_a_terminal_gets_one_line_that_is_redrawn(config, monkeypatch):
