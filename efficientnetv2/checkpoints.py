@@ -1,4 +1,4 @@
-"""Checkpoints: atomic, the last few and the best, read without code.
+"""Checkpoints, written atomically: the last few and the best.
 
 A checkpoint is one .npz file of named arrays and a JSON text `meta`. It is
 written next to its final place, flushed and renamed, so a file under a final
@@ -86,10 +86,10 @@ def _write(path, arrays, meta):
 
 
 def load(path: str | os.PathLike) -> Checkpoint:
-    """Reads a checkpoint whole.
+    """Reads a whole checkpoint.
 
     Raises:
-        CheckpointError: if there is none, or it is cut short or corrupt.
+        CheckpointError: if there is none, or it is truncated or corrupt.
     """
     path = pathlib.Path(path)
     try:
@@ -108,7 +108,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
         zipfile.BadZipFile,
     ) as error:
         raise CheckpointError(
-            f"{path} is cut short, corrupt or not a checkpoint ({error})."
+            f"{path} is truncated, corrupt or not a checkpoint ({error})."
         ) from error
     return Checkpoint(arrays, meta, path)
 
@@ -116,7 +116,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
 def load_latest(model_dir: str | os.PathLike, log=print) -> Checkpoint | None:
     """Reads the newest checkpoint that is whole; None if there is none.
 
-    A corrupt one is passed over with one line.
+    A corrupt one is skipped with a message.
     """
     for step in reversed(list_steps(model_dir)):
         try:

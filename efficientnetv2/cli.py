@@ -1,7 +1,7 @@
 """What the commands share: flags, help, and errors without a traceback.
 
-A command is a function, made by `command`, whose docstring begins with a line
-that says what it does and has indented lines that show how.
+A command is a function decorated by `command`. Its docstring begins with a
+summary; its indented lines are examples.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Flag:
         name: without the dashes.
         help: the short help shows only its first sentence.
         kind: str, int, float, bool or list.
-        default: its value where it is not given.
+        default: its value if it is not given.
         choices: the valid values; None for any.
         low, high: the inclusive range of a number.
         option: the option of a run that the flag sets, if any.
@@ -109,7 +109,9 @@ SHARED = SWITCHES | {
             option="data.data_dir",
         ),
         Flag("model_dir", "Folder of the run."),
-        Flag("checkpoint", "best (default), last, a step or a file."),
+        Flag(
+            "checkpoint", "Checkpoint: best (default), last, a step or a file."
+        ),
         Flag(
             "weights", "Evaluate these instead of a run: imagenet, or a path."
         ),
@@ -162,11 +164,11 @@ class Command:
 def command(*given: str | Flag, rare: str = "") -> Callable:
     """Returns a decorator that makes a `Command`.
 
-    The function does the work: it takes the flags that are given and the words
-    besides them, and returns the exit status, None for 0.
+    The function does the work: it takes the parsed flags and the other
+    arguments, and returns the exit status, None for 0.
 
     Args:
-        *given: flags, or names of shared ones, separated by blanks.
+        *given: flags, or names of shared ones, separated by spaces.
         rare: names of flags that only --helpfull shows.
     """
     found = []
@@ -206,15 +208,15 @@ def own_flags(command: Command) -> flags.FlagValues:
 def parse(
     command: Command, arguments: Sequence[str]
 ) -> tuple[flags.FlagValues, list[str]]:
-    """Returns the flags that are given, and the words besides them.
+    """Returns the parsed flags, and the arguments that are not flags.
 
     Raises:
-        UserError: for an unknown flag or a value that it does not take.
+        UserError: for an unknown flag or an invalid value.
     """
     values = own_flags(command)
-    # Those of absl itself, such as --verbosity and --flagfile.
+    # absl's own flags, such as --verbosity and --flagfile.
     values.append_flag_values(flags.FLAGS)
-    # Options may stand behind words.
+    # Flags may follow other arguments.
     values.set_gnu_getopt(True)
     try:
         words = values(["", *arguments])[1:]
@@ -243,11 +245,10 @@ def _explain(message: str, values: flags.FlagValues) -> str:
 
 
 def no_words(words: Sequence[str]) -> None:
-    """Raises a UserError if there are words besides flags."""
+    """Raises a UserError if there are arguments other than flags."""
     if words:
         raise UserError(
-            f"Unexpected argument {words[0]!r}: options are written "
-            "--name=value."
+            f"Unexpected argument {words[0]!r}: flags are written --name=value."
         )
 
 
@@ -260,8 +261,8 @@ def help_text(program: str, command: Command, full: bool = False) -> str:
     Args:
         program: how the command is called, such as 'efficientnetv2 train'.
         command: its module.
-        full: all flags and all of their texts; else a screen of 24 lines of
-            80 columns.
+        full: all flags with their full texts; else a screen of 24 lines of 80
+            columns.
     """
     summary, _, rest = command.__doc__.rstrip().partition("\n\n")
     values = own_flags(command)
@@ -277,8 +278,8 @@ def help_text(program: str, command: Command, full: bool = False) -> str:
         for name in values
         if name not in rare
     ]
-    more = f" Shows {len(rare)} more." if rare else ""
-    rows.append(("--helpfull", f"Explains everything.{more}"))
+    more = f", and {len(rare)} more" if rare else ""
+    rows.append(("--helpfull", f"Explain every flag in full{more}."))
     width = max(len(left) for left, _ in rows)
     lines = [f"{left:<{width}}  {text}" for left, text in rows]
     return "\n".join([summary, "", *examples, "", *lines])
@@ -290,7 +291,7 @@ def _left(flag: flags.Flag) -> str:
 
 
 def _first_sentence(text: str) -> str:
-    # absl writes the values of an enumeration in front.
+    # absl puts the values of an enumeration first.
     text = text.partition(">: ")[2] or text
     return text.split(". ")[0].rstrip(".") + "."
 
@@ -318,13 +319,13 @@ def start(
 
     Args:
         command: its module.
-        name: how it is called, such as 'efficientnetv2 train'; takes the
-            place of the program's path in `sys.argv`.
+        name: how it is called, such as 'efficientnetv2 train'; replaces the
+            program's path in `sys.argv`.
         arguments: None for those of the process.
 
     The status is 0, the `exit_code` of a `UserError`, whose message is
-    printed, or 130 after Ctrl-C. If what reads the output has ended, as in
-    `--help | head`, it is 1.
+    printed, or 130 after Ctrl-C. It is 1 if the reader of the output has gone,
+    as in `--help | head`.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     sys.argv = [name, *arguments]

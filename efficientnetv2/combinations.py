@@ -1,4 +1,4 @@
-"""What only shows in the combination of options: each function raises.
+"""Checks that involve several options; each function raises an error.
 
 The error is a ConfigError that names the options and their values.
 """
@@ -68,8 +68,9 @@ def _check_images_per_class(
     option = f"data.images_per_class={config.data.images_per_class}"
     if info.multi_label:
         raise ConfigError(
-            f"{option}: images of {config.data.ds_name} have several classes, "
-            "so that no number of images per class is exact. Leave it out."
+            f"{option}: images of {config.data.ds_name} have several labels, "
+            "so an exact number of images per class is impossible. Leave it "
+            "out."
         )
     there = info.splits[config.train.split].num_images
     if images > there:

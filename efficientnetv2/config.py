@@ -1,9 +1,9 @@
 """Configuration: base < model < dataset < recipe < --hparam_str < flags.
 
 `load` merges YAML files and the command line into one locked, typed
-`ml_collections.ConfigDict`; `check` finds the mistakes that only show in the
-combination. The options themselves are in `options`. A configuration is data:
-nothing here is ever executed.
+`ml_collections.ConfigDict`; `check` finds conflicts between options. The
+options themselves are in `options`. A configuration is data: nothing here is
+ever executed.
 """
 
 import ast
@@ -58,14 +58,14 @@ def parse_hparam_str(text: str) -> dict:
     """Parses 'train.batch_size=64,data.ram=10' or reads a YAML path.
 
     Values: true, false, null, numbers, text, and lists as 'crop|flip' (where
-    an option is a regular expression, '|' belongs to it). Of a key that is
-    given twice the last value counts.
+    an option is a regular expression, '|' belongs to it). If a key is given
+    twice, the last value counts.
 
     Returns:
         A nested dict of the overrides.
 
     Raises:
-        ConfigError: if a part is no 'key=value'.
+        ConfigError: if a part is not 'key=value'.
     """
     text = text.strip()
     if not text:
@@ -116,7 +116,7 @@ def _flatten(nested: Mapping, prefix: str = "") -> dict[str, Any]:
 
 
 def _of_today(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns options under the names and values that they have now.
+    """Translates options of earlier versions to current names and values.
 
     Earlier versions, like the released code, name policy and normalization
     together by `data.augname`. In the complete configuration of a run a name
@@ -148,7 +148,7 @@ def _apply(flat: dict[str, Any], nested: Mapping, source: str) -> None:
     """Applies a layer of overrides to options.
 
     Raises:
-        ConfigError: for an unknown option or a value that it does not take.
+        ConfigError: for an unknown option or an invalid value.
     """
     for key, value in _of_today(_flatten(nested)).items():
         if key not in OPTIONS:
@@ -194,8 +194,8 @@ def load(
             the recipe.
 
     Raises:
-        ConfigError: for anything unknown, of a wrong type, out of range or
-            impossible in combination.
+        ConfigError: for anything unknown, of the wrong type, out of range or in
+            conflict.
     """
     overrides = parse_hparam_str(hparam_str)
     known = {**_flatten(saved or {}), **_flatten(overrides)}
@@ -298,15 +298,15 @@ def as_begun(
     model_dir: str | os.PathLike,
     log: Callable[[str], None],
 ) -> ml_collections.ConfigDict:
-    """Returns the configuration with which a run of an older version resumes.
+    """Returns the configuration to resume a run of an older version with.
 
-    Options that its `config.yaml` does not know keep the values of
-    hparams/base.yaml, which are those of the time before.
+    Options missing from its `config.yaml` get their values in
+    hparams/base.yaml, which match how that version behaved.
 
     Args:
         config: as it would be now.
         model_dir: of the run; if there is none, the result is `config`.
-        log: prints one line, for options that are asked for and not taken.
+        log: prints one line, for options that are requested but ignored.
     """
     path = pathlib.Path(model_dir) / FILE
     if not path.exists():
@@ -359,7 +359,7 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, dict]:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises a ConfigError for what only shows in the combination."""
+    """Raises a ConfigError for conflicts between options."""
     combinations.check_model(config.model, config.model.model_name)
     combinations.check_image_sizes(
         config, progressive.resolve_image_size(config)
@@ -374,7 +374,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def run_plan(config: ml_collections.ConfigDict) -> progressive.RunPlan:
-    """Returns the plan of a run, whose data need not be there yet."""
+    """Returns the plan of a run; its data need not be present yet."""
     info = registry.load_info(config.data.ds_name)
     images = registry.num_images(info, config.train.split, config)
     return progressive.plan_run(config, images)
@@ -395,12 +395,12 @@ def differences(
     free: tuple[str, ...] = (),
     only_common: bool = False,
 ) -> list[tuple[str, Any, Any]]:
-    """Returns (option, old value, new value) of what differs.
+    """Returns (option, old value, new value) for each difference.
 
     Args:
         old, new: nested mappings, such as two loaded `config.yaml`.
         free: beginnings of options that may differ, see `FREE_OPTIONS`.
-        only_common: pass over options that only one of them has.
+        only_common: ignore options that only one of them has.
     """
     old, new = (_of_today(_flatten(each)) for each in (old, new))
     keys = old.keys() & new.keys() if only_common else old.keys() | new.keys()

@@ -58,7 +58,7 @@ def read_yaml(path: str | os.PathLike) -> dict:
     """Reads a YAML file whose top level is a mapping.
 
     Raises:
-        ConfigError: if the file is missing, unreadable, not YAML or no
+        ConfigError: if the file is missing, unreadable, not YAML or not a
             mapping.
     """
     try:

@@ -29,8 +29,8 @@ class Timing:
         images_per_second: of training in each stage, with its pipeline.
         evaluation: images/s of the evaluation.
         start_seconds: until the first step was done.
-        memory: the most memory that the process has had, in bytes.
-        device_memory: likewise of the accelerator; None on a CPU.
+        memory: peak memory of the process, in bytes.
+        device_memory: likewise for the accelerator; None on a CPU.
     """
 
     images_per_second: list[float]
@@ -45,7 +45,7 @@ def report(
 ) -> float:
     """Logs data, model, stages, and the measured time and memory of a run.
 
-    Nothing is written. The data are fetched or prepared if they are not here.
+    Nothing is written. Missing data are downloaded or prepared.
 
     Args:
         config: of the run.
@@ -73,7 +73,7 @@ def report(
         memory += f", of the device {timing.device_memory / 2**30:.1f} GiB"
     log(f"{memory}.")
     log(f"Estimated time of the whole run: {format_seconds(seconds)}.")
-    log("Nothing was written; without --dry_run the run begins.")
+    log("Nothing was written. Rerun without --dry_run to train.")
     return seconds
 
 

@@ -33,7 +33,7 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
     """Converts the errors of a full or read-only disk into CheckpointError.
 
     Args:
-        folder: that is written.
+        folder: being written.
 
     Raises:
         CheckpointError: instead of the error of the system or of TensorFlow.
@@ -95,9 +95,9 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 class Lock(NamedTuple):
-    """What `locked` has found."""
+    """The result of `locked`."""
 
-    holder: str | None  # such as 'process 123 on host'; None: it is ours
+    holder: str | None  # such as 'process 123 on host'; None: this process
     # Of the locked file. A child that inherits it holds the lock, too.
     descriptor: int
 

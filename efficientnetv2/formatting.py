@@ -1,4 +1,4 @@
-"""Numbers, tables and commands as people read them."""
+"""Numbers, tables and commands in a readable form."""
 
 import math
 import os
@@ -42,10 +42,9 @@ def table(
 
     Args:
         rows: of equally many cells, the first being the header.
-        left: numbers of the columns that are aligned to the left; all others
-            are to the right.
-        width: columns to fit; by default those of the terminal, and without a
-            terminal only the header is broken, at 80.
+        left: indices of left-aligned columns; the others are right-aligned.
+        width: to fit, by default the terminal's; without a terminal, only the
+            header is wrapped, at 80.
     """
     is_cut = width is not None or sys.stdout.isatty()
     width = width or columns()
@@ -100,15 +99,15 @@ def command_line() -> str:
 
 
 def quote(word: str | os.PathLike) -> str:
-    """Returns a word as a shell takes it."""
+    """Quotes a word for a shell."""
     return shlex.quote(os.fspath(word))
 
 
 def program(name: str = "efficientnetv2") -> str:
-    """Returns what to type for a program of this environment.
+    """Returns what to type to run a program of this environment.
 
-    It is the name alone where the shell finds this environment's program by
-    it, else its path, or for `efficientnetv2` Python with its module.
+    That is its name if the shell finds it by that, else its path, or, for a
+    module without a program, Python with the module.
     """
     folder = pathlib.Path(sys.executable).parent
     found = shutil.which(name)
@@ -121,17 +120,17 @@ def program(name: str = "efficientnetv2") -> str:
 
 
 def near(path: str | os.PathLike) -> pathlib.Path:
-    """Returns a path as it is seen from the working directory, if below it."""
+    """Returns a path relative to the working directory, if it is below it."""
     path = pathlib.Path(path)
     here = os.getcwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def command(*words: str, indent: str = "  ") -> str:
-    """Returns a command to copy, in lines of at most 80 columns if it can be.
+    """Returns a command to copy, wrapped at 80 columns where possible.
 
     Args:
-        words: of the command, as a shell takes them.
+        words: of the command, quoted for a shell.
         indent: of each line.
     """
     lines = [indent + words[0]]

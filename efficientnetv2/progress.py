@@ -1,4 +1,4 @@
-"""What is shown of work that takes long: lines, bars, TensorBoard scalars."""
+"""Progress of long work: lines, bars and TensorBoard scalars."""
 
 import contextlib
 import math
@@ -51,7 +51,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def lines_above() -> Iterator[None]:
-    """Prints what is printed meanwhile above a bar, if there is one."""
+    """Prints above a bar whatever is printed meanwhile, if there is one."""
     with tqdm.tqdm.external_write_mode():
         yield
         sys.stdout.flush()
@@ -73,14 +73,14 @@ def track(
     total: int | None = None,
     unit: str = "images",
 ) -> Iterator[Item]:
-    """Yields items while a bar on stderr shows how many there have been.
+    """Yields items while a bar on stderr counts them.
 
-    The bar appears where lines are redrawn, if the work takes long enough, and
-    is gone at the end.
+    The bar appears on terminals and in notebooks if the work takes long enough,
+    and disappears at the end.
 
     Args:
         items: of the work.
-        what: is done, such as 'Evaluating'.
+        what: the work, such as 'Evaluating'.
         total: number of items; by default their length, if they have one.
         unit: what an item is, in the plural.
     """
@@ -154,7 +154,7 @@ class Clock:
         self.history["waiting_share"] = _share(*self.seconds)
 
     def take_waiting_share(self) -> float:
-        """Returns the share of waiting since this was asked last."""
+        """Returns the share of waiting since the last call."""
         spent = [
             now - then
             for now, then in zip(self.seconds, self.before, strict=True)
@@ -171,7 +171,7 @@ class Events:
     """A file of TensorBoard scalars.
 
     Args:
-        folder: where it is made.
+        folder: for the file.
         is_written: whether anything is written.
 
     Raises:
@@ -337,7 +337,7 @@ class Progress:
         self.unread = []
 
     def take_means(self) -> dict[str, float]:
-        """Returns the means of what was read since this was asked last."""
+        """Returns the means of what was read since the last call."""
         rows, self.read_values = self.read_values, []
         return {
             name: sum(row[name] for row in rows) / len(rows)
@@ -345,7 +345,7 @@ class Progress:
         }
 
     def evaluated(self, result: Mapping, is_best: bool) -> None:
-        """Logs an evaluation, whose time does not count as that of steps."""
+        """Logs an evaluation; its time does not count as step time."""
         self.log(
             f"Epoch {result['epoch']:.4g}: {self.split} "
             f"top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%} "

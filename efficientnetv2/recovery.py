@@ -1,8 +1,9 @@
-"""Around the loop: what goes wrong in a run, and what users add to it.
+"""Around the training loop: recovery from failures, and users' callbacks.
 
-A loss that is not finite sends a run back to the last checkpoint without the
-data that led there, too little memory to smaller micro-batches; a signal ends
-it with a checkpoint. Keras callbacks of users are called as `fit` would.
+After a loss that is not finite, a run returns to the last checkpoint and skips
+the data that led there; out of memory, it continues with smaller micro-batches;
+a signal ends it with a checkpoint. Users' Keras callbacks are called as `fit`
+would.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ class NotFiniteError(UserError):
     """The loss became NaN or infinite.
 
     Attributes:
-        step: at which it was so.
+        step: where it happened.
         place: the same for people.
     """
 
@@ -49,13 +50,13 @@ class Interrupted(UserError):
 
 
 class OutOfMemoryError(UserError):
-    """There is too little memory for even the smallest part of a batch."""
+    """Not enough memory even for the smallest part of a batch."""
 
     exit_code = 1
 
 
 class WorkerLost(UserError):
-    """Another machine does not answer; the program must be started again."""
+    """Another machine is not responding; the program must be restarted."""
 
     exit_code = 75
 
@@ -133,7 +134,7 @@ class Recovery:
         self.amend: Callable[[State], None] = lambda state: None
 
     def until_done(self, attempt: Callable[["Recovery"], Any]) -> Any:
-        """Returns what the first attempt returns that is not cut short.
+        """Repeats `attempt` until one succeeds; returns its result.
 
         Args:
             attempt: trains from the latest checkpoint on. It sets `engine` and
@@ -163,7 +164,7 @@ class Recovery:
             gc.collect()
 
     def _roll_back(self, error: NotFiniteError):
-        """Goes back to a checkpoint and leaves out the data since."""
+        """Goes back to a checkpoint and skips the data since."""
         if self.on_nan == "stop":
             raise error
         if self.rollbacks == _MOST_ROLLBACKS:
@@ -179,9 +180,8 @@ class Recovery:
             stretch = error.step + 1 - state.step
             state.history["skipped"] = skipped + stretch
             self.log(
-                f"The loss was not finite at {error.place}: back to step "
-                f"{state.step:,}, without the {stretch:,} batches of data that "
-                "led there."
+                f"The loss was not finite at {error.place}: returning to step "
+                f"{state.step:,} and skipping the {stretch:,} batches since."
             )
 
         return amend
@@ -226,7 +226,7 @@ def load_callbacks(names: Sequence[str]) -> list[keras.callbacks.Callback]:
             directory.
 
     Raises:
-        UserError: for a module or name that is not there, or what is no
+        UserError: for a missing module or name, or something that is not a
             callback.
     """
     return [_load_callback(name) for name in names]
@@ -265,8 +265,8 @@ class UserCallbacks:
         callbacks: to call; may be empty.
         engine: whose network they get as `model`, with raw weights. A
             callback that sets its `stop_training` ends the run after the
-            step. On JAX the weights are for reading: the state that is
-            trained is the engine's.
+            step. On JAX the weights are read-only: the engine holds the trained
+            state.
         plan: of the run.
         first_step: from which it trains.
     """
@@ -309,7 +309,7 @@ class UserCallbacks:
         )
 
     def before(self, step: int) -> None:
-        """Is called before a step, which is counted from 0."""
+        """Called before a step, counted from 0."""
         if self.list is None:
             return
         epoch, batch = divmod(step, self.plan.steps_per_epoch)
@@ -319,7 +319,7 @@ class UserCallbacks:
         self.list.on_train_batch_begin(batch)
 
     def after(self, state: State, metrics: Mapping[str, float]) -> None:
-        """Is called after a step, and after the evaluation that follows it.
+        """Called after a step, and after the evaluation that follows it.
 
         Args:
             state: of the run, behind the step.
@@ -338,7 +338,7 @@ class UserCallbacks:
                 for name in ("top1", "top5", "cross_entropy")
             }
         epoch, batch = divmod(state.step - 1, self.plan.steps_per_epoch)
-        # On JAX, whoever asks for the network updates its variables.
+        # On JAX, asking for the network updates its variables.
         self.network = self.engine.network
         self.list.on_train_batch_end(batch, dict(self.logs))
         is_last = state.step == self.plan.total_steps
@@ -346,6 +346,6 @@ class UserCallbacks:
             self.list.on_epoch_end(epoch, {**self.logs, **self.evaluated})
 
     def end(self) -> None:
-        """Is called once, when training is over."""
+        """Called once, when training is over."""
         if self.list is not None:
             self.list.on_train_end(dict(self.logs))

@@ -1,8 +1,8 @@
-"""How fast training and inference are, and what training waits for.
+"""Measures how fast training and inference are, and what training waits for.
 
-`efficientnetv2 benchmark`, studies and benchmarks/run.py measure by it. Each
-measurement is a process of its own (`apart`), so that the peak of memory is its
-own, and the threads are those that training or serving would have.
+Used by `efficientnetv2 benchmark`, studies and benchmarks/run.py. Each
+measurement runs in its own process (`apart`), so that peak memory and threads
+are those of training or serving alone.
 """
 
 import functools
@@ -25,9 +25,9 @@ from efficientnetv2.errors import UserError
 from efficientnetv2.models import counting
 
 BATCH_SIZES = (1, 8, 32)
-"""Of which the latency is measured."""
+"""Batch sizes whose latency is measured."""
 _WARM_UP = 3
-# What `efficientnetv2 benchmark --model_dir` leaves in the folder of a run.
+# The file that `efficientnetv2 benchmark --model_dir` writes to a run.
 INFERENCE = "inference.json"
 
 
@@ -76,7 +76,7 @@ def measure_stages(
 
 
 def waiting_share(stages: Sequence[Mapping]) -> float:
-    """Returns which part of its time a whole run waits for data, in [0, 1].
+    """Returns the share of time that a whole run waits for data, in [0, 1].
 
     Args:
         stages: of `measure_stages`; each counts by its time in the run.
@@ -92,7 +92,7 @@ def waiting_share(stages: Sequence[Mapping]) -> float:
 
 
 def apart(name: str, config: ml_collections.ConfigDict, *arguments):
-    """Returns what a measurement of `_MEASUREMENTS` gives in a new process.
+    """Runs one of `_MEASUREMENTS` in a new process; returns its result.
 
     Args:
         name: of the measurement.
@@ -120,10 +120,10 @@ def apart(name: str, config: ml_collections.ConfigDict, *arguments):
 
 
 def first_step_seconds(config: ml_collections.ConfigDict) -> float:
-    """Returns the time from starting the program to its first step's end.
+    """Returns the time from the program's start to the end of its first step.
 
-    The main program runs as a process of its own, with all its imports, its
-    data and its building, and is ended when it shows its first loss.
+    The main program runs in its own process, including imports, data and model
+    building, and is stopped when it shows its first loss.
 
     Args:
         config: of the run; its data must be prepared.
@@ -149,7 +149,7 @@ def seconds_to_line(command: Sequence[str], text: str) -> float:
     """Returns the time from starting a program to a line on its stdout.
 
     Args:
-        command: the program, which is ended then.
+        command: the program, which is then stopped.
         text: that the line contains.
 
     Raises:
@@ -187,7 +187,7 @@ def _repeat(function: Callable[[], object], times: int) -> float:
 
 
 def peak_memory() -> int:
-    """Returns the most memory that this process has had so far, in bytes."""
+    """Returns the peak memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
@@ -200,15 +200,15 @@ def stage_maker(
     on_device: bool,
     steps: int,
 ) -> Callable[..., Iterable]:
-    """Returns what makes the batches of one stage, as `Engine.dataset` asks.
+    """Returns a function that makes one stage's batches, for `Engine.dataset`.
 
     Args:
         config, plan: of the run.
         stage: of the plan.
         source: of the images.
         on_device: see `pipeline.training_dataset`.
-        steps: that are used, of twice as many: a pipeline that reads no
-            further is faster.
+        steps: to use, of twice as many: a pipeline that has stopped reading
+            ahead is faster.
     """
     from efficientnetv2.data import pipeline
 
@@ -229,7 +229,7 @@ def measure_stage(
     Args:
         config: of the run.
         index: of the stage, from 0.
-        steps: that are timed, after a few that are not.
+        steps: to time, after a few untimed ones.
 
     Returns:
         The stage's 'image_size', 'batch_size' and 'steps'; images/s of the
@@ -306,7 +306,7 @@ def measure_machine(size: int = 2048, repeats: int = 7) -> dict:
 
     Args:
         size: rows and columns of the float32 matrices.
-        repeats: products, of which the fastest counts.
+        repeats: number of products; the fastest counts.
 
     Returns:
         `runs.environment`, and 'matmul_gflops': 1e9 floating-point operations
@@ -345,7 +345,7 @@ def measure_latency(
 
     Args:
         config: of the run.
-        calls: of each kind that are timed, after a few that are not.
+        calls: to time of each kind, after a few untimed ones.
 
     Returns:
         One dict each for 'form' Keras (`predict_on_batch` of normalized
@@ -409,7 +409,7 @@ _MEASUREMENTS = {
 
 
 def _answer(name: str, arguments: list[str], config_text: str) -> dict:
-    """Returns the result of a measurement, or the error of a user."""
+    """Returns the result of a measurement, or a user's error."""
     config = ml_collections.ConfigDict(yaml.safe_load(config_text))
     try:
         found = map(json.loads, arguments)

@@ -1,4 +1,4 @@
-"""Every EfficientNet by name, with weights."""
+"""Builds every EfficientNet by name, with or without weights."""
 
 import os
 import pathlib
@@ -62,7 +62,7 @@ def build_model(
         include_preprocessing: if True the model takes images in [0, 255] and
             normalizes them as in its training: see `normalizations`. 'v2'
             ((x - 128) / 128), 'v1' (ImageNet's mean and deviation), 'lite'
-            and 'ft' choose by hand.
+            and 'ft' choose explicitly.
         ema, skip_classifier: see `load_weights`.
         name: of the Keras model, `model_name` by default. Two models inside a
             third one need different names.
@@ -71,9 +71,9 @@ def build_model(
             fused_stages, width_coefficient, depth_coefficient, blocks, ...
 
     The released code and the original one of V1 round the channels of
-    'efficientnet-b3' differently. With weights the rounding is the one that
-    fits them; without, it is the released code's, and `round_limit=0.9` gives
-    the original one, which `keras.applications` has.
+    'efficientnet-b3' differently. With weights, the rounding that fits them is
+    used; without, the released code's. `round_limit=0.9` selects the original
+    one, as in `keras.applications`.
 
     Returns:
         A functional `keras.Model` that ends with float32 logits [batch,
@@ -192,7 +192,8 @@ def initialize(network: keras.Model, config: ml_collections.ConfigDict) -> str:
         if of_run in (None, config.model.model_name):
             raise
         raise WeightsError(
-            f"{error}\nThey are weights of {of_run}: --model_name={of_run}."
+            f"{error}\nThese are weights of {of_run}: use "
+            f"--model_name={of_run}."
         ) from None
     names = registry.load_info(config.data.ds_name).class_names
     # A checkpoint lies in a folder of the run.

@@ -88,7 +88,7 @@ def test_json_and_csv(folder_run, pictures):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{photo}"], ["--model is missing"]),
+        (["{photo}"], ["Set --model"]),
         (["--model={run}"], ["No image"]),
         (["--model={run}", "{photo}", "--json", "--csv"], ["be combined"]),
         (["--model={run}", "{photo}", "--top=0"], ["top"]),

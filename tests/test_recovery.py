@@ -77,7 +77,7 @@ def test_rollback_before_the_first_checkpoint(
     config = tiny_config(f"{SHORT},train.on_nan=rollback")
     latest, text = _train(config, tmp_path)
     assert latest.meta["history"]["skipped"] == 2
-    assert "back to step 0" in text
+    assert "returning to step 0" in text
 
 
 def test_rollback_ends_where_there_is_no_way_on(

@@ -309,7 +309,7 @@ def test_a_corrupt_checkpoint_is_passed_over(
     newest = checkpoints.path_of_step(tmp_path / "run", 15)
     newest.write_bytes(newest.read_bytes()[:-2000])
     text = _execute(config, tmp_path / "run", mode="train")
-    assert "cut short" in text and "Resuming at step 12" in text
+    assert "truncated" in text and "Resuming at step 12" in text
     for name, value in _weights(tmp_path / "run").items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 

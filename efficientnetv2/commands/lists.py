@@ -49,7 +49,7 @@ _HEAD = ("run", "dataset", "model", "top-1", "of", "minutes", "state")
     ),
 )
 def data(given: flags.FlagValues, words: Sequence[str]) -> int | None:
-    r"""List datasets; see, write or prepare one.
+    r"""List datasets; preview, export or check one.
 
         efficientnetv2 data
         efficientnetv2 data --dataset=cifar10
@@ -58,23 +58,22 @@ def data(given: flags.FlagValues, words: Sequence[str]) -> int | None:
             --images_per_class=100
         efficientnetv2 data check --dataset=photos
 
-    `preview` writes a contact sheet for each stage of a run: what the network
-    sees, with the labels and their weights below each image. `export` writes
-    a dataset as a folder of images, or as TFRecord shards with their YAML
-    file. `check` decodes every image and lists those that cannot be read; the
-    exit status is then 1.
+    `preview` writes a contact sheet for each stage of a run: the images as the
+    network sees them, above their labels. `export` writes a dataset as a folder
+    of images, or as TFRecord shards with their YAML file. `check` decodes every
+    image and lists those that cannot be read; the exit status is then 1.
     """
     action, *more = words or [None]
     if action is not None and action not in ACTIONS:
         raise UserError(
             f"Unknown action {action!r}."
             + declarative.suggest(action, list(ACTIONS))
-            + " A dataset is named by --dataset."
+            + " Name a dataset with --dataset."
         )
     cli.no_words(more)
     folder = registry.data_dir(given.data_dir)
     if action and not given.dataset:
-        raise UserError("--dataset is missing, such as fashion_mnist.")
+        raise UserError("Set --dataset, for example --dataset=fashion_mnist.")
     if action == "preview":
         _preview(given)
     elif action == "export":
@@ -91,7 +90,7 @@ def data(given: flags.FlagValues, words: Sequence[str]) -> int | None:
 def _place(
     info: registry.DatasetInfo, folder: pathlib.Path
 ) -> str | pathlib.Path:
-    """Returns the folder that holds a dataset, or should."""
+    """Returns the folder that holds a dataset, or would hold it."""
     if info.folder or info.source != "tfrecord":
         return info.folder or folder
     places = registry.shard_folders(info, folder)
@@ -172,7 +171,7 @@ def _preview(given: flags.FlagValues) -> None:
 
 def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
     if not given.output_dir:
-        raise UserError("--output_dir is missing, such as photos.")
+        raise UserError("Set --output_dir, for example --output_dir=photos.")
     info = registry.load_info(given.dataset)
     with backend.importing_tensorflow():
         from efficientnetv2.data import export, loading
@@ -218,10 +217,10 @@ def _check(given: flags.FlagValues, folder: pathlib.Path) -> int:
         int,
         low=1,
     ),
-    Flag("num_classes", "Width of the classifier.", int, 1000, low=1),
+    Flag("num_classes", "Number of classes.", int, 1000, low=1),
     Flag(
         "hparam_str",
-        "Options of the section model: model.fused_stages=3.",
+        "Options of the model, such as model.fused_stages=3.",
         default="",
     ),
 )
@@ -233,7 +232,7 @@ def models(given: flags.FlagValues, words: Sequence[str]) -> None:
         efficientnetv2 models --model_name=efficientnet-b4 \
             --hparam_str=model.fused_stages=3
 
-    Top-1 is on ImageNet, as the authors publish it with their weights.
+    Top-1 is ImageNet accuracy as published with the weights.
     """
     cli.no_words(words)
     if given.model_name:
@@ -248,8 +247,8 @@ def _load_model(name: str, given: flags.FlagValues) -> tuple[dict, int]:
     other = sorted(overrides.keys() - {"model"})
     if other:
         raise UserError(
-            f"--hparam_str: {other[0]!r} does not change a model; here are "
-            "only options of the section 'model'."
+            f"--hparam_str: {other[0]!r} does not affect a model; only options "
+            "of the section 'model' do."
         )
     options = {"num_classes": given.num_classes, **overrides.get("model", {})}
     config = config_lib.load_model(name, options)
@@ -272,7 +271,11 @@ def _model(given: flags.FlagValues) -> None:
     )
     if name in declarative.names("models"):
         for entry in catalog.list_weights(name):
-            top1 = f"top-1 {entry.top1:.1%}" if entry.top1 else "no top-1 known"
+            top1 = (
+                f"top-1 {entry.top1:.1%}"
+                if entry.top1
+                else "top-1 not published"
+            )
             print(f"published weights {entry.weights}: {top1}")
 
 
@@ -317,8 +320,8 @@ def _percent(value: float | None) -> str:
 
 
 @cli.command(
-    Flag("csv", "Print CSV.", bool, default=False),
-    Flag("plot", "PNG file for the curves of the runs."),
+    Flag("csv", "Print as CSV.", bool, default=False),
+    Flag("plot", "Plot the curves of the runs to this PNG file."),
 )
 def runs(given: flags.FlagValues, words: Sequence[str]) -> None:
     """List the runs in a folder, or compare some: options, results, curves.
@@ -327,7 +330,7 @@ def runs(given: flags.FlagValues, words: Sequence[str]) -> None:
         efficientnetv2 runs runs/ --csv > runs.csv
         efficientnetv2 runs runs/first runs/second --plot=curves.png
 
-    Top-1 is on the test split, or on validation before there is a test.
+    Top-1 is on the test split, or on validation until the run is tested.
     """
     folders = list(words) or ["runs"]
     if len(folders) > 1:
@@ -379,7 +382,7 @@ def _compare(
     options = overview.differing_options(runs)
     _print(rows + options, as_csv, range(len(rows[0])))
     if not options and not as_csv:
-        print("The options are the same.")
+        print("All options are the same.")
 
 
 def _print(rows, as_csv: bool, left: Sequence[int]) -> None:

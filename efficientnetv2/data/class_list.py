@@ -38,7 +38,7 @@ def read(path: str | os.PathLike) -> list[str]:
 def read_table(path: str | os.PathLike) -> dict[str, str]:
     """Returns the classes of a file with a name and, after a tab, words.
 
-    Lines that begin with # are for people; a name without words stands for
+    Lines that begin with # are comments; a name without words stands for
     itself.
 
     Raises:
@@ -66,7 +66,7 @@ def folder_name(class_name: str) -> str:
 
 
 def places(found: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Returns where each of some names stands in a list of names.
+    """Returns the index of each name in a list of names.
 
     Args:
         found: names of classes, or of their folders.
@@ -97,7 +97,7 @@ def places(found: Sequence[str], wanted: Sequence[str]) -> list[int]:
 def both(
     one: Sequence[str], other: Sequence[str], one_is: str, other_is: str
 ) -> str:
-    """Returns two lists of names for an error; of long ones what differs."""
+    """Formats two lists of names for an error; of long ones, what differs."""
     lines = []
     for label, names, others in ((one_is, one, other), (other_is, other, one)):
         shown = [f"{k} {name!r}" for k, name in enumerate(names)]

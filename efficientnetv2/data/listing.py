@@ -145,10 +145,10 @@ def divide(
     notes: list[str],
     multi_label: bool = False,
 ) -> Listing:
-    """Returns all splits, those that lack taken from 'train' by name.
+    """Returns all splits; missing ones are taken from 'train', by name.
 
-    In which split an image falls depends on its name alone, so that images
-    may be added without moving any.
+    An image's split depends on its name alone, so that adding images moves
+    none.
 
     Args:
         entries: (label, name, path) of the images of 'train' and perhaps

@@ -83,7 +83,7 @@ def write_sheets(
     folder: pathlib.Path,
     title: str,
 ) -> list[pathlib.Path]:
-    """Writes one sheet a stage: the first batch of the stage.
+    """Writes one sheet per stage, with the first batch of the stage.
 
     Args:
         config: from `with_batch_size`.

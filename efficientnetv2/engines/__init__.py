@@ -1,4 +1,4 @@
-"""Engines: what trains a run on a backend of Keras.
+"""Engines: what trains a run on a Keras backend.
 
 An engine owns the state of a run and does what `train.py` asks of it, the
 same on every backend:
@@ -42,8 +42,8 @@ def _backend():
 def set_up(config: ml_collections.ConfigDict, training: bool = True) -> None:
     """Sets devices, threads, precision and seeds for a run.
 
-    Must be called before the backend or `tf.data` did anything; devices and
-    threads stay as the first call in a process set them.
+    Call it before the backend or `tf.data` is used; the first call in a process
+    fixes devices and threads.
 
     Args:
         config: of the run.
@@ -56,7 +56,7 @@ def set_up(config: ml_collections.ConfigDict, training: bool = True) -> None:
 
 
 def is_chief(config: ml_collections.ConfigDict) -> bool:
-    """Whether this process writes the run's files; of several workers one does.
+    """Whether this process writes the run's files; one of several workers does.
 
     Raises:
         UserError: if TF_CONFIG is wrong.
@@ -69,11 +69,11 @@ def create(config: ml_collections.ConfigDict, plan: RunPlan | None):
 
     Args:
         config: of the run.
-        plan: of the run; None: for `logits` alone, those of the network's own
-            weights.
+        plan: of the run; None: only `logits` will be used, with the network's
+            own weights.
 
     Raises:
-        UserError: for devices that are not there, or a batch that cannot be
-            split over them.
+        UserError: for missing devices, or a batch that cannot be split over
+            them.
     """
     return _backend().Engine(config, plan)

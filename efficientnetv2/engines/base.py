@@ -26,8 +26,8 @@ class BaseEngine:
     Attributes:
         trained: the variables that the optimizer changes.
         replicas: devices that share a global batch.
-        device: what computes and how, for people.
-        parts: of a batch that are computed side by side.
+        device: description of devices and precision.
+        parts: of a batch that are computed in parallel.
         augments: whether `step` takes crops, see `device.is_chosen`.
         is_chief: whether this process writes the run's files.
         class_weights: float32 [classes] or None, see `losses.cross_entropy`.
@@ -59,7 +59,7 @@ class BaseEngine:
 
     @property
     def network(self) -> keras.Model:
-        """From images to logits, with the raw weights of this moment."""
+        """The model from images to logits, with its current raw weights."""
         return self._network
 
     @property
@@ -97,7 +97,7 @@ def check_batch(
     if micro and part % min(micro, part):
         raise StrategyError(
             f"train.micro_batch_size={micro} does not divide the {part} images "
-            f"that each of {replicas} replicas has of a batch."
+            f"of a batch that each of {replicas} replicas gets."
         )
 
 
@@ -143,7 +143,7 @@ def check(shapes: Mapping[str, tuple], arrays: Mapping, source) -> None:
 
 
 def select(network: keras.Model, pattern: str | None) -> list[keras.Variable]:
-    """Returns the variables that are trained, and freezes all others.
+    """Returns the variables to train, and freezes all others.
 
     Batch normalization whose scale and offset are frozen keeps its statistics
     and normalizes by them.
@@ -177,7 +177,7 @@ def select(network: keras.Model, pattern: str | None) -> list[keras.Variable]:
 
 
 def decayed(variables: Iterable[keras.Variable], excluded: str) -> list[bool]:
-    """Returns of each variable whether weight decay acts on it.
+    """Returns for each variable whether weight decay applies to it.
 
     Args:
         variables: that are trained.

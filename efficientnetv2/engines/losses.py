@@ -58,9 +58,9 @@ def _smooth(labels, smoothing: float, ways: int):
 
 
 def hits(labels, logits):
-    """Returns whether a label is the likeliest class, or among the first 5.
+    """Returns whether a label is the most likely class, or among the top 5.
 
-    A row's label is its largest entry, or any of them where several are equal.
+    A row's label is its largest entry, or any of several equally large ones.
 
     Args:
         labels: float32 [batch, classes].
@@ -78,7 +78,7 @@ def hits(labels, logits):
 
 
 def at_likeliest(labels, logits):
-    """Returns the labels of the five likeliest classes, likeliest first.
+    """Returns the labels of the five most likely classes, in that order.
 
     Args:
         labels: float32 [batch, classes].

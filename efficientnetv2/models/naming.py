@@ -1,4 +1,4 @@
-"""The weights of a model by what they are.
+"""The weights of a model, by their role.
 
 Every weight of a model is a `Slot`: a part of the network, a layer in it and
 an attribute. For each foreign format a function maps a slot to its name there
@@ -23,7 +23,7 @@ class WeightsError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Where a block stands, counted from 0, and which layers it has."""
+    """The position of a block, counted from 0, and its layers."""
 
     index: int  # over all blocks
     stage: int

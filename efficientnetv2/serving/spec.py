@@ -1,4 +1,4 @@
-"""What a network expects of its images and gives for them, for export."""
+"""How an exported network's images are prepared and its outputs are read."""
 
 import dataclasses
 import json
@@ -101,7 +101,7 @@ class ServingSpec:
 
 
 def write_to_keras(path: str | os.PathLike, spec: ServingSpec) -> None:
-    """Adds a spec to a .keras file; Keras passes over it."""
+    """Adds a spec to a .keras file; Keras ignores it."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(RECORD, json.dumps(dataclasses.asdict(spec)))
 
@@ -118,7 +118,7 @@ def read_from_keras(path: str | os.PathLike) -> ServingSpec:
             return ServingSpec(**json.loads(archive.read(RECORD)))
     except (OSError, zipfile.BadZipFile) as error:
         raise ServingError(
-            f"{path} is cut short, corrupt or not a .keras file ({error})."
+            f"{path} is truncated, corrupt or not a .keras file ({error})."
         ) from None
     except (KeyError, TypeError, ValueError):
         raise ServingError(

@@ -108,7 +108,7 @@ def test_what_cannot_be_balanced_is_refused(tmp_path, source):
     several = ArraySource(
         source.images, np.eye(10)[source.labels], source.class_names
     )
-    with pytest.raises(DataError, match="several classes"):
+    with pytest.raises(DataError, match="several labels"):
         sources.with_images_per_class(several, 1)
     config = made._config(_shards(tmp_path, source), tmp_path)
     stream = _load(config, "train")

@@ -124,7 +124,7 @@ def test_a_keras_file_without_a_record(network, tmp_path):
     network.save(tmp_path / "plain.keras")
     with pytest.raises(spec_lib.ServingError, match="--formats=keras"):
         spec_lib.read_from_keras(tmp_path / "plain.keras")
-    with pytest.raises(spec_lib.ServingError, match="cut short"):
+    with pytest.raises(spec_lib.ServingError, match="truncated"):
         (tmp_path / "plain.keras").write_bytes(b"PK")
         spec_lib.read_from_keras(tmp_path / "plain.keras")
 

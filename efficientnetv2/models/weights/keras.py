@@ -37,8 +37,8 @@ _ORDER = {
 def names(slot: Slot) -> list[str]:
     """Names in `keras.applications`: layer and attribute.
 
-    The depthwise layers are called otherwise in V1 and V2, and their kernel
-    otherwise in Keras 2 and 3.
+    V1 and V2 name the depthwise layers differently, and Keras 2 and 3 their
+    kernels.
     """
     layers = [_ENDS.get(slot.place)]
     if isinstance(slot.part, Block):
@@ -175,8 +175,8 @@ def _variables(model: keras.Model) -> dict[str, keras.Variable]:
 def _check(found: Mapping, label: str) -> None:
     if "stem_conv/kernel" not in found:
         raise WeightsError(
-            f"{label} is not of an EfficientNet of keras.applications: it has "
-            f"no stem_conv/kernel, but {', '.join(sorted(found)[:3])}."
+            f"{label} is not an EfficientNet of keras.applications: it has no "
+            f"stem_conv/kernel, but {', '.join(sorted(found)[:3])}."
         )
 
 
@@ -251,7 +251,7 @@ def to_keras_applications(model: keras.Model, target: keras.Model) -> None:
 
     Raises:
         WeightsError: if a weight has no counterpart or another shape, on
-            either side; the target is then as it was.
+            either side; the target is then unchanged.
     """
     label = f"model {target.name!r}"
     variables = _variables(target)

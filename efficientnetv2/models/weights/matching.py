@@ -166,7 +166,7 @@ def _read(source: Source, slot: Slot, name: str) -> np.ndarray:
         # Each reader raises its own errors for truncated data.
         raise WeightsError(
             f"{source.label}: cannot read {name} "
-            f"{tuple(source.shapes[name])}: the file is cut short or corrupt "
+            f"{tuple(source.shapes[name])}: the file is truncated or corrupt "
             f"({first_line(error)}). The model is unchanged."
         ) from error
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
@@ -192,5 +192,5 @@ def damaged(
         error: of the reader.
     """
     return WeightsError(
-        f"{path} is cut short, corrupt or no {kind} ({first_line(error)})."
+        f"{path} is truncated, corrupt or no {kind} ({first_line(error)})."
     )

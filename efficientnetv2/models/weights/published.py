@@ -79,7 +79,7 @@ def fetch(model_name: str, weights: str) -> pathlib.Path:
     try:
         known = note.read_text().strip() if note.exists() else None
         if known is None or not archive.exists():
-            # Without a note, what is there may be cut short.
+            # Without a note, what is there may be truncated.
             archive.unlink(missing_ok=True)
         if known is None or not _is(archive, known):
             shutil.rmtree(folder, ignore_errors=True)

@@ -80,15 +80,15 @@ def _damage(path, reference, kind):
         ("empty folder", "has no checkpoint"),
         ("nothing", "no weights at"),
         ("text", "unknown format"),
-        ("pickle", "cut short"),
-        ("short .h5", "cut short"),
-        ("short .keras", "cut short"),
-        ("short .safetensors", "cut short"),
-        ("short .npz", "cut short"),
-        ("short .weights.h5", "cut short"),
+        ("pickle", "truncated"),
+        ("short .h5", "truncated"),
+        ("short .keras", "truncated"),
+        ("short .safetensors", "truncated"),
+        ("short .npz", "truncated"),
+        ("short .weights.h5", "truncated"),
         ("state without index", "is missing"),
-        ("cut data", "cut short"),
-        ("cut index", "cut short"),
+        ("cut data", "truncated"),
+        ("cut index", "truncated"),
     ],
 )
 def test_bad_sources_leave_the_model_alone(
@@ -102,7 +102,7 @@ def test_bad_sources_leave_the_model_alone(
 
 def test_foreign_checkpoints(slim, tmp_path):
     tf.train.Checkpoint(a=tf.Variable(1.0)).save(tmp_path / "tf" / "ckpt")
-    with pytest.raises(WeightsError, match="not of an EfficientNet"):
+    with pytest.raises(WeightsError, match="not an EfficientNet"):
         efficientnetv2.load_weights(slim, tmp_path / "tf")
     other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     with pytest.raises(WeightsError, match="stem_conv/kernel"):
