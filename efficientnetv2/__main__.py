@@ -6,6 +6,7 @@ import sys
 import efficientnetv2
 from efficientnetv2 import cli, commands
 from efficientnetv2.errors import nearest
+from efficientnetv2.formatting import wrapped
 
 
 def main() -> None:
@@ -24,10 +25,8 @@ def main() -> None:
         near = nearest(name, commands.NAMES)
         hint = f" Did you mean {near!r}?" if near else ""
         known = ", ".join(commands.NAMES)
-        print(
-            f"error: Unknown command {name!r}.{hint} Known: {known}.",
-            file=sys.stderr,
-        )
+        text = f"error: Unknown command {name!r}.{hint} Known: {known}."
+        print(wrapped(text, sys.stderr), file=sys.stderr)
         sys.exit(2)
 
 

@@ -18,6 +18,7 @@ from efficientnetv2 import backend
 from efficientnetv2.data.registry import DEFAULT_DATA_DIR
 from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import UserError, nearest
+from efficientnetv2.formatting import wrapped
 from efficientnetv2.options import OPTIONS
 
 _HELP = ("--help", "-h", "-help", "-?", "--helpshort")
@@ -353,7 +354,7 @@ def _run(command: Command, name: str, arguments: list[str]) -> int:
         given, words = parse(command, arguments)
         return command.run(given, words) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(wrapped(f"error: {error}", sys.stderr), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Numbers, tables and commands in a readable form."""
 
+import functools
 import math
 import os
 import pathlib
@@ -7,7 +8,9 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Collection, Sequence
+from typing import TextIO
 
 import tabulate
 
@@ -28,6 +31,29 @@ def format_seconds(seconds: float) -> str:
 def columns() -> int:
     """Returns the width of the terminal, 80 where there is none."""
     return shutil.get_terminal_size((_COLUMNS, 24)).columns
+
+
+def wrapped(text: str, stream: TextIO, indent: str = "  ") -> str:
+    """Returns lines as a stream shows them best: wrapped on a terminal.
+
+    Lines that begin with two spaces, such as commands to copy, are left alone.
+
+    Args:
+        text: one or several lines.
+        stream: that will show it.
+        indent: of what follows the first part of a long line.
+    """
+    if not stream.isatty():
+        return text
+    fill = functools.partial(
+        textwrap.fill,
+        width=columns(),
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    lines = text.split("\n")
+    return "\n".join(x if x.startswith("  ") else fill(x) for x in lines)
 
 
 def table(

@@ -5,7 +5,6 @@ import math
 import os
 import pathlib
 import sys
-import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ import ml_collections
 import tqdm
 
 from efficientnetv2 import files
-from efficientnetv2.formatting import columns, format_seconds
+from efficientnetv2.formatting import columns, format_seconds, wrapped
 
 _WINDOW = 50  # steps over which throughput is averaged
 # Columns of a percentage and a bar; tqdm draws 10 where it knows no width.
@@ -35,17 +34,8 @@ def has_colour(stream) -> bool:
 
 
 def say(text: str) -> None:
-    """Prints lines on stdout, above a bar if there is one.
-
-    On a terminal long sentences are wrapped; indented lines, such as commands
-    to copy, are left alone.
-    """
-    if sys.stdout.isatty():
-        lines = text.split("\n")
-        text = "\n".join(
-            line if line.startswith("  ") else _wrap(line) for line in lines
-        )
-    tqdm.tqdm.write(text, file=sys.stdout)
+    """Prints lines on stdout, above a bar if there is one."""
+    tqdm.tqdm.write(wrapped(text, sys.stdout), file=sys.stdout)
     sys.stdout.flush()
 
 
@@ -55,16 +45,6 @@ def lines_above() -> Iterator[None]:
     with tqdm.tqdm.external_write_mode():
         yield
         sys.stdout.flush()
-
-
-def _wrap(line: str) -> str:
-    return textwrap.fill(
-        line,
-        columns(),
-        subsequent_indent="  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def track(
@@ -293,7 +273,7 @@ class Progress:
     def log(self, text: str) -> None:
         """Prints a line of its own, above the redrawn one."""
         if self.redraws:
-            self.bar.write(_wrap(text), file=self.stream)
+            self.bar.write(wrapped(text, self.stream), file=self.stream)
         else:
             print(text, file=self.stream, flush=True)
 

@@ -123,11 +123,13 @@ def _dataset(name: str, folder: pathlib.Path) -> None:
     info = registry.load_info(name)
     names = ", ".join(info.class_names[:12])
     more = info.num_classes - 12
+    state, place = registry.state(info, folder), _place(info, folder)
+    found = {"-": "not found", "here": "found"}.get(state, state)
     rows = [
         ("classes", f"{info.num_classes:,}: {names}"),
         ("source", " ".join(filter(None, (info.source, info.tfds_name)))),
         ("recipe", info.recipe),
-        ("here", f"{registry.state(info, folder)} (in {_place(info, folder)})"),
+        ("data", f"{found} in {place}"),
         ("licence", info.license),
         ("citation", info.citation),
         ("how to get", info.how_to_get),
@@ -146,7 +148,8 @@ def _dataset(name: str, folder: pathlib.Path) -> None:
     rows += [("note", note) for note in registry.notes(info)]
     for label, text in rows:
         if text:
-            print(f"{label:12}{text}")
+            line = f"{label:12}{text}"
+            print(formatting.wrapped(line, sys.stdout, indent=" " * 12))
 
 
 def _by_class(counts: dict[str, int]) -> str:
