@@ -276,7 +276,7 @@ def _csv_writer() -> Callable:
     ),
     Flag(
         "share",
-        "Also publish the page for a week, at an address of Gradio's.",
+        "Also publish the page through Gradio, for a week.",
         bool,
         default=False,
     ),
