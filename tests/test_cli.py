@@ -109,7 +109,7 @@ def test_short_flags_are_options():
         (["--dataset"], ["dataset"]),
     ],
 )
-def test_wrong_flags_are_told(arguments, words):
+def test_wrong_flags_are_reported(arguments, words):
     with pytest.raises(UserError) as error:
         cli.parse(run.train, arguments)
     for word in words:

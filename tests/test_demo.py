@@ -47,7 +47,7 @@ def test_images_are_explained_and_other_files_get_a_message(
         (["--model=efficientnetv2-b0", "--port=0"], "--port=0"),
     ],
 )
-def test_mistakes_are_told_at_once(arguments, words):
+def test_mistakes_are_reported_at_once(arguments, words):
     result = subprocess.run(
         [sys.executable, "-m", "efficientnetv2.demo", *arguments],
         capture_output=True,

@@ -77,7 +77,7 @@ def test_model_dir_is_needed():
     assert result.returncode == 2 and "--model_dir" in result.stderr
 
 
-def test_data_that_cannot_be_had(tmp_path):
+def test_data_that_cannot_be_obtained(tmp_path):
     result = _run(
         "--dataset=cifar10",
         "--hparam_str=train.batch_size=64",

@@ -80,7 +80,7 @@ def test_rollback_before_the_first_checkpoint(
     assert "returning to step 0" in text
 
 
-def test_rollback_ends_where_there_is_no_way_on(
+def test_rollback_gives_up(
     tiny_config, tmp_path, monkeypatch
 ):
     _poison(monkeypatch, list(range(100)))
@@ -130,7 +130,7 @@ def _limit_memory(monkeypatch, most):
     monkeypatch.setattr(Engine, "_side_by_side", limited)
 
 
-def test_too_little_memory_is_answered_by_smaller_parts(
+def test_out_of_memory_leads_to_smaller_parts(
     tiny_config, tmp_path, monkeypatch
 ):
     config = tiny_config(f"{SHORT},{EXACT}")

@@ -300,7 +300,7 @@ def test_stages_drawn_at_random(tiny_config, tmp_path, monkeypatch, capsys):
     assert checkpoints.list_steps(tmp_path / "whole") == [8, 12, 15]
 
 
-def test_a_corrupt_checkpoint_is_passed_over(
+def test_a_corrupt_checkpoint_is_skipped(
     tiny_config, tmp_path, uninterrupted
 ):
     config = tiny_config(RESUMED)

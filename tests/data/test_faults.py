@@ -74,7 +74,7 @@ def test_other_files_are_named_before_training(tmp_path):
         _look(root)
 
 
-def test_what_is_said_before_training(tmp_path):
+def test_messages_before_training(tmp_path):
     root = _folder(tmp_path / "photos")
     large = Image.fromarray(PIXELS).resize((224, 160))
     for path in root.rglob("*.jpg"):

@@ -134,7 +134,7 @@ def test_the_pipeline_gives_the_same_images(tiny_config):
     assert fast.shape == (8, 24, 24, 3) and fast.std() > 0.2
 
 
-def test_a_jpeg_that_is_cut_short_in_the_crop_is_an_error():
+def test_a_jpeg_truncated_in_the_crop_is_an_error():
     for other in (_jpeg(_blocks(20, 20), "CMYK"), b"", b"BM and more"):
         assert not preprocessing.can_decode_part(tf.constant(other))
     data = _jpeg(_blocks(93, 125))

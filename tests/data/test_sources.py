@@ -61,7 +61,7 @@ def test_the_choice_is_fixed_balanced_and_nested(source):
 
 
 @pytest.mark.parametrize("make", [_folder, _csv, _shards])
-def test_every_source_gives_so_many(tmp_path, source, make):
+def test_every_source_gives_that_many(tmp_path, source, make):
     config = made._config(
         make(tmp_path, source),
         tmp_path,
@@ -128,7 +128,7 @@ def test_too_many_are_refused_before_data_are_read():
         )
 
 
-def test_a_run_goes_on_with_its_own_images_only(tmp_path, source):
+def test_a_run_resumes_with_its_own_images_only(tmp_path, source):
     photos = _folder(tmp_path, source)
     text = "train.batch_size=8,data.images_per_class="
     run = tmp_path / "run"
