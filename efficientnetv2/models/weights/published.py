@@ -122,14 +122,14 @@ def _download(archive: pathlib.Path, address: str, known: str | None) -> None:
     except Exception as error:
         archive.unlink(missing_ok=True)
         changed = (
-            f" The archive was fetched before with the SHA-256 {known}; if it "
-            f"was replaced on purpose, remove {archive}.sha256."
+            f" It was downloaded before with the SHA-256 {known}; if it was "
+            f"replaced on purpose, remove {archive}.sha256."
             if known
             else ""
         )
         raise WeightsError(
-            f"Cannot fetch {address} ({error}).{changed} Where there is no "
-            "network: download it elsewhere, extract it, and give the path of "
+            f"Cannot fetch {address} ({error}).{changed} Without internet "
+            "access, download it elsewhere, extract it, and give the path of "
             "the checkpoint as weights."
         ) from error
 
