@@ -127,8 +127,8 @@ class StreamSource:
         """
         if len(self.shards) < parts:
             raise DataError(
-                f"{len(self.shards)} shards, {self.shards[0].path} the first, "
-                f"are fewer than the {parts} hosts, each of which reads its "
+                f"{len(self.shards)} shards, from {self.shards[0].path} on, "
+                f"are fewer than the {parts} hosts, but each host reads its "
                 "own files. Write more, smaller shards."
             )
         return dataclasses.replace(self, shards=self.shards[number::parts])
