@@ -193,10 +193,16 @@ def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
     }
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     print(f"{sum(counts.values()):,} images ({parts}) in {given.output_dir}")
-    name = pathlib.Path(given.output_dir).name
+    run = pathlib.Path("runs", pathlib.Path(given.output_dir).name)
+    if run == pathlib.Path(given.output_dir):
+        run = run.with_name(f"{run.name}_model")
+    print("Train on them:")
     print(
-        f"Train on them: {formatting.program()} train --dataset={path} "
-        f"--model_dir=runs/{name}"
+        formatting.command(
+            f"{formatting.program()} train",
+            f"--dataset={formatting.quote(path)}",
+            f"--model_dir={formatting.quote(run)}",
+        )
     )
 
 
