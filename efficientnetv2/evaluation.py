@@ -10,7 +10,6 @@ import numpy as np
 
 from efficientnetv2 import checkpoints, engines, progress
 from efficientnetv2.data import faults, fingerprint, pipeline, sources
-from efficientnetv2.engines import losses
 from efficientnetv2.models import weights
 from efficientnetv2.runs import Run, Splits
 
@@ -31,7 +30,7 @@ def evaluate(
             engine, say.
         dataset: a `tf.data.Dataset` of images and labels, int64 [batch] or
             float32 [batch, classes] of zeros and ones.
-        loss_type: see `losses.cross_entropy`.
+        loss_type: see `engines.cross_entropy`.
         observe: called with each batch: images, labels as vectors, logits.
 
     Returns:
@@ -59,8 +58,8 @@ def evaluate(
     for batch_images, labels in batches:
         outputs = logits(batch_images)
         vectors = to_vectors(labels, outputs.shape[1])
-        found = np.asarray(losses.at_likeliest(vectors, outputs))
-        loss = float(losses.cross_entropy(vectors, outputs, loss_type))
+        found = np.asarray(engines.at_likeliest(vectors, outputs))
+        loss = float(engines.cross_entropy(vectors, outputs, loss_type))
         images += len(labels)
         entropy += loss * len(labels)
         top1 += float(found[:, 0].sum())

@@ -19,15 +19,15 @@ import keras
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from efficientnetv2 import progressive
+from efficientnetv2 import engines, progressive
 from efficientnetv2.data import device as augmentation
-from efficientnetv2.engines import base, jax_devices, losses, optimizers
+from efficientnetv2.engines import jax_devices, optimizers
 
 set_up = jax_devices.set_up
 is_chief = jax_devices.is_chief
 
 
-class Engine(base.BaseEngine):
+class Engine(engines.BaseEngine):
     """The engine of `engines` on JAX.
 
     The state on the devices is what counts; the variables of Keras give it
@@ -54,7 +54,7 @@ class Engine(base.BaseEngine):
         self._variables = {
             f"{group}/{name}": variable
             for group, members in variables.items()
-            for name, variable in base.named(members).items()
+            for name, variable in engines.named(members).items()
         }
         self._trained = self._names(self.trained)
         self._others = self._names(self._network.non_trainable_variables)
@@ -109,7 +109,9 @@ class Engine(base.BaseEngine):
     def restore(self, arrays: Mapping[str, np.ndarray], source) -> None:
         """Sets the whole state, or if it does not fit leaves it as it was."""
         state = {n: v for n, v in self._state.items() if n != "first_bad"}
-        base.check({n: v.shape for n, v in state.items()}, arrays, source)
+        engines.check_shapes(
+            {n: v.shape for n, v in state.items()}, arrays, source
+        )
         self._set_state(
             {n: np.array(arrays[n], v.dtype) for n, v in state.items()}
         )
@@ -317,7 +319,7 @@ class Engine(base.BaseEngine):
             logits, changed = self._call(
                 {**state, **trained}, images, training=True, rate=rate
             )
-            cross_entropy = losses.cross_entropy(
+            cross_entropy = engines.cross_entropy(
                 labels,
                 logits,
                 train.loss_type,
@@ -330,7 +332,7 @@ class Engine(base.BaseEngine):
         gradients, (cross_entropy, logits, changed) = jax.grad(
             loss, has_aux=True
         )(trained)
-        return cross_entropy, losses.hits(labels, logits), gradients, changed
+        return cross_entropy, engines.hits(labels, logits), gradients, changed
 
     def _call(self, values, images, training, rate=None):
         """Returns logits, and what the layers changed."""

@@ -9,7 +9,7 @@ import ml_collections
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from efficientnetv2 import backend
-from efficientnetv2.engines import base
+from efficientnetv2.engines import check_batch
 from efficientnetv2.errors import StrategyError
 
 # The axis of a mesh.
@@ -100,7 +100,7 @@ def _choose_devices(strategy: str) -> list:
 
 def check(config: ml_collections.ConfigDict, replicas: int) -> None:
     """Checks that this many devices can train a configuration on JAX."""
-    base.check_batch(config, replicas, replicas)
+    check_batch(config, replicas, replicas)
     if config.runtime.jit_compile is False:
         raise StrategyError(
             "runtime.jit_compile=false: JAX always compiles with XLA. Leave "

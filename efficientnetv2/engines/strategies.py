@@ -17,7 +17,7 @@ import ml_collections
 import tensorflow as tf
 
 from efficientnetv2 import backend
-from efficientnetv2.engines import base
+from efficientnetv2.engines import check_batch
 from efficientnetv2.errors import StrategyError
 from efficientnetv2.models import convolutions
 
@@ -241,7 +241,7 @@ def check(
         return
     # Four for the pairs of Mixup and CutMix, see `pipeline.rows_of_part`.
     unit = math.lcm(replicas, 4 * _number_of_workers(strategy))
-    base.check_batch(config, replicas, unit)
+    check_batch(config, replicas, unit)
     if config.data.augment_on == "device":
         raise StrategyError(
             f"data.augment_on=device is for one replica, not {replicas}: each "

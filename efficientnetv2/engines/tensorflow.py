@@ -11,20 +11,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2 import progressive
+from efficientnetv2 import engines, progressive
 from efficientnetv2.data import device
-from efficientnetv2.engines import base, losses, optimizers, strategies
+from efficientnetv2.engines import optimizers, strategies
 
 set_up = strategies.set_up
 is_chief = strategies.is_chief
 
 
-class Engine(base.BaseEngine):
+class Engine(engines.BaseEngine):
     """The engine of `engines` on TensorFlow.
 
-    The loss is cross-entropy (see `losses`) plus L2, whose coefficient may
-    ramp with the step. The moving average covers weights and batch-norm
-    statistics.
+    The loss is cross-entropy plus L2, whose coefficient may ramp with the
+    step. The moving average covers weights and batch-norm statistics.
     """
 
     def __init__(self, config, plan):
@@ -69,9 +68,9 @@ class Engine(base.BaseEngine):
             ("network", self.network.variables),
             ("optimizer", self.optimizer.variables),
         ):
-            for name, variable in base.named(variables).items():
+            for name, variable in engines.named(variables).items():
                 state[f"{group}/{name}"] = variable.value
-        names = base.named(self.network.weights)
+        names = engines.named(self.network.weights)
         for name, average in zip(names, self.averages or (), strict=False):
             state[f"ema/{name}"] = average
         return state
@@ -84,7 +83,7 @@ class Engine(base.BaseEngine):
         """Sets the whole state, or if it does not fit leaves it as it was."""
         variables = self._state()
         shapes = {name: var.shape for name, var in variables.items()}
-        base.check(shapes, arrays, source)
+        engines.check_shapes(shapes, arrays, source)
         for name, variable in variables.items():
             variable.assign(arrays[name])
 
@@ -185,7 +184,7 @@ class Engine(base.BaseEngine):
             gradients = [gradient / self.replicas for gradient in gradients]
         self.optimizer.apply(gradients, self.trained)
         self._update_averages(step)
-        top1, top5 = losses.hits(labels, logits)
+        top1, top5 = engines.hits(labels, logits)
         metrics = self._mean_of_replicas(
             {
                 "loss": cross_entropy + l2,
@@ -329,7 +328,7 @@ class Engine(base.BaseEngine):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             logits = self.network(images, training=True)
-            cross_entropy = losses.cross_entropy(
+            cross_entropy = engines.cross_entropy(
                 labels,
                 logits,
                 self.config.train.loss_type,
