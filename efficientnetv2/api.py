@@ -86,8 +86,8 @@ def evaluate(
     Raises:
         UserError: if there is no such run, checkpoint or data.
     """
-    config = _config_of(model_dir, hparam_str, log)
     run = runs.Run(model_dir, log)
+    config = _config_of(run, hparam_str)
     engines.set_up(config, training=False)
     data = runs.Splits(config, log)
     return evaluation.evaluate_checkpoint(config, data, run, checkpoint)
@@ -154,17 +154,17 @@ def export(
             not installed, or a format that differs too much, after the others
             are written.
     """
-    config = _config_of(model_dir, "", log)
     run = runs.Run(model_dir, log)
+    config = _config_of(run)
     with files.writing(run.model_dir):
         return export_run(config, run, checkpoint, formats, allow_disagreement)
 
 
-def _config_of(model_dir, hparam_str, log) -> ml_collections.ConfigDict:
+def _config_of(run: runs.Run, hparam_str="") -> ml_collections.ConfigDict:
     """Returns the configuration of the run that a folder holds."""
-    saved = config_lib.read_saved(model_dir)
+    saved = config_lib.read_saved(run.model_dir)
     config = config_lib.load(hparam_str=hparam_str, saved=saved)
-    return config_lib.as_begun(config, model_dir, log)
+    return runs.as_begun(run, config)
 
 
 def execute(
@@ -195,7 +195,7 @@ def execute(
     if mode.startswith("train"):
         _train(config, run, mode)
         return
-    config = config_lib.as_begun(config, model_dir, log)
+    config = runs.as_begun(run, config)
     engines.set_up(config, training=False)
     with files.writing(run.model_dir):
         if mode == "eval":
@@ -210,7 +210,7 @@ def execute(
 
 
 def _train(config: ml_collections.ConfigDict, run: runs.Run, mode: str) -> None:
-    config = config_lib.as_begun(config, run.model_dir, run.log)
+    config = runs.as_begun(run, config)
     if engines.is_chief(config):
         with runs.claimed(run, config):
             _train_as_chief(config, run, mode)
@@ -402,7 +402,7 @@ def export_run(
 if __name__ == "__main__":
     # What `export_saved_model` wants of its child process.
     try:
-        own = _config_of(sys.argv[1], "", print)
-        export_saved_model(own, runs.Run(sys.argv[1]))
+        own = runs.Run(sys.argv[1])
+        export_saved_model(_config_of(own), own)
     except UserError as user_error:
         sys.exit(f"error: {user_error}")

@@ -125,6 +125,31 @@ class Run:
         return content
 
 
+def as_begun(
+    run: Run, config: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+    """Returns the configuration with which a run of an older version resumes.
+
+    It keeps the values of its time for options that its `config.yaml` does
+    not know; the log says if others are asked for.
+    """
+    path = run.model_dir / config_lib.FILE
+    if not path.exists():
+        return config
+    config = config.copy_and_resolve_references().unlock()
+    kept = config_lib.later_options(declarative.read_yaml(path))
+    for key, value in kept.items():
+        section, option = key.split(".")
+        asked = config[section][option]
+        if asked != value:
+            run.log(
+                f"{path} is older than {key}: the run keeps {value!r}, not "
+                f"{asked!r}."
+            )
+            config[section][option] = value
+    return config.lock()
+
+
 @contextlib.contextmanager
 def claimed(run: Run, config: ml_collections.ConfigDict) -> Iterator[None]:
     """Holds a run's model_dir, which no other process then gets.

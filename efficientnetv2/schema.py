@@ -5,6 +5,7 @@ type and choices, the field default, range and meaning. The options of a run
 (`options`), dataset files and study files are all checked here.
 """
 
+import ast
 import dataclasses
 import json
 import math
@@ -13,7 +14,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from efficientnetv2.declarative import ConfigError, suggest
@@ -230,6 +231,85 @@ def read(schema: type, content: Any, source: str, leave: tuple = ()) -> dict:
         if each.default is dataclasses.MISSING and name not in values:
             raise ConfigError(f"{source} needs '{name}: ...'.")
     return values
+
+
+# --- Text -------------------------------------------------------------------
+
+
+def parse_pairs(
+    text: str, source: str, whole: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Parses 'train.batch_size=64,data.transformations=crop|flip'.
+
+    Args:
+        text: values are true, false, null, numbers, text, and lists as
+            'crop|flip'. Of a key that is given twice the last value counts.
+        source: what a message begins with.
+        whole: keys to whose values '|' belongs.
+
+    Returns:
+        A nested dict.
+
+    Raises:
+        ConfigError: if a part is no 'key=value'.
+    """
+    nested: dict = {}
+    for pair in filter(str.strip, text.split(",")):
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ConfigError(
+                f"{source}: {pair.strip()!r} is not of the form key=value. "
+                "Lists are written with '|', as in crop|flip."
+            )
+        section = nested
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(
+                    f"{source}: {parent!r} in {key!r} is an option and not a "
+                    "section."
+                )
+        is_whole = key in whole and "|" in value
+        section[leaf] = value.strip() if is_whole else _parse_value(value)
+    return nested
+
+
+def _parse_value(text: str) -> Any:
+    text = text.strip()
+    if "|" in text:
+        return [_parse_value(part) for part in text.split("|")]
+    lowered = text.lower()
+    if lowered in ("true", "false"):
+        return lowered == "true"
+    if lowered in ("null", "none", ""):
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def flatten(nested: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Returns 'section.option' to value."""
+    flat = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, dict]:
+    """Returns section to options."""
+    nested: dict = {}
+    for key, value in flat.items():
+        section, _, option = key.rpartition(".")
+        place = nested.setdefault(section, {}) if section else nested
+        place[option] = value
+    return nested
 
 
 # --- Checks ---------------------------------------------------------------

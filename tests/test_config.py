@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import declarative
+from efficientnetv2 import declarative, runs
 from efficientnetv2.config import ConfigError, load
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import architecture
@@ -106,7 +106,7 @@ def test_a_run_of_an_earlier_version_keeps_its_normalization(
     for again in (
         load(saved=config_lib.read_saved(tmp_path)),
         load(hparam_str=str(path)),
-        config_lib.as_begun(config, tmp_path, print),
+        runs.as_begun(runs.Run(tmp_path), config),
     ):
         assert again.data.augname == "randaug"
         assert again.data.normalization == mode

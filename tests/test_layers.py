@@ -16,7 +16,7 @@ LAYERS = (
     # What data there are: names, classes, fingerprints; reads no image.
     "data.listing data.class_list data.folders data.fashion_mnist "
     "data.registry data.fingerprint",
-    "cli combinations",
+    "cli",
     "progressive",
     "config",
     # These two do not know each other.

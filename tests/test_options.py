@@ -48,7 +48,7 @@ def test_base_yaml_and_the_page_of_options_follow_from_the_schema():
         message = f"{path}: run `python -m efficientnetv2.options`"
         assert path.read_text() == text, message
     base = yaml.safe_load(pathlib.Path("hparams/base.yaml").read_text())
-    assert typed(base) == typed(config_lib._nest(config_lib.defaults()))
+    assert typed(base) == typed(schema.nest(config_lib.defaults()))
 
 
 def _apply(nested):
@@ -67,7 +67,7 @@ def _apply(nested):
 )
 def test_any_value_has_the_right_type_or_is_a_clear_error(key, value):
     try:
-        flat = _apply(config_lib._nest({key: value}))
+        flat = _apply(schema.nest({key: value}))
     except ConfigError as error:
         assert key in str(error)
     else:
@@ -91,7 +91,7 @@ def test_any_value_has_the_right_type_or_is_a_clear_error(key, value):
 def test_any_pairs_parse_to_their_values(nested, blank):
     text = ",".join(
         f"{blank}{key}{blank}={blank}{_as_text(value)}{blank}"
-        for key, value in config_lib._flatten(nested).items()
+        for key, value in schema.flatten(nested).items()
     )
     assert typed(config_lib.parse_hparam_str(text)) == typed(nested)
 
@@ -134,7 +134,7 @@ def _valid(key):
 def test_valid_options_are_taken_and_come_back_from_yaml(options):
     text = ",".join(f"{key}={_as_text(v)}" for key, v in options.items())
     flat = _apply(config_lib.parse_hparam_str(text))
-    config = ml_collections.ConfigDict(config_lib._nest(flat))
+    config = ml_collections.ConfigDict(schema.nest(flat))
     again = _apply(yaml.safe_load(config_lib.to_yaml(config)))
     assert flat == {**config_lib.defaults(), **options}
     once = dict.fromkeys(ONE_TIME_OPTIONS, False)

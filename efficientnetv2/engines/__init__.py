@@ -1,6 +1,6 @@
 """Engines: what trains a run on a backend of Keras.
 
-`create` gives the one of the active backend, see `BaseEngine`. Here is what they
+`create` gives that of the active backend, see `BaseEngine`. Here is what they
 share: a state of named variables, and the losses.
 """
 
