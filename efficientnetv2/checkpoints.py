@@ -130,7 +130,6 @@ def find(model_dir: str | os.PathLike, name: str | None) -> pathlib.Path:
     """Returns the file of a checkpoint by name.
 
     Args:
-        model_dir: of the run.
         name: None or 'best' for the best one, else the last; 'last'; a step;
             or a path.
 

@@ -47,10 +47,6 @@ def report(
 
     Nothing is written. The data are fetched or prepared if they are not here.
 
-    Args:
-        config: of the run.
-        log: prints one line.
-
     Returns:
         The estimated seconds of the whole run.
 
@@ -157,7 +153,6 @@ def estimate(
 
     Args:
         config, plan: of the run, whose stages and evaluations count.
-        timing: measured.
     """
     counts = [stage.last_step - stage.first_step for stage in plan.stages]
     training = sum(

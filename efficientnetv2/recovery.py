@@ -121,7 +121,6 @@ class Recovery:
     Args:
         on_nan: `train.on_nan`.
         batch_size: over all devices.
-        log: prints one line.
     """
 
     def __init__(
@@ -267,7 +266,6 @@ class UserCallbacks:
             callback that sets its `stop_training` ends the run after the
             step. On JAX the weights are for reading: the state that is
             trained is the engine's.
-        plan: of the run.
         first_step: from which it trains.
     """
 

@@ -62,10 +62,6 @@ class State:
 class Splits:
     """The splits of a run's data, each loaded once.
 
-    Args:
-        config: of the run.
-        log: prints one line.
-
     Attributes:
         left_out: what was left out of them.
     """
@@ -92,7 +88,6 @@ class Run:
 
     Args:
         model_dir: where the run leaves its files.
-        log: prints one line.
         callbacks: of Keras, called while training.
     """
 

@@ -44,9 +44,7 @@ def measure(
     """Measures everything that `efficientnetv2 benchmark` shows.
 
     Args:
-        config: of the run.
         steps, calls: of training and of inference, in each measurement.
-        log: prints one line.
 
     Raises:
         UserError: for data that cannot be obtained.
@@ -96,7 +94,6 @@ def apart(name: str, config: ml_collections.ConfigDict, *arguments):
 
     Args:
         name: of the measurement.
-        config: of the run.
         *arguments: further ones, as JSON has them.
 
     Raises:
@@ -203,9 +200,6 @@ def stage_maker(
     """Returns what makes the batches of one stage, as `Engine.dataset` asks.
 
     Args:
-        config, plan: of the run.
-        stage: of the plan.
-        source: of the images.
         on_device: see `pipeline.training_dataset`.
         steps: that are used, of twice as many: a pipeline that reads no
             further is faster.
@@ -227,7 +221,6 @@ def measure_stage(
     """Measures a stage of progressive learning.
 
     Args:
-        config: of the run.
         index: of the stage, from 0.
         steps: that are timed, after a few that are not.
 
@@ -344,7 +337,6 @@ def measure_latency(
     """Measures inference at `eval.isize`, with random weights.
 
     Args:
-        config: of the run.
         calls: of each kind that are timed, after a few that are not.
 
     Returns:

@@ -53,9 +53,6 @@ def parse_slice(text: str) -> tuple[str, slice]:
 
 class LeftOut:
     """Counts images that cannot be decoded and are left out.
-
-    Args:
-        log: prints one line.
     """
 
     def __init__(self, log: Callable[[str], None]):

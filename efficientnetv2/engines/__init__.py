@@ -35,7 +35,6 @@ def set_up(config: ml_collections.ConfigDict, training: bool = True) -> None:
     threads stay as the first call in a process set them.
 
     Args:
-        config: of the run.
         training: whether all devices of the run are used, or one.
 
     Raises:
@@ -57,7 +56,6 @@ def create(config: ml_collections.ConfigDict, plan: RunPlan | None):
     """Returns the engine of Keras' backend, see `BaseEngine`.
 
     Args:
-        config: of the run.
         plan: of the run; None: for `logits` alone, those of the network's own
             weights.
 
@@ -90,7 +88,6 @@ class BaseEngine:
         end_training()              keeps the network alone, for other weights
 
     Args:
-        config: of the run.
         plan: of the run; None: there are no optimizer and averaged weights,
             and `logits` are those of the network's own weights.
 
@@ -152,7 +149,6 @@ def check_batch(
     """Checks that devices can share a batch.
 
     Args:
-        config: of the run.
         replicas: devices.
         unit: what a global batch must be a multiple of.
 

@@ -306,9 +306,6 @@ def build_optimizer(
     """Returns the optimizer that the configuration names, with its schedule.
 
     Under `mixed_float16` it is wrapped into dynamic loss scaling.
-
-    Args:
-        config, plan: of the run.
     """
     train = config.train
     options = {

@@ -264,7 +264,6 @@ def distribute(
     """Returns batches as the replicas of a strategy take them.
 
     Args:
-        strategy: of the run.
         make_dataset: from `part`, (number, workers), to the batches of this
             worker, see `pipeline.training_dataset`; without it, to all.
 
