@@ -5,7 +5,7 @@ import sys
 
 import efficientnetv2
 from efficientnetv2 import cli, commands
-from efficientnetv2.errors import nearest
+from efficientnetv2.declarative import suggest
 
 
 def main() -> None:
@@ -21,13 +21,8 @@ def main() -> None:
     elif name in ("--help", "-h", "help"):
         print(_overview(program))
     else:
-        near = nearest(name, commands.NAMES)
-        hint = f" Did you mean {near!r}?" if near else ""
-        known = ", ".join(commands.NAMES)
-        print(
-            f"error: Unknown command {name!r}.{hint} Known: {known}.",
-            file=sys.stderr,
-        )
+        hint = suggest(name, list(commands.NAMES))
+        print(f"error: Unknown command {name!r}.{hint}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -25,7 +25,7 @@ from efficientnetv2 import (
     runs,
 )
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import faults, fingerprint, preview, registry
+from efficientnetv2.data import faults, fingerprint, output, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture, weights
 from efficientnetv2.serving import export as export_lib
@@ -273,7 +273,7 @@ def _evaluate_and_report(config, data, run, checkpoint=None, engine=None):
     result = evaluation.evaluate_checkpoint(
         config, data, run, checkpoint, observer, engine
     )
-    preview.write(config, run.model_dir / preview.FOLDER, log=_silent)
+    output.write_preview(config, run.model_dir / output.PREVIEW, log=_silent)
     path = run_report.write(config, run, observer, result)
     if not config.data.multi_label:
         names = registry.load_info(config.data.ds_name).class_names

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from efficientnetv2.declarative import ConfigError, suggest
-from efficientnetv2.errors import nearest
 
 # Above it docs/options.md is written by hand.
 _MARK = "<!-- Below: written by `python -m efficientnetv2.options`. -->\n"
@@ -217,11 +216,9 @@ def read(schema: type, content: Any, source: str, leave: tuple = ()) -> dict:
         raise ConfigError(f"{source} must be a mapping, not {content!r}.")
     for key in content:
         if key not in options:
-            near = nearest(str(key), options)
-            hint = f" Did you mean {near!r}?" if near else ""
             raise ConfigError(
-                f"{source}: unknown option {key!r}.{hint} Known: "
-                f"{', '.join(options)}."
+                f"{source}: unknown option {key!r}."
+                + suggest(str(key), list(options))
             )
     values = {
         key: options[key].convert(value, source)

@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from efficientnetv2 import api, dry_run, formatting, notices, runs
+from efficientnetv2 import api, formatting, notices, runs, speed
 from efficientnetv2 import config as config_lib
 
 
@@ -22,7 +22,7 @@ def test_a_dry_run_measures_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     lines = []
     config = tiny_config("train.epochs=1,train.stages=2")
-    seconds = dry_run.report(config, lines.append)
+    seconds = speed.dry_run(config, lines.append)
     text = "\n".join(lines)
     assert 0 < seconds < 600
     assert "10 classes, 200 images to train (train), 200 images" in text
@@ -41,10 +41,11 @@ def test_the_estimate_adds_up_the_run(tiny_config):
         hparam_str="train.epochs=2,train.stages=2,eval.every_epochs=1",
     )
     plan = config_lib.run_plan(config)
-    timing = dry_run.Timing([100.0, 50.0], 1000.0, 30.0, 0, None)
     # 429 steps of 128 images in each stage; 5,000 images twice, 10,000 once.
     expected = 30 + 429 * 128 / 100 + 429 * 128 / 50 + 20_000 / 1000
-    assert dry_run.estimate(config, plan, timing) == pytest.approx(expected)
+    assert notices.measured_seconds(
+        config, plan, [100.0, 50.0], 1000.0, 30.0
+    ) == pytest.approx(expected)
 
 
 def test_a_slow_choice_is_announced(monkeypatch):

@@ -16,7 +16,7 @@ import pytest
 
 from efficientnetv2 import api, checkpoints, progress, runs
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import export, registry
+from efficientnetv2.data import output, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.train import train_run
 from tests.conftest import TINY
@@ -159,7 +159,7 @@ def disk(tmp_path):
 
 def test_a_disk_that_fills_while_a_run_trains(disk, source, tmp_path):
     info = registry.load_info("fashion_mnist")
-    export.write(info, lambda _: source, tmp_path / "photos", "folder")
+    output.write_dataset(info, lambda _: source, tmp_path / "photos", "folder")
     model_dir = disk.folder / "run"
     command = [
         sys.executable,

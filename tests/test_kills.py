@@ -9,7 +9,7 @@ import pytest
 
 from efficientnetv2 import checkpoints
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import export, registry
+from efficientnetv2.data import output, registry
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,9 @@ def _result(model_dir: pathlib.Path):
 def test_twenty_kills_change_nothing(tmp_path, source, process):
     info = registry.load_info("fashion_mnist")
     dataset = str(tmp_path / "photos")
-    export.write(info, lambda _: source, pathlib.Path(dataset), "folder")
+    output.write_dataset(
+        info, lambda _: source, pathlib.Path(dataset), "folder"
+    )
     whole = process(dataset, str(tmp_path / "whole"))
     whole.join()
     assert whole.exitcode == 0

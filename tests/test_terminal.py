@@ -15,7 +15,7 @@ import numpy as np
 import pyte
 import pytest
 
-from efficientnetv2.data import export, registry
+from efficientnetv2.data import output, registry
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.slow
@@ -86,7 +86,7 @@ def written(tmp_path_factory, source):
         split: dataclasses.replace(source, images=source.images + np.uint8(k))
         for k, split in enumerate(("train", "minival", "eval"))
     }
-    export.write(info, splits.get, folder / "photos", "folder")
+    output.write_dataset(info, splits.get, folder / "photos", "folder")
     return run_in_terminal(
         [
             *(sys.executable, "-m", "efficientnetv2.main"),

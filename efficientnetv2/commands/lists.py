@@ -142,7 +142,7 @@ def _dataset(name: str, folder: pathlib.Path) -> None:
         if shards:
             text += f", shards {list(content.shards)}"
         if info.source in registry.LISTED:
-            text += _by_class(registry.listing(info.folder).counts(split))
+            text += _by_class(registry.list_images(info.folder).counts(split))
         rows.append((split, text.rstrip()))
     rows += [("note", note) for note in registry.notes(info)]
     for label, text in rows:
@@ -164,9 +164,9 @@ def _by_class(counts: dict[str, int]) -> str:
 def _preview(given: flags.FlagValues) -> None:
     config = load_config(given)
     with backend.importing_tensorflow():
-        from efficientnetv2.data import preview
-    folder = pathlib.Path(given.output_dir or preview.FOLDER)
-    for path in preview.write(config, folder, given.images):
+        from efficientnetv2.data import output
+    folder = pathlib.Path(given.output_dir or output.PREVIEW)
+    for path in output.write_preview(config, folder, given.images):
         print(path)
 
 
@@ -175,8 +175,8 @@ def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
         raise UserError("--output_dir is missing, such as photos.")
     info = registry.load_info(given.dataset)
     with backend.importing_tensorflow():
-        from efficientnetv2.data import export, loading
-    path = export.write(
+        from efficientnetv2.data import loading, output
+    path = output.write_dataset(
         info,
         lambda split: loading.load_from(info, split, folder),
         pathlib.Path(given.output_dir),

@@ -13,7 +13,7 @@ from absl import flags
 
 from efficientnetv2 import backend, cli, files, progress
 from efficientnetv2.cli import Flag
-from efficientnetv2.data import folders
+from efficientnetv2.data import listing
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.serving import formats
 
@@ -195,7 +195,7 @@ def _write_files(given, classifier, path: str, best, is_sure: bool) -> None:
     from efficientnetv2.serving import inspection
 
     if given.sort_to:
-        name = folders.folder_name(best.name) if is_sure else UNSURE
+        name = listing.folder_name(best.name) if is_sure else UNSURE
         folder = pathlib.Path(given.sort_to) / name
         shutil.copy(path, inspection.free_place(folder, path))
     if given.annotate_to:

@@ -155,8 +155,8 @@ def _train(given: flags.FlagValues) -> None:
         _execute(config, given, given.mode)
         return
     with backend.importing_tensorflow(given.backend):
-        from efficientnetv2 import dry_run
-    dry_run.report(config)
+        from efficientnetv2 import speed
+    speed.dry_run(config)
 
 
 @cli.command(

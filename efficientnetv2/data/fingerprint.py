@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import ml_collections
 
-from efficientnetv2.data import class_list, fashion_mnist, registry
+from efficientnetv2.data import fashion_mnist, listing, registry
 from efficientnetv2.data.registry import DatasetInfo, Split
 from efficientnetv2.errors import DataError, UserError
 
@@ -93,7 +93,7 @@ def take(
 
 
 def _images(info: DatasetInfo, splits: Iterable[str]) -> Files:
-    index = registry.listing(info.folder)
+    index = registry.list_images(info.folder)
     files: Files = {}
     try:
         for split in splits:
@@ -184,9 +184,9 @@ def class_names(model_dir: str | os.PathLike) -> list[str] | None:
         ChangedDataError: if class_names.txt was edited; shows both lists.
     """
     model_dir = pathlib.Path(model_dir)
-    path = model_dir / class_list.FILE
+    path = model_dir / listing.NAMES_FILE
     try:
-        names = class_list.read(path) if path.is_file() else None
+        names = listing.read_names(path) if path.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         raise ChangedDataError(f"Cannot read {path}: {error}.") from None
     content = read(model_dir)
@@ -194,7 +194,7 @@ def class_names(model_dir: str | os.PathLike) -> list[str] | None:
         return names
     known = content["class_names"]
     if names is not None and names != known:
-        lists = class_list.both(known, names, FILE, class_list.FILE)
+        lists = listing.compare_names(known, names, FILE, listing.NAMES_FILE)
         raise ChangedDataError(
             f"{path} was edited: its names are not the run's.\n{lists}\n"
             f"Restore those of {FILE}, or remove {path}."
@@ -289,7 +289,7 @@ def claim(
             )
         log(f"Continuing although {info.name} has changed:\n{changes}")
     return {
-        class_list.FILE: class_list.to_text(info.class_names),
+        listing.NAMES_FILE: listing.names_to_text(info.class_names),
         FILE: json.dumps(new, indent=1, ensure_ascii=False) + "\n",
         **({FILES: _to_csv(files)} if files else {}),
     }
@@ -300,11 +300,13 @@ def _check_names(info: DatasetInfo, model_dir: pathlib.Path) -> None:
     if names is None or names == info.class_names:
         return
     # A run of an earlier version may have them in another normal form.
-    if list(map(class_list.normal_form, names)) == info.class_names:
+    if list(map(listing.normal_form, names)) == info.class_names:
         return
     same = sorted(names) == sorted(info.class_names)
     what = "another class order" if same else "other class names"
-    lists = class_list.both(names, info.class_names, str(model_dir), info.name)
+    lists = listing.compare_names(
+        names, info.class_names, str(model_dir), info.name
+    )
     raise ChangedDataError(
         f"{info.name} has {what} than {model_dir}:\n{lists}\nUse the names "
         "and the order of the run, or name another --model_dir."

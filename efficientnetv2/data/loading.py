@@ -52,8 +52,7 @@ def parse_slice(text: str) -> tuple[str, slice]:
 
 
 class LeftOut:
-    """Counts images that cannot be decoded and are left out.
-    """
+    """Counts images that cannot be decoded and are left out."""
 
     def __init__(self, log: Callable[[str], None]):
         self.log = log
@@ -189,7 +188,7 @@ def load_from(
 def _load_listed(
     info: DatasetInfo, split: str, log: Callable[[str], None]
 ) -> EncodedSource:
-    index = registry.listing(info.folder)
+    index = registry.list_images(info.folder)
     part = index.splits[split]
     place = formatting.near(info.folder)
     log(f"{registry.title(info.name)}: {len(part):,} images ({split}), {place}")

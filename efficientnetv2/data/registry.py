@@ -13,8 +13,14 @@ from typing import Any, Literal
 import ml_collections
 
 from efficientnetv2 import schema
-from efficientnetv2.data import class_list, fashion_mnist, folders
-from efficientnetv2.data.listing import Listing, is_csv, scan_csv
+from efficientnetv2.data import fashion_mnist, folders
+from efficientnetv2.data.listing import (
+    NAMES_FILE,
+    Listing,
+    is_csv,
+    read_names_in_words,
+    scan_csv,
+)
 from efficientnetv2.declarative import (
     ConfigError,
     declarative_dir,
@@ -243,7 +249,7 @@ def forget() -> None:
     scan_csv.cache_clear()
 
 
-def listing(path: str | os.PathLike) -> Listing:
+def list_images(path: str | os.PathLike) -> Listing:
     """Returns the images of a folder or of a CSV file.
 
     Raises:
@@ -256,7 +262,7 @@ def listing(path: str | os.PathLike) -> Listing:
 def notes(info: DatasetInfo) -> list[str]:
     """Returns what the user may not expect of a dataset, one per line."""
     if info.source in LISTED:
-        return listing(info.folder).notes
+        return list_images(info.folder).notes
     if is_registered(info.name) and pathlib.Path(info.name).is_dir():
         return [
             f"--dataset={info.name} is the registered dataset, not the folder "
@@ -328,7 +334,7 @@ def _read_class_names(name: str, file: str, where: str) -> list[str]:
     if name.endswith(_YAML):
         folder = pathlib.Path(name).parent
     try:
-        return list(class_list.read_table(folder / file))
+        return list(read_names_in_words(folder / file))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{where}: class_names: cannot read {folder / file}: {error}."
@@ -353,7 +359,7 @@ def _parse_listed(name: str, values: dict, where: str) -> DatasetInfo:
         if key in values:
             raise ConfigError(
                 f"{where}: {key} does not apply to source {source}, whose "
-                f"folder determines it; {class_list.FILE} in the folder sets "
+                f"folder determines it; {NAMES_FILE} in the folder sets "
                 "the order of the classes."
             )
     values = schema.read(DatasetInfo, values, where, ("name", *of_folder))
@@ -366,7 +372,7 @@ def _parse_listed(name: str, values: dict, where: str) -> DatasetInfo:
 
 
 def _listed_info(name: str, path: pathlib.Path) -> DatasetInfo:
-    index = listing(path)
+    index = list_images(path)
     return DatasetInfo(
         name=name,
         source="csv" if is_csv(path) else "folder",

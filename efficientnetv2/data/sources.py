@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2.data import class_list, decoding
+from efficientnetv2.data import decoding, listing
 from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import DataError
 
@@ -197,7 +197,7 @@ def in_order_of(source: Source, class_names: Sequence[str]) -> Source:
     class_names = list(class_names)
     if list(source.class_names) == class_names:
         return source
-    order = class_list.places(source.class_names, class_names)
+    order = listing.match_names(source.class_names, class_names)
     classes = len(class_names)
 
     def reorder(labels):

@@ -265,7 +265,7 @@ def test_bad_images_can_be_left_out(tmp_path, source):
         config.unlock()
         config.train.split = config.eval.split = config.eval.val_split = split
         if dataset != name:
-            files = registry.listing(dataset).splits[split].files
+            files = registry.list_images(dataset).splits[split].files
             pathlib.Path(files[3]).write_bytes(b"")
             pathlib.Path(files[90]).write_bytes(b"no image")
         lines = []

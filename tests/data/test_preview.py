@@ -12,14 +12,13 @@ from PIL import Image
 from efficientnetv2 import api
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import (
-    class_list,
     decoding,
-    export,
     fingerprint,
+    listing,
     loading,
+    output,
     pipeline,
     preprocessing,
-    preview,
     registry,
     sources,
 )
@@ -56,14 +55,14 @@ def test_captions():
         ([0.5, 0.3, 0.2], ["0.50 cat", "and 2 more"]),
         ([1, 1, 0], ["cat", "dog"]),
     ):
-        assert preview.caption(np.array(label, np.float32), names) == lines
+        assert output.caption(np.array(label, np.float32), names) == lines
 
 
 @pytest.mark.usefixtures("small_data")
 def test_a_sheet_shows_the_images_of_its_stage(tmp_path, source, tiny_config):
     config = tiny_config("train.stages=2,data.ram=10,data.cutmix_alpha=1")
-    config = preview.with_batch_size(config, 8)
-    first, second = preview.write_sheets(
+    config = output.with_batch_size(config, 8)
+    first, second = output.write_sheets(
         source, config, tmp_path / "new", "title"
     )
     assert (first.name, second.name) == ("stage_1.png", "stage_2.png")
@@ -73,8 +72,8 @@ def test_a_sheet_shows_the_images_of_its_stage(tmp_path, source, tiny_config):
     assert images.shape == (8, 20, 20, 3)
     pixels = np.array(Image.open(first))
     # Each pixel of an image is a square of the sheet.
-    left, upper = preview.place(0, 6)
-    cell = preview.CELL
+    left, upper = output.place(0, 6)
+    cell = output.CELL
     shown = pixels[upper + 4 : upper + cell : 8, left + 4 : left + cell : 8]
     np.testing.assert_array_equal(
         shown, preprocessing.denormalize(images[0], "v2")
@@ -84,12 +83,12 @@ def test_a_sheet_shows_the_images_of_its_stage(tmp_path, source, tiny_config):
 
 
 def test_a_preview_of_fewer_images_than_a_sheet_holds(source, tiny_config):
-    config = preview.with_batch_size(tiny_config(), 10**6)
+    config = output.with_batch_size(tiny_config(), 10**6)
     assert config.train.batch_size == 55_000
 
 
 def test_a_folder_written_from_a_dataset(tmp_path, source):
-    path = export.write(
+    path = output.write_dataset(
         _info(source), lambda split: source, tmp_path / "out", "folder", 3
     )
     info = registry.load_info(str(path))
@@ -112,25 +111,25 @@ def test_a_list_of_classes_orders_a_folder(tmp_path, source):
     # Which are not sorted, and of which one is no folder's name.
     names = ["T-shirt/top", *(f"{9 - k} things" for k in range(9))]
     info = dataclasses.replace(_info(source), class_names=names)
-    path = export.write(
+    path = output.write_dataset(
         info, lambda split: source, tmp_path / "out", "folder", 1
     )
     assert registry.load_info(str(path)).class_names == names
     read = loading.load_from(registry.load_info(str(path)), "train", tmp_path)
     for file, label in zip(read.items, read.labels, strict=True):
-        assert class_list.folder_name(names[label]) in file
+        assert listing.folder_name(names[label]) in file
     other = tmp_path / "other"
     path.rename(other)
-    (other / class_list.FILE).unlink()
+    (other / listing.NAMES_FILE).unlink()
     sorted_info = registry.load_info(str(other))
     assert sorted_info.class_names[-1] == "T-shirt-top"
-    assert class_list.folder_name("../up") == "-up"
+    assert listing.folder_name("../up") == "-up"
     # A model of the first order is evaluated all the same.
     read = loading.load_from(sorted_info, "train", tmp_path)
     again = sources.in_order_of(read, names)
     assert again.class_names == names and again.describe(0)
     for file, label in zip(again.items, again.labels, strict=True):
-        assert class_list.folder_name(names[label]) in file
+        assert listing.folder_name(names[label]) in file
     with pytest.raises(DataError, match="does not know the class '1 things'"):
         sources.in_order_of(read, ["3 thing", *names[:6]])
 
@@ -143,7 +142,7 @@ def test_evaluation_on_classes_in_another_order(folder_run, source, tmp_path):
     expected = api.evaluate(folder_run, log=print)
     assert names == source.class_names and expected["top1"] > 0.5
     for form in ("folder", "tfrecord"):
-        path = export.write(
+        path = output.write_dataset(
             _info(backwards), lambda split: backwards, tmp_path / form, form
         )
         assert registry.load_info(str(path)).class_names == names[::-1]
@@ -157,8 +156,8 @@ def test_evaluation_on_classes_in_another_order(folder_run, source, tmp_path):
 
 
 def test_shards_written_from_a_dataset(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(export, "_SHARD", 64)
-    path = export.write(
+    monkeypatch.setattr(output, "_SHARD", 64)
+    path = output.write_dataset(
         _info(source), lambda split: source, tmp_path / "out", "tfrecord"
     )
     assert len(list(tmp_path.glob("out/train-*"))) == 4
@@ -179,11 +178,15 @@ def test_several_labels_go_into_shards_only(tmp_path, source):
     several = dataclasses.replace(source, labels=vectors)
     info = _info(source, multi_label=True)
     with pytest.raises(DataError, match="tfrecord"):
-        export.write(info, lambda split: several, tmp_path / "out", "folder")
+        output.write_dataset(
+            info, lambda split: several, tmp_path / "out", "folder"
+        )
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(DataError, match="not empty"):
-        export.write(_info(source), lambda split: source, tmp_path, "folder")
-    path = export.write(
+        output.write_dataset(
+            _info(source), lambda split: source, tmp_path, "folder"
+        )
+    path = output.write_dataset(
         info, lambda split: several, tmp_path / "out", "tfrecord"
     )
     info = registry.load_info(str(path))
@@ -194,7 +197,7 @@ def test_several_labels_go_into_shards_only(tmp_path, source):
 
 
 def test_the_command(tmp_path, source):
-    export.write(
+    output.write_dataset(
         _info(source), lambda split: source, tmp_path / "photos", "folder"
     )
 

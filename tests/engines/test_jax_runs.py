@@ -11,7 +11,7 @@ import pytest
 
 from efficientnetv2 import api, checkpoints
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import export, registry
+from efficientnetv2.data import output, registry
 from tests.conftest import make_source
 from tests.engines import steps
 
@@ -28,7 +28,7 @@ OVERRIDES = (
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "photos"
     source = make_source()
-    export.write(
+    output.write_dataset(
         registry.load_info("fashion_mnist"), lambda _: source, folder, "folder"
     )
     return str(folder)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efficientnetv2 import checkpoints, progressive
-from efficientnetv2.data import export, mixing, pipeline, registry
+from efficientnetv2.data import mixing, output, pipeline, registry
 from efficientnetv2.engines import strategies
 from tests.conftest import TINY, examples
 from tests.engines.distributed_run import SAME
@@ -141,7 +141,7 @@ def photos(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("data") / "photos"
     source = make_source()
-    export.write(
+    output.write_dataset(
         registry.load_info("fashion_mnist"), lambda _: source, folder, "folder"
     )
     return str(folder)
