@@ -15,7 +15,7 @@ def main() -> None:
         program = "python -m efficientnetv2"
     name, *rest = sys.argv[1:] or ["--help"]
     if name in commands.NAMES:
-        cli.start(commands.load(name), f"{program} {name}", rest)
+        cli.start(commands.load_command(name), f"{program} {name}", rest)
     if name == "--version":
         print(efficientnetv2.__version__)
     elif name in ("--help", "-h", "help"):

@@ -184,7 +184,7 @@ def execute(
         mode: 'train_and_eval' (train, evaluate, report, export),
             'train_and_test' (train, evaluate), 'train', 'eval', 'report' or
             'export'.
-        checkpoint: for all but training, see `checkpoints.find`.
+        checkpoint: for all but training, see `checkpoints.find_checkpoint`.
         log: prints one line.
         formats, allow_disagreement: for 'export', see `serving.export.export`.
 
@@ -311,7 +311,9 @@ def _silent(_: str) -> None:
 
 def _network(config, run: runs.Run, checkpoint: str | None, engine=None):
     """Returns the averaged weights of a checkpoint in a network, and it."""
-    found = checkpoints.load(checkpoints.find(run.model_dir, checkpoint))
+    found = checkpoints.read_checkpoint(
+        checkpoints.find_checkpoint(run.model_dir, checkpoint)
+    )
     if engine is not None and keras.config.dtype_policy().name == "float32":
         network = engine.network
     else:
@@ -352,7 +354,7 @@ def export_run(
 
     Args:
         config, run: of the checkpoint.
-        checkpoint: see `checkpoints.find`.
+        checkpoint: see `checkpoints.find_checkpoint`.
         formats, allow_disagreement: see `serving.export.export`.
 
     Returns:

@@ -85,7 +85,7 @@ def _write(path, arrays, meta):
     write_atomically(path, lambda file: np.savez(file, **content))
 
 
-def load(path: str | os.PathLike) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Reads a checkpoint whole.
 
     Raises:
@@ -120,13 +120,15 @@ def load_latest(model_dir: str | os.PathLike, log=print) -> Checkpoint | None:
     """
     for step in reversed(list_steps(model_dir)):
         try:
-            return load(path_of_step(model_dir, step))
+            return read_checkpoint(path_of_step(model_dir, step))
         except CheckpointError as error:
             log(f"{error} Using the previous one.")
     return None
 
 
-def find(model_dir: str | os.PathLike, name: str | None) -> pathlib.Path:
+def find_checkpoint(
+    model_dir: str | os.PathLike, name: str | None
+) -> pathlib.Path:
     """Returns the file of a checkpoint by name.
 
     Args:

@@ -114,7 +114,7 @@ def evaluate_checkpoint(
     Args:
         config, data: of the run.
         run: of the checkpoint.
-        name: see `checkpoints.find`.
+        name: see `checkpoints.find_checkpoint`.
         observe: see `evaluate`.
         engine: whose network is used, its training being over; None: a new
             one.
@@ -123,7 +123,9 @@ def evaluate_checkpoint(
         The metrics of `evaluate`, with 'checkpoint', 'step', 'dataset' and
         'split'.
     """
-    checkpoint = checkpoints.load(checkpoints.find(run.model_dir, name))
+    checkpoint = checkpoints.read_checkpoint(
+        checkpoints.find_checkpoint(run.model_dir, name)
+    )
     engine = engine or engines.create(config, None)
     fingerprint.say_changes(config, run.model_dir, run.log)
     names = fingerprint.names_of_run(config, run.model_dir)
@@ -166,7 +168,10 @@ def measure_inference(
     """
     engine = engines.create(config, None)
     weights.load_averaged(
-        engine.network, checkpoints.load(checkpoints.find(model_dir, None))
+        engine.network,
+        checkpoints.read_checkpoint(
+            checkpoints.find_checkpoint(model_dir, None)
+        ),
     )
     size = config.eval.isize
     images = np.random.default_rng(0).uniform(

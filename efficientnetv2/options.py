@@ -427,7 +427,7 @@ SECTIONS = {
 OPTIONS: dict[str, schema.Option] = {
     name: each
     for section, fields in SECTIONS.items()
-    for name, each in schema.describe(fields, f"{section}.").items()
+    for name, each in schema.list_options(fields, f"{section}.").items()
 }
 # Where '|' belongs to the value.
 REGULAR_EXPRESSIONS = tuple(

@@ -185,13 +185,15 @@ def _choices(kind: Any) -> tuple:
     return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
 
 
-def describe(schema: type, prefix: str = "") -> dict[str, Option]:
+def list_options(schema: type, prefix: str = "") -> dict[str, Option]:
     """Returns the options of a schema by name, in their order."""
     options = (Option.of(field, prefix) for field in dataclasses.fields(schema))
     return {each.name: each for each in options}
 
 
-def read(schema: type, content: Any, source: str, leave: tuple = ()) -> dict:
+def check_values(
+    schema: type, content: Any, source: str, leave: tuple = ()
+) -> dict:
     """Checks a mapping against a schema.
 
     Args:
@@ -209,7 +211,7 @@ def read(schema: type, content: Any, source: str, leave: tuple = ()) -> dict:
     """
     options = {
         name: each
-        for name, each in describe(schema).items()
+        for name, each in list_options(schema).items()
         if name not in leave
     }
     if not isinstance(content, Mapping):
@@ -372,7 +374,7 @@ def to_yaml(sections: Mapping[str, type]) -> str:
     ]
     for section, schema in sections.items():
         lines += ["", f"{section}:"]
-        for name, each in describe(schema).items():
+        for name, each in list_options(schema).items():
             left = f"  {name}: {_as_yaml(each.default)}"
             text = each.help
             if each.choices and not all(str(c) in text for c in each.choices):
@@ -394,7 +396,7 @@ def to_markdown(sections: Mapping[str, type]) -> str:
             "| option | default | values | meaning |",
             "| --- | --- | --- | --- |",
         ]
-        for name, each in describe(schema, f"{section}.").items():
+        for name, each in list_options(schema, f"{section}.").items():
             cells = (
                 f"`{name}`",
                 f"`{_as_yaml(each.default)}`",

@@ -185,7 +185,7 @@ def check_shards(first: int, last: int, report) -> dict[str, int]:
             except faults.READ_ERRORS as error:
                 counts["shards refused"] += 1
                 # What a user is told, which is slow to find.
-                if seed % 20 == 0 and not faults.find(source):
+                if seed % 20 == 0 and not faults.find_faults(source):
                     raise AssertionError("no fault found") from error
     return counts
 

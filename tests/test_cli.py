@@ -29,17 +29,17 @@ def _run(*arguments, module="efficientnetv2", **kwargs):
 
 @pytest.mark.parametrize("name", commands.NAMES)
 def test_help_fits_a_screen(name):
-    text = cli.help_text(f"efficientnetv2 {name}", commands.load(name))
+    text = cli.help_text(f"efficientnetv2 {name}", commands.load_command(name))
     lines = text.splitlines()
     assert len(lines) <= 24, text
     assert max(map(len, lines)) <= 80, text
     assert re.search(rf"^ +(eval .)?efficientnetv2 {name}", text, re.M) or (
         name == "completion"
     )
-    full = cli.help_text("x", commands.load(name), full=True)
-    for flag in cli.own_flags(commands.load(name)):
+    full = cli.help_text("x", commands.load_command(name), full=True)
+    for flag in cli.own_flags(commands.load_command(name)):
         assert f"--{flag}" in full or f"--[no]{flag}" in full
-        rare = flag in getattr(commands.load(name), "RARE", ())
+        rare = flag in getattr(commands.load_command(name), "RARE", ())
         assert rare != bool(re.search(rf"\b{flag}\b", text)), flag
 
 
@@ -49,7 +49,7 @@ def test_help_waits_for_nothing():
 import sys
 from efficientnetv2 import cli, commands
 for name in commands.NAMES:
-    cli.help_text(name, commands.load(name))
+    cli.help_text(name, commands.load_command(name))
 slow = {"tensorflow", "keras", "jax", "matplotlib", "scipy"} & set(sys.modules)
 assert not slow, slow
 """
@@ -219,7 +219,7 @@ def test_the_state_of_runs(tmp_path):
 
 def _call(name, *arguments):
     """Runs a command in this process."""
-    command = commands.load(name)
+    command = commands.load_command(name)
     return command.run(*cli.parse(command, arguments))
 
 

@@ -75,7 +75,7 @@ def test_one_device_is_no_mirror(tiny_config):
     def described(**flags):
         config = tiny_config(flags=flags)
         strategy = types.SimpleNamespace(num_replicas_in_sync=1)
-        return strategies.describe(config, strategy, 1)
+        return strategies.describe_devices(config, strategy, 1)
 
     assert "changes nothing" in described(**{"runtime.strategy": "mirrored"})
     assert "changes nothing" not in described()

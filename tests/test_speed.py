@@ -274,7 +274,7 @@ def test_one_command_renews_the_results(tmp_path):
 
 
 def test_the_inference_of_a_finished_run(folder_run, tmp_path):
-    command = commands.load("benchmark")
+    command = commands.load_command("benchmark")
     shutil.copytree(folder_run, tmp_path / "run")
     arguments = [f"--model_dir={tmp_path / 'run'}", "--inference_batch_size=4"]
     command.run(*cli.parse(command, arguments))

@@ -198,7 +198,9 @@ np.savez(sys.argv[3], served=served['probabilities'],
     from efficientnetv2.models import architecture
 
     network = architecture.build(config.model.to_dict())
-    best = checkpoints.load(checkpoints.find(finished, "best"))
+    best = checkpoints.read_checkpoint(
+        checkpoints.find_checkpoint(finished, "best")
+    )
     weights.load_averaged(network, best)
     dataset = pipeline.evaluation_dataset(source, config)
     logits = network(next(iter(dataset))[0][:5])
@@ -551,7 +553,9 @@ def test_fine_tuning_starts_from_a_run(tiny_config, finished, tmp_path):
         config = tiny_config(f"{overrides},model.num_classes={classes}")
         network = engines.create(config, config_lib.run_plan(config)).network
         text = zoo.initialize(network, config)
-        expected = checkpoints.load(checkpoints.find(finished, None)).arrays
+        expected = checkpoints.read_checkpoint(
+            checkpoints.find_checkpoint(finished, None)
+        ).arrays
         np.testing.assert_array_equal(
             network.get_layer("stem").conv.kernel,
             expected["ema/stem/conv/kernel"],
@@ -570,7 +574,9 @@ def test_a_classifier_of_other_names_is_not_kept(
     network = engines.create(config, config_lib.run_plan(config)).network
     text = zoo.initialize(network, config)
     assert "the classifier starts from scratch" in text
-    loaded = checkpoints.load(checkpoints.find(finished, None)).arrays
+    loaded = checkpoints.read_checkpoint(
+        checkpoints.find_checkpoint(finished, None)
+    ).arrays
     for part, equal in (("stem/conv", True), ("logits", False)):
         layer = network.get_layer(part.partition("/")[0])
         kernel = (layer.conv if "/" in part else layer).kernel

@@ -32,7 +32,7 @@ _MODULES = {
 }
 
 
-def load(name: str) -> Command:
+def load_command(name: str) -> Command:
     """Returns a command; imports no TensorFlow."""
     module = importlib.import_module(f"{__name__}.{_MODULES.get(name, 'run')}")
     return getattr(module, "evaluate" if name == "eval" else name)

@@ -75,7 +75,7 @@ def _values(flag: flags.Flag) -> list[str]:
 
 
 def _flags_of(name: str) -> list[flags.Flag]:
-    values = cli.own_flags(commands.load(name))
+    values = cli.own_flags(commands.load_command(name))
     return [values[each] for each in values]
 
 

@@ -202,7 +202,7 @@ def _check(given: flags.FlagValues, folder: pathlib.Path) -> int:
     info = registry.load_info(given.dataset)
     with backend.importing_tensorflow():
         from efficientnetv2.data import faults, loading
-    wrong = faults.check(
+    wrong = faults.check_dataset(
         info, lambda split: loading.load_from(info, split, folder)
     )
     return 1 if wrong else 0

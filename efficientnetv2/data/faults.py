@@ -3,7 +3,7 @@
 A pipeline reads and decodes in TensorFlow's graph, whose errors name an
 operation and no file: which example it was is looked for only afterwards, by
 `named`. `before_training` reads the first bytes of every file, which takes
-seconds for a hundred thousand; `check` decodes everything.
+seconds for a hundred thousand; `check_dataset` decodes everything.
 """
 
 import concurrent.futures
@@ -88,7 +88,7 @@ def named(*read_from: Source):
         yield
     except READ_ERRORS as error:
         for source in read_from:
-            for fault in every(source):
+            for fault in find_faults(source):
                 raise DataError(fault) from error
         raise
 
@@ -277,7 +277,7 @@ def _shapes(source: Source) -> Iterator[tuple[int, int]]:
 # --- Everything -------------------------------------------------------------
 
 
-def check(
+def check_dataset(
     info: DatasetInfo,
     load: Callable[[str], Source],
     log: Callable[[str], None] = progress.say,
@@ -297,7 +297,7 @@ def check(
         source = load(split)
         count += len(source)
         with progress.bar(f"Reading {split}", len(source)) as bar:
-            for fault in every(source, bar.update):
+            for fault in find_faults(source, bar.update):
                 log(fault)
                 wrong += 1
         if isinstance(source, EncodedSource):
@@ -324,7 +324,7 @@ def _dark(source: EncodedSource) -> Iterator[str]:
                 )
 
 
-def every(
+def find_faults(
     source: Source, advance: Callable[[int], object] = lambda _: None
 ) -> Iterator[str]:
     """Yields what is wrong with each bad example, in order.

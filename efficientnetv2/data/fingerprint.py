@@ -34,7 +34,7 @@ class ChangedDataError(UserError):
     """Data other than the run's."""
 
 
-def take(
+def take_fingerprint(
     info: DatasetInfo,
     folder: str | None = None,
     images_per_class: int | None = None,
@@ -145,7 +145,7 @@ def _to_csv(files: Files) -> str:
     return buffer.getvalue()
 
 
-def read(model_dir: str | os.PathLike) -> dict | None:
+def read_fingerprint(model_dir: str | os.PathLike) -> dict | None:
     """Returns the fingerprint stored with a run, or None.
 
     Raises:
@@ -189,7 +189,7 @@ def class_names(model_dir: str | os.PathLike) -> list[str] | None:
         names = listing.read_names(path) if path.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         raise ChangedDataError(f"Cannot read {path}: {error}.") from None
-    content = read(model_dir)
+    content = read_fingerprint(model_dir)
     if content is None:
         return names
     known = content["class_names"]
@@ -221,7 +221,7 @@ def free_options(
     fingerprint, by which it knows its data. `saved` is the file's content.
     """
     names = [saved.get("data", {}).get("ds_name"), config.data.ds_name]
-    known = read(model_dir) is not None
+    known = read_fingerprint(model_dir) is not None
     same = registry.normalized(str(names[0])) == names[1]
     local = not any(registry.is_registered(str(name)) for name in names)
     return ["data.ds_name"] if same or (local and known) else []
@@ -229,7 +229,7 @@ def free_options(
 
 def remember(model_dir: str | os.PathLike, name: str) -> None:
     """Lets a run be used without its dataset, see `registry.remember`."""
-    content = read(model_dir)
+    content = read_fingerprint(model_dir)
     if content is None:
         return
     images = {k: part["images"] for k, part in content["splits"].items()}
@@ -269,8 +269,10 @@ def claim(
     """
     info = registry.load_info(config.data.ds_name)
     _check_names(info, model_dir)
-    new, files = take(info, config.data.data_dir, config.data.images_per_class)
-    old = read(model_dir) if begun else None
+    new, files = take_fingerprint(
+        info, config.data.data_dir, config.data.images_per_class
+    )
+    old = read_fingerprint(model_dir) if begun else None
     if old is None and begun and info.source in registry.LISTED:
         log(
             f"{model_dir} was started by a version that kept no fingerprint of "
@@ -322,13 +324,15 @@ def say_changes(
 
     Nothing is said about other data, nor where the run has no fingerprint.
     """
-    old = read(model_dir)
+    old = read_fingerprint(model_dir)
     if old is None or old["dataset"] != config.data.ds_name:
         return
     info = registry.load_info(config.data.ds_name)
     if info.source == registry.ABSENT:
         return
-    new, files = take(info, config.data.data_dir, config.data.images_per_class)
+    new, files = take_fingerprint(
+        info, config.data.data_dir, config.data.images_per_class
+    )
     changes = _changes(old, new, model_dir, files)
     if changes:
         log(
@@ -352,10 +356,10 @@ def check_is_of_run(
     name = registry.normalized(name)
     if name == registry.normalized(str(of_run)):
         return
-    old = read(model_dir)
+    old = read_fingerprint(model_dir)
     if old is not None:
         info = registry.load_info(name)
-        new, _ = take(info, None, old.get("images_per_class"))
+        new, _ = take_fingerprint(info, None, old.get("images_per_class"))
         # Wherever they lie.
         if new | {"dataset": None} == old | {"dataset": None}:
             return

@@ -166,7 +166,7 @@ def load_from(
         return open_shards(info, expected, folder)
     if info.source == "idx":
         part, rows = parse_slice(expected.part)
-        images, labels = fashion_mnist.load(folder, part, log)
+        images, labels = fashion_mnist.load_part(folder, part, log)
         source = ArraySource(images[rows], labels[rows], info.class_names)
         log(f"{info.name}: {len(source):,} images ({split})")
         advice = "Correct its YAML file."

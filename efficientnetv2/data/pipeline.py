@@ -244,7 +244,7 @@ class _Schedule:
                 images, uniforms, self.seed(_NOISE, step)
             )
         if self.mixes:
-            mixing_parts = mixing.parameters(
+            mixing_parts = mixing.draw_parts(
                 size,
                 self.seed(_MIX, step),
                 *tf.unstack(self.alphas[stage]),
@@ -256,13 +256,13 @@ class _Schedule:
             images.set_shape([batch, None, None, images.shape[-1]])
             parts = {"images": images, "labels": labels, **mixing_parts}
             if layers:
-                parts |= policies.parameters(layers, size, size)
+                parts |= policies.layer_arrays(layers, size, size)
             return parts
         if self.policy in policies.POLICIES:
-            images = policies.apply(preprocessing.to_rgb(images), layers)
+            images = policies.apply_layers(preprocessing.to_rgb(images), layers)
             images = preprocessing.normalize(images, self.mode)
         if mixing_parts:
-            images, labels = mixing.apply(images, labels, **mixing_parts)
+            images, labels = mixing.mix(images, labels, **mixing_parts)
         images.set_shape([batch, None, None, 3])
         labels.set_shape([batch, classes])
         return images, labels

@@ -332,8 +332,10 @@ def _sources(layer: Layer, height, width) -> tf.Tensor:
     return results
 
 
-def parameters(layers: Sequence[Layer], height, width) -> dict[str, tf.Tensor]:
-    """Returns what `device.apply` takes besides images of that size.
+def layer_arrays(
+    layers: Sequence[Layer], height, width
+) -> dict[str, tf.Tensor]:
+    """Returns what `device.apply_layers` takes besides images of that size.
 
     Args:
         layers: at least one.
@@ -365,8 +367,8 @@ def _apply(images: tf.Tensor, layer: Layer) -> tf.Tensor:
 
 
 @tf.autograph.experimental.do_not_convert
-def apply(images: tf.Tensor, layers: Sequence[Layer]) -> tf.Tensor:
-    """Applies layers to a batch; `device.apply` does it on an accelerator.
+def apply_layers(images: tf.Tensor, layers: Sequence[Layer]) -> tf.Tensor:
+    """Applies layers to a batch; on an accelerator: `device.apply_layers`.
 
     Raises:
         ValueError: if `images` have another dtype or rank.
@@ -386,5 +388,5 @@ def apply(images: tf.Tensor, layers: Sequence[Layer]) -> tf.Tensor:
 def distort(
     images: tf.Tensor, uniforms: tf.Tensor, policy: str | Sequence, *args
 ) -> tf.Tensor:
-    """Augments a batch by a policy, see `layers` and `apply`."""
-    return apply(images, layers(uniforms, policy, *args))
+    """Augments a batch by a policy, see `layers` and `apply_layers`."""
+    return apply_layers(images, layers(uniforms, policy, *args))

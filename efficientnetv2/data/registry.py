@@ -303,7 +303,7 @@ def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
         class_names = _read_class_names(name, class_names, where)
     if classes is None:
         classes = len(class_names or [])
-    known = schema.describe(DatasetInfo)["num_classes"]
+    known = schema.list_options(DatasetInfo)["num_classes"]
     classes = known.convert(classes, where)
     if class_names is None:
         class_names = list(range(classes))
@@ -314,7 +314,7 @@ def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
         )
     values["num_classes"] = classes
     values["class_names"] = [str(each) for each in class_names]
-    values = schema.read(DatasetInfo, values, where, leave=("name",))
+    values = schema.check_values(DatasetInfo, values, where, leave=("name",))
     source = values["source"]
     if source == "tfds" and not values.get("tfds_name"):
         raise ConfigError(f"{where}: source tfds needs 'tfds_name: NAME'.")
@@ -342,7 +342,7 @@ def _read_class_names(name: str, file: str, where: str) -> list[str]:
 
 
 def _parse_split(content: Any, source: str, where: str) -> Split:
-    values = schema.read(Split, content, where)
+    values = schema.check_values(Split, content, where)
     if not values.get(_NEEDED[source]):
         raise ConfigError(f"{where} needs '{_NEEDED[source]}: ...'.")
     return Split(**values | {"shards": tuple(values.get("shards", [None] * 2))})
@@ -362,7 +362,9 @@ def _parse_listed(name: str, values: dict, where: str) -> DatasetInfo:
                 f"folder determines it; {NAMES_FILE} in the folder sets "
                 "the order of the classes."
             )
-    values = schema.read(DatasetInfo, values, where, ("name", *of_folder))
+    values = schema.check_values(
+        DatasetInfo, values, where, ("name", *of_folder)
+    )
     base = pathlib.Path(name).parent if name.endswith(_YAML) else "."
     path = folders.expand(pathlib.Path(base, values["folder"]))
     if is_csv(path) != (source == "csv"):

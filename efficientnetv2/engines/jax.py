@@ -38,11 +38,11 @@ class Engine(engines.BaseEngine):
         super().__init__(config, plan)
         self._devices = set_up(config, plan is not None)
         self.replicas = len(self._devices)
-        jax_devices.check(config, self.replicas)
+        jax_devices.check_replicas(config, self.replicas)
         self.augments = augmentation.is_chosen(
             config, self._devices[0].platform != "cpu"
         )
-        self.device = jax_devices.describe(self._devices)
+        self.device = jax_devices.describe_devices(self._devices)
         self._everywhere, self._split = jax_devices.shardings(self._mesh())
         self._state = self._infer = self._running = None
         self._rows: dict[tuple[int, ...], int] = {}

@@ -101,7 +101,7 @@ def _check_bfloat16_products() -> None:
         )
 
 
-def describe(
+def describe_devices(
     config: ml_collections.ConfigDict,
     strategy: tf.distribute.Strategy,
     parts: int,
@@ -225,7 +225,7 @@ def is_chief(config: ml_collections.ConfigDict) -> bool:
     return not several or _worker_index() == 0
 
 
-def check(
+def check_replicas(
     strategy: tf.distribute.Strategy, config: ml_collections.ConfigDict
 ) -> None:
     """Checks that a strategy can train a configuration.

@@ -38,12 +38,14 @@ class Engine(engines.BaseEngine):
         self.augments = device.is_chosen(
             config, self.replicas == 1 and not strategies.on_cpu()
         )
-        self.device = strategies.describe(config, self.strategy, self.parts)
+        self.device = strategies.describe_devices(
+            config, self.strategy, self.parts
+        )
         self._logits_function = self._element_spec = self.averages = None
         with self.strategy.scope():
             self._build()
             if plan:
-                strategies.check(self.strategy, config)
+                strategies.check_replicas(self.strategy, config)
                 self._build_averages()
 
     def _build_averages(self) -> None:

@@ -278,7 +278,9 @@ def _from_run(found: Location, checkpoint: str | None):
     if names is None:
         names = registry.load_info(config["data"]["ds_name"]).class_names
     network = architecture.build(config["model"])
-    best = checkpoints.load(checkpoints.find(found.path, checkpoint))
+    best = checkpoints.read_checkpoint(
+        checkpoints.find_checkpoint(found.path, checkpoint)
+    )
     weights.load_averaged(network, best)
     return network, ServingSpec.from_config(config, names)
 

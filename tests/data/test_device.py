@@ -40,7 +40,7 @@ def compiled(function):
 def test_every_operation_equals_the_hosts():
     size = (37, 64)
     random = np.random.default_rng(0)
-    apply = compiled(lambda parts: device.apply(**parts))
+    apply = compiled(lambda parts: device.apply_layers(**parts))
     count = 48
     images = textures(count, *size)
     images[::6] = random.integers(0, 256, images[::6].shape)
@@ -59,9 +59,9 @@ def test_every_operation_equals_the_hosts():
             tf.constant(np.float32(arguments)),
             tf.constant(random.random((count, 3), np.float32)),
         )
-        expected = policies.apply(images, [layer]).numpy()
+        expected = policies.apply_layers(images, [layer]).numpy()
         assert (name is None) == np.array_equal(expected, images)
-        parts = policies.parameters([layer], *size)
+        parts = policies.layer_arrays([layer], *size)
         result = apply(
             {"images": images, **{k: v.numpy() for k, v in parts.items()}}
         )

@@ -112,7 +112,7 @@ def _check(root):
     lines = []
     registry.forget()
     info = registry.load_info(str(root))
-    wrong = faults.check(
+    wrong = faults.check_dataset(
         info,
         lambda split: loading.load_from(info, split, root, lambda _: None),
         lines.append,
@@ -188,7 +188,7 @@ def test_shards_are_looked_at(tmp_path, source):
     assert reasons[:2] == [None, None]
     assert all("cut short" in reason for reason in reasons[2:])
     lines = []
-    wrong = faults.check(
+    wrong = faults.check_dataset(
         info,
         lambda split: loading.open_shards(info, info.splits[split], tmp_path),
         lines.append,

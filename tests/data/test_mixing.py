@@ -25,10 +25,10 @@ def _batch(size=12, pixels=16):
 def mix(images, labels, seed, mixup, cutmix, rows=None, batch=None, **options):
     batch = batch or len(images)
     rows = range(batch) if rows is None else rows
-    parts = mixing.parameters(
+    parts = mixing.draw_parts(
         images.shape[1], seed, mixup, cutmix, rows, batch, **options
     )
-    return mixing.apply(images, labels, **parts)
+    return mixing.mix(images, labels, **parts)
 
 
 _ALPHAS = st.just(0.0) | st.floats(0, 100, width=32)

@@ -72,9 +72,9 @@ def test_micro_batches_that_do_not_divide_a_part(tiny_config):
     )
     config = tiny_config("train.batch_size=24,train.micro_batch_size=8")
     with pytest.raises(strategies.StrategyError, match="12 images"):
-        strategies.check(strategy, config)
+        strategies.check_replicas(strategy, config)
     config = tiny_config("train.batch_size=24,train.micro_batch_size=6")
-    strategies.check(strategy, config)
+    strategies.check_replicas(strategy, config)
 
 
 def test_a_gpu_that_is_not_there():
