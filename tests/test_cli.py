@@ -13,7 +13,7 @@ from PIL import Image
 
 from efficientnetv2 import cli, commands, declarative
 from efficientnetv2 import config as config_lib
-from efficientnetv2.commands import completion, run
+from efficientnetv2.commands import run
 from efficientnetv2.errors import UserError
 
 
@@ -142,7 +142,7 @@ def test_all_entries_are_the_same_commands():
 def test_completion_in_bash(line, expected):
     """Words are those into which Bash splits a line, also at '='."""
     words = ["efficientnetv2", *line.split(" ")]
-    program = completion.bash() + (
+    program = commands.complete_in_bash() + (
         "\ncompopt() { :; }\n"
         f"COMP_WORDS=({' '.join(repr(word) for word in words)})\n"
         f"COMP_CWORD={len(words) - 1}\n"
