@@ -1,9 +1,7 @@
 """Before and after a run: its estimated cost, and what to type next."""
 
-import os
 import pathlib
 import shlex
-import subprocess
 import sys
 import types
 
@@ -12,6 +10,7 @@ import pytest
 
 from efficientnetv2 import api, formatting, notices, runs, speed
 from efficientnetv2 import config as config_lib
+from tests.conftest import run_program
 
 
 @pytest.mark.slow
@@ -81,16 +80,6 @@ def test_one_device_is_no_mirror(tiny_config):
     assert "changes nothing" not in described()
 
 
-def test_the_flag_of_the_command(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "efficientnetv2.main", "--mode=eval"]
-        + ["--dry_run", f"--model_dir={tmp_path}"],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 2 and "for training" in result.stderr
-
-
 def test_the_weakest_classes_come_first():
     labels = np.array([0, 0, 0, 0, 1, 1, 2])
     predicted = np.array([0, 0, 0, 1, 1, 0, 2])
@@ -124,12 +113,7 @@ def test_a_run_ends_with_classes_and_commands(tiny_config, tmp_path):
     assert board[-1] == f"--logdir={folder}"
     # Ready to paste.
     at = prediction.index("predict")
-    result = subprocess.run(
-        [sys.executable, "-m", "efficientnetv2", *prediction[at:]],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )
+    result = run_program(*prediction[at:], module="efficientnetv2")
     assert result.returncode == 0, result.stderr
     assert "class " in result.stdout
 

@@ -358,11 +358,12 @@ def _write_shards(examples: Examples, folder: pathlib.Path, split: str) -> int:
         path = folder / f"{split}-{number:05d}.tfrecord"
         with tf.io.TFRecordWriter(str(path)) as writer:
             for image, label in part:
-                writer.write(_example(image, label))
+                writer.write(to_example(image, label))
         count += len(part)
 
 
-def _example(image: bytes, label: np.ndarray) -> bytes:
+def to_example(image: bytes, label: np.ndarray) -> bytes:
+    """Returns an encoded image and its label, see `encoded`, as a record."""
     labels = np.flatnonzero(label) if label.ndim else [label]
     content, numbers = tf.train.BytesList, tf.train.Int64List
     feature = {

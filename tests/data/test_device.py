@@ -5,8 +5,6 @@ Run with both backends: the last test starts the others again with JAX.
 
 import functools
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -15,6 +13,7 @@ import tensorflow as tf
 
 from efficientnetv2 import engines, progressive
 from efficientnetv2.data import device, pipeline, policies, sources
+from tests.conftest import assert_same, run_program
 from tests.data.test_augment import textures
 
 # Without mixing, whose sums a compiler may round otherwise.
@@ -162,9 +161,7 @@ def test_a_run_trains_the_same_on_both(tiny_config, source):
         for _ in range(3):
             engine.step(next(batches), 0.1)
         weights.append(engine.arrays())
-    host, device_ = weights
-    for name, values in host.items():
-        np.testing.assert_allclose(values, device_[name], atol=1e-5)
+    assert_same(*weights, atol=1e-5)
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="lowers by JAX")
@@ -182,20 +179,17 @@ def test_it_compiles_for_accelerators_without_calling_the_host(
         jax.jit(device.batch_maker(config)), platforms=["tpu", "cuda"]
     )(parts)
     assert "callback" not in exported.mlir_module()
-    assert [each.shape for each in exported.out_avals] == [
-        (32, 24, 24, 3),
-        (32, 10),
-    ]
+    shapes = [each.shape for each in exported.out_avals]
+    assert shapes == [(32, 24, 24, 3), (32, 10)]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND == "jax", reason="starts itself")
 def test_on_jax():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        + ["-p", "no:xdist", "-k", "operation or trains or compiles", __file__],
+    done = run_program(
+        *("-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
+        *("-k", "operation or trains or compiles", __file__),
+        module="pytest",
         env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr

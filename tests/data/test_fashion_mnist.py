@@ -18,6 +18,7 @@ import pytest
 from efficientnetv2.data import fashion_mnist as fm
 from efficientnetv2.data import registry
 from efficientnetv2.errors import DataError
+from tests.conftest import raises
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LABELS = "t10k-labels-idx1-ubyte.gz"
@@ -124,23 +125,19 @@ def test_installed_package_is_restored(archives, nowhere, tmp_path):
 # --- Damage -----------------------------------------------------------------
 
 
-def _cut(content):
-    return content[:-1]
-
-
 def _flip(content):
     return content[:2000] + bytes([content[2000] ^ 1]) + content[2001:]
 
 
-@pytest.mark.parametrize("damage", [_cut, _flip, lambda _: b""])
+@pytest.mark.parametrize("damage", [_flip, lambda content: content[:-1]])
 def test_damaged_archive_is_named(archives, nowhere, damage):
     shutil.copytree(archives, nowhere)
     path = nowhere / LABELS
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError) as error:
+    with raises(
+        DataError, path, "damaged", fm.ARCHIVES[LABELS][0], "Remove it"
+    ):
         fm.load_part(nowhere, "test")
-    for word in (str(path), "damaged", fm.ARCHIVES[LABELS][0], "Remove it"):
-        assert word in str(error.value)
     path.unlink()
     path.mkdir()
     with pytest.raises(DataError, match=f"{LABELS}: cannot be read: Is a dir"):
@@ -148,11 +145,9 @@ def test_damaged_archive_is_named(archives, nowhere, damage):
 
 
 def test_no_source_at_all(nowhere):
-    with pytest.raises(DataError) as error:
-        fm.load_part(nowhere, "train")
     words = ["Could not obtain Fashion-MNIST", "'apt-get'", *fm.MIRRORS]
-    for word in (*words, *fm.ARCHIVES, str(nowhere / "fashion_mnist")):
-        assert word in str(error.value)
+    with raises(DataError, *words, *fm.ARCHIVES, nowhere / "fashion_mnist"):
+        fm.load_part(nowhere, "train")
 
 
 @pytest.mark.parametrize("place", [".", "fashion_mnist"])
@@ -306,10 +301,10 @@ def test_damaged_package_is_named(nowhere, tmp_path, monkeypatch):
 def test_two_processes_at_once(mirror, nowhere):
     [url], _ = mirror("well")
     program = (
-        "import pathlib, sys; from efficientnetv2.data import fashion_mnist;"
-        "fashion_mnist.MIRRORS = (sys.argv[2],);"
-        "fashion_mnist.INSTALLED = pathlib.Path('/nowhere');"
-        "print(len(fashion_mnist.load_part(pathlib.Path(sys.argv[1]), 'test')[0]))"
+        "import pathlib, sys\n"
+        "from efficientnetv2.data import fashion_mnist as f;"
+        "f.MIRRORS, f.INSTALLED = (sys.argv[2],), pathlib.Path('/nowhere');"
+        "print(len(f.load_part(pathlib.Path(sys.argv[1]), 'test')[0]))"
     )
     both = [
         subprocess.Popen(
