@@ -187,16 +187,13 @@ def _write_config(run: Run, config: ml_collections.ConfigDict) -> None:
     if path.exists() and _has_begun(run):
         saved = declarative.read_yaml(path)
         # What an earlier version wrote lacks the options that came later.
-        changed = config_lib.differences(
-            saved,
-            config.to_dict(),
-            (
-                *config_lib.FREE_OPTIONS,
-                *fingerprint.free_options(saved, config, folder),
-            ),
-            only_common=True,
+        free = fingerprint.free_options(saved, config, folder)
+        free = (*config_lib.FREE_OPTIONS, *free)
+        changed = config_lib.differences(saved, config.to_dict(), free, True)
+        longer = changed and all(
+            key == "train.epochs" and now > then for key, then, now in changed
         )
-        if config.train.extend and _is_longer(changed):
+        if config.train.extend and longer:
             run.log(_describe_extension(config, saved["train"]["epochs"]))
             changed = []
         if changed:
@@ -216,12 +213,6 @@ def _has_begun(run: Run) -> bool:
     """Whether a folder holds a checkpoint to resume from, or a result."""
     found = checkpoints.folder(run.model_dir).glob("*.npz")
     return any(found) or bool(run.read_metrics().get("finished"))
-
-
-def _is_longer(changed) -> bool:
-    """Whether nothing differs but `train.epochs`, which is larger now."""
-    keys = [key for key, _, _ in changed]
-    return keys == ["train.epochs"] and changed[0][2] > changed[0][1]
 
 
 def _describe_extension(config: ml_collections.ConfigDict, epochs: float):
