@@ -247,14 +247,12 @@ def _train_as_chief(
         run.log(f"Trained: {run.model_dir}")
         return
     engine.end_training()
-    model = ""
+    model, arguments = "", (config, data, run, None)
     if mode == "train_and_eval":
-        result = _evaluate_and_report(config, data, run, None, engine)
+        result = _evaluate_and_report(*arguments, engine)
         model = f" Model: {export_saved_model(config, run, engine)}"
     else:
-        result = evaluation.evaluate_checkpoint(
-            config, data, run, None, engine=engine
-        )
+        result = evaluation.evaluate_checkpoint(*arguments, engine=engine)
     metrics = run.update_metrics(test=result, finished=True)
     run.log(
         f"Done: {split} top-1 {result['top1']:.2%} after "

@@ -22,7 +22,7 @@ from efficientnetv2.declarative import (
     read_yaml,
     suggest,
 )
-from efficientnetv2.errors import nearest
+from efficientnetv2.errors import did_you_mean
 from efficientnetv2.models.block_strings import expand_blocks, round_filters
 from efficientnetv2.normalizations import PACKED_NAMES
 from efficientnetv2.options import (
@@ -105,10 +105,9 @@ def _unknown(key: str, source: str) -> str:
     if key in SECTIONS:
         return f"{source}: {key!r} is a section; set {key}.OPTION."
     leaf = key.rpartition(".")[2]
-    near = [name for name in OPTIONS if name.endswith(f".{leaf}")]
-    near = near or [nearest(key, OPTIONS)]
-    hint = " Did you mean " + " or ".join(map(repr, near)) + "?"
-    hint = hint if near[0] else ""
+    near = [repr(name) for name in OPTIONS if name.endswith(f".{leaf}")]
+    hint = f" Did you mean {' or '.join(near)}?"
+    hint = hint if near else did_you_mean(key, OPTIONS)
     return (
         f"{source}: unknown option {key!r}.{hint} "
         "hparams/base.yaml lists all options."

@@ -445,5 +445,5 @@ SHAPING_OPTIONS = (
 )
 
 if __name__ == "__main__":
-    for path, text in schema.files(SECTIONS).items():
+    for path, text in schema.written_files(SECTIONS).items():
         path.write_text(text, encoding="utf-8")

@@ -354,13 +354,10 @@ def _values(each: Option) -> str:
     text = words.join(map(str, each.choices)) or kinds.get(
         each.kind, "true, false"
     )
-    low, high = each.low, each.high
-    if low is not None and high is not None:
-        text += f" from {low:g} to {high:g}"
-    elif low is not None:
-        text += f" from {low:g}"
-    elif high is not None:
-        text += f" up to {high:g}"
+    if each.low is not None:
+        text += f" from {each.low:g}"
+    if each.high is not None:
+        text += f" {'up ' * (each.low is None)}to {each.high:g}"
     return f"{text}, null" if each.nullable else text
 
 
@@ -408,7 +405,7 @@ def to_markdown(sections: Mapping[str, type]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def files(sections: Mapping[str, type]) -> dict[pathlib.Path, str]:
+def written_files(sections: Mapping[str, type]) -> dict[pathlib.Path, str]:
     """Returns what is written from the options of a run, path to text."""
     page = pathlib.Path("docs/options.md")
     head = page.read_text(encoding="utf-8").partition(_MARK)[0]

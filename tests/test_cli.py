@@ -32,7 +32,7 @@ def test_help_fits_a_screen(name):
     full = cli.help_text("x", commands.load_command(name), full=True)
     for flag in cli.own_flags(commands.load_command(name)):
         assert f"--{flag}" in full or f"--[no]{flag}" in full
-        rare = flag in getattr(commands.load_command(name), "RARE", ())
+        rare = flag in commands.load_command(name).RARE
         assert rare != bool(re.search(rf"\b{flag}\b", text)), flag
 
 

@@ -44,7 +44,7 @@ def typed(value):
 
 
 def test_base_yaml_and_the_page_of_options_follow_from_the_schema():
-    for path, text in schema.files(SECTIONS).items():
+    for path, text in schema.written_files(SECTIONS).items():
         message = f"{path}: run `python -m efficientnetv2.options`"
         assert path.read_text() == text, message
     base = yaml.safe_load(pathlib.Path("hparams/base.yaml").read_text())

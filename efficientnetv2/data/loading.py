@@ -1,12 +1,9 @@
 """Finds a split of a dataset, and prepares the dataset if needed."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import http.client
-import os
 import pathlib
 import re
 import threading
@@ -71,15 +68,9 @@ class LeftOut:
             return source
         if isinstance(source, StreamSource):
             return dataclasses.replace(source, is_good=self._is_good)
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            fault_of = functools.partial(faults.fault_of_item, source)
-            found = list(pool.map(fault_of, source.items))
-        good = [k for k, fault in enumerate(found) if not fault]
-        bad = [
-            f"{source.describe(k)}: {fault}"
-            for k, fault in enumerate(found)
-            if fault
-        ]
+        found = list(enumerate(faults.reasons_of_items(source)))
+        good = [k for k, reason in found if not reason]
+        bad = [f"{source.describe(k)}: {why}" for k, why in found if why]
         if not good:
             raise DataError(
                 f"No image of {name} can be decoded; the first is {bad[0]}."

@@ -194,11 +194,11 @@ def state(info: DatasetInfo, folder: pathlib.Path) -> str:
             for path in place.glob(split.files)
         }
         return f"{len(found)} shards" if found else "-"
-    here = info.source in LISTED
-    if info.source == "idx":
-        here = fashion_mnist.is_here(folder)
-    if info.source == "tfds":
-        here = bool(tfds_versions(info, folder))
+    here = (
+        info.source in LISTED
+        or (info.source == "idx" and fashion_mnist.is_here(folder))
+        or (info.source == "tfds" and tfds_versions(info, folder))
+    )
     return "here" if here else "-"
 
 

@@ -319,10 +319,9 @@ def class_weights(
                 f"such as train.class_weights={names[0]}:2."
             )
         labels = np.asarray(source.labels)
+        counts = labels.sum(axis=0)
         if labels.ndim == 1:
             counts = np.bincount(labels, minlength=len(names))
-        else:
-            counts = labels.sum(axis=0)
         weights = len(labels) / (len(names) * np.maximum(counts, 1))
         return weights.astype(np.float32)
     for entry in option:
@@ -333,12 +332,11 @@ def class_weights(
                 f"'CLASS:NUMBER' of a class.{suggest(name or text, names)}"
             )
         try:
-            weight = float(text)
+            weights[names.index(name)] = weight = float(text)
         except ValueError:
             weight = 0.0
         if not 0.0 < weight < np.inf:
             raise DataError(
                 f"train.class_weights: {entry!r} has no positive number."
             )
-        weights[names.index(name)] = weight
     return weights
