@@ -35,10 +35,8 @@ def test_a_dry_run_measures_and_writes_nothing(
 
 
 def test_the_estimate_adds_up_the_run(tiny_config):
-    config = config_lib.load(
-        "fashion_mnist",
-        hparam_str="train.epochs=2,train.stages=2,eval.every_epochs=1",
-    )
+    text = "train.epochs=2,train.stages=2,eval.every_epochs=1"
+    config = config_lib.load("fashion_mnist", hparam_str=text)
     plan = config_lib.run_plan(config)
     # 429 steps of 128 images in each stage; 5,000 images twice, 10,000 once.
     expected = 30 + 429 * 128 / 100 + 429 * 128 / 50 + 20_000 / 1000

@@ -11,12 +11,7 @@ pytestmark = pytest.mark.slow
     ("arguments", "words"),
     [
         (["--dataset=fashion-mnist"], ["'fashion_mnist'"]),
-        (["--recipe=fashion_mnst"], ["'fashion_mnist'"]),
-        (["--model_name=efficientnetv2-z"], ["efficientnetv2-"]),
         (["--hparam_str=train.batchsize=3"], ["'train.batch_size'"]),
-        (["--hparam_str=train.batch_size=x"], ["whole number"]),
-        (["--hparam_str=train.epochs=0.001,train.stages=9"], ["train.stages"]),
-        (["--hparam_str=train.isize=7"], ["at least 8"]),
         (["train"], ["'train'", "--name=value"]),
         (["--mode=predict"], ["train_and_eval"]),
         (["--modl_name=x"], ["model_name"]),

@@ -25,6 +25,7 @@ PLAIN = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
     _NAMES,
 )
+_LEAVES = PLAIN | st.lists(PLAIN, min_size=2, max_size=4)
 
 
 def _as_text(value):
@@ -77,14 +78,7 @@ def test_any_value_has_the_right_type_or_is_a_clear_error(key, value):
 @examples(60)
 @given(
     nested=st.dictionaries(
-        _NAMES,
-        st.dictionaries(
-            _NAMES,
-            PLAIN | st.lists(PLAIN, min_size=2, max_size=4),
-            min_size=1,
-            max_size=3,
-        ),
-        max_size=3,
+        _NAMES, st.dictionaries(_NAMES, _LEAVES, min_size=1, max_size=3)
     ),
     blank=st.sampled_from(["", " "]),
 )

@@ -36,6 +36,10 @@ def _execute(config, folder, **kwargs):
     return "\n".join(lines)
 
 
+def _metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
 def _weights(folder):
     return checkpoints.load_latest(folder).arrays
 
@@ -58,7 +62,7 @@ def test_a_run_learns_and_leaves_its_files(tiny_config, finished, capsys):
     text = _execute(config, finished) + capsys.readouterr().out
     assert "Stage 3 of 3: images of 24 pixels" in text
     assert "images/s" in text and "weight decay" in text
-    metrics = json.loads((finished / "metrics.json").read_text())
+    metrics = _metrics(finished)
     assert metrics["finished"] and metrics["steps"] == 72
     waiting, computing = metrics["step_seconds"]
     assert 0 < waiting and 0 < computing
@@ -73,9 +77,8 @@ def test_a_run_learns_and_leaves_its_files(tiny_config, finished, capsys):
         assert 0 < seconds[0] and seconds == sorted(seconds)
         assert seconds[-1] <= metrics[name]
     assert metrics["evaluation_seconds"] < metrics["train_seconds"]
-    assert metrics["best"]["top1"] == max(
-        e["top1"] for e in metrics["evaluations"]
-    )
+    top1 = [each["top1"] for each in metrics["evaluations"]]
+    assert metrics["best"]["top1"] == max(top1)
     assert checkpoints.list_steps(finished) == [60, 66, 72]
     assert (finished / "checkpoints" / "best.npz").exists()
     assert not [p for p in finished.rglob("*.tmp*")]
@@ -257,9 +260,7 @@ def test_stages_drawn_at_random(tiny_config, tmp_path, monkeypatch, capsys):
     order = plan.stage_of_steps
     assert len(set(order)) == 3 and sorted(order) != list(order)
     drawn = [plan.stages[index] for index in order]
-    assert seen == [
-        (stage.image_size, round(stage.dropout_rate, 3)) for stage in drawn
-    ]
+    assert seen == [(s.image_size, round(s.dropout_rate, 3)) for s in drawn]
     interrupts = True
     with pytest.raises(KeyboardInterrupt):
         _execute(config, tmp_path / "parts", mode="train")
@@ -404,7 +405,7 @@ def test_the_waiting_for_batches_is_measured(
         folder = tmp_path / f"run{len(weights)}"
         _execute(config, folder, mode="train")
         weights.append(_weights(folder))
-        shares.append(json.loads((folder / "metrics.json").read_text()))
+        shares.append(_metrics(folder))
     assert_same(*weights)
     fast, slow = (each["step_seconds"] for each in shares)
     assert slow[0] > 6 * 0.2 and slow[0] > fast[0]
@@ -473,8 +474,7 @@ def test_mixed_precision_trains(tiny_config, tmp_path, precision, monkeypatch):
         strategies.set_up(tiny_config())
     arrays = _weights(folder)
     assert all(np.isfinite(value).all() for value in arrays.values())
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["steps"] == 6
+    assert _metrics(folder)["steps"] == 6
 
 
 def test_fine_tuning_starts_from_a_run(tiny_config, finished, tmp_path):
@@ -553,7 +553,7 @@ def test_patience_ends_a_run_early(tiny_config, tmp_path):
         "model.bn_type=gn,model.gn_groups=4"
     )
     _execute(config, tmp_path, mode="train_and_test")
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics = _metrics(tmp_path)
     assert metrics["stopped"] == metrics["steps"] == 9
     assert [each["step"] for each in metrics["evaluations"]] == [3, 6, 9]
     assert metrics["finished"] and metrics["test"]["images"] == 200
@@ -574,7 +574,7 @@ def test_a_finished_run_is_extended(tiny_config, tmp_path):
     assert "Extended from 1 to 2 epochs" in text
     assert "stage is 2 of 2 (24 px)" in text and "(it was 0)" in text
     assert "Resuming at step 6 of 12" in text
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics = _metrics(tmp_path)
     assert metrics["steps"] == 12 and metrics["finished"]
     shorter = tiny_config(options + "1,train.extend=true")
     with pytest.raises(runs.RunError, match="train.epochs: 2.0 there, 1.0"):

@@ -83,10 +83,8 @@ def batches(source, config, on_device, steps=2):
         ("data.augname=randaug,data.ra_num_layers=0", np.uint8),
         ("data.augname=ft", np.float32),
         ("data.augname=null", np.float32),
-        (
-            "data.augname=randaug,data.mixup_alpha=0.5,data.cutmix_alpha=1",
-            np.uint8,
-        ),
+        ("data.augname=randaug,data.mixup_alpha=0.5", np.uint8),
+        ("data.augname=randaug,data.cutmix_alpha=1", np.uint8),
     ],
 )
 def test_batches_equal_the_hosts(tiny_config, source, options, sent):

@@ -11,8 +11,12 @@ import pytest
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import fingerprint, registry
 from efficientnetv2.errors import DataError, UserError
-from tests.conftest import TINY
+from tests.conftest import TINY, raises
 
+LITTER = (
+    *("Thumbs.db", "__MACOSX/cat/._1.jpg", "cat/.DS_Store"),
+    ".ipynb_checkpoints/cat/1.jpg",
+)
 ROWS = [(f"img/{k}.jpg", ("cat", "dog")[k % 2]) for k in range(60)]
 
 
@@ -93,15 +97,7 @@ def _links(root):
             lambda root: _touch(_two(root), "cat/a.tif", "dog/b.HEIC", "c.png"),
             ["3 files left out: 1 images outside", "1 .heic", "cat/a.tif"],
         ),
-        (
-            lambda root: (
-                _touch(_two(root), "Thumbs.db", "__MACOSX/cat/._1.jpg")
-                and _touch(
-                    root, "cat/.DS_Store", ".ipynb_checkpoints/cat/1.jpg"
-                )
-            ),
-            [],
-        ),
+        (lambda root: _touch(_two(root), *LITTER), []),
         # A class whose name begins with a dot is not dropped in silence.
         (lambda root: _classes(root, "cat", "dog", ".net"), ["such as .net/"]),
         (_links, ["cat/link.jpg (broken link)", "bird (broken link)"]),
@@ -170,10 +166,8 @@ def _one_folder_twice(root):
 )
 def test_refused_folders(tmp_path, make, words):
     make(tmp_path) if callable(make) else _touch(tmp_path, *make)
-    with pytest.raises(DataError) as error:
+    with raises(DataError, *words, tmp_path):
         registry.list_images(tmp_path)
-    for word in (*words, str(tmp_path)):
-        assert word in str(error.value)
 
 
 # --- CSV files --------------------------------------------------------------
@@ -221,11 +215,8 @@ def listed(tmp_path):
 )
 def test_lists_of_every_make(listed, text, name):
     info, index = listed(text, name)
-    assert (info.source, info.num_classes, info.multi_label) == (
-        "csv",
-        2,
-        False,
-    )
+    assert info.source == "csv" and info.num_classes == 2
+    assert not info.multi_label
     assert index.class_names == ["cat", "dog"] and not index.notes
     assert _sizes(index) == {
         **{"train": 52, "minival": 3},
@@ -324,10 +315,8 @@ def test_other_data_are_refused_and_said(tmp_path, change, list_is_there):
 
     def claim(begun, options=""):
         registry.forget()
-        text = f"{TINY}{options}"
-        config = config_lib.load(
-            str(root), recipe="fashion_mnist", hparam_str=text
-        )
+        arguments = {"recipe": "fashion_mnist", "hparam_str": TINY + options}
+        config = config_lib.load(str(root), **arguments)
         return fingerprint.claim(config, run, lines.append, begun)
 
     lines = []

@@ -169,20 +169,6 @@ def test_shards(tmp_path, source):
     _same(skipping[:5], _batches(loaded, config)[7:])
 
 
-def test_several_labels(tmp_path, source):
-    labels = [[k % 10 + 1, (k + 3) % 10 + 1] for k in range(200)]
-    _write_shards(tmp_path / "mine", source, labels=labels)
-    name = _records_yaml(tmp_path / "mine.yaml", multi_label=True)
-    loaded = loading.load_split(_config(name, tmp_path), "eval")
-    vectors = [y.numpy() for _, y in sources.encoded_examples(loaded)]
-    expected = np.zeros((200, 10), np.float32)
-    for row, (one, other) in zip(expected, labels, strict=True):
-        row[[one - 1, other - 1]] = 1
-    np.testing.assert_array_equal(vectors, expected)
-    wide = pipeline.to_vectors(tf.constant(expected), 12)
-    assert wide.shape == (200, 12) and not wide[:, 10:].numpy().any()
-
-
 @pytest.mark.parametrize("loss_type", ["softmax", "sigmoid", "sigmoid_sum"])
 def test_training_on_several_labels(tmp_path, source, loss_type):
     # The class itself, and whether it is even.
@@ -199,19 +185,6 @@ def test_training_on_several_labels(tmp_path, source, loss_type):
     assert test["precision_1"] == test["top1"]
     assert 0 < test["recall_1"] <= 0.5 and 0 < test["pr_auc"] < 1
     assert (tmp_path / "run" / "saved_model").is_dir()
-
-
-def test_training_on_a_folder(tmp_path, source):
-    _write_folder(tmp_path / "photos", source)
-    config = _config(tmp_path / "photos", tmp_path, "train.epochs=1")
-    lines = []
-    api.execute(config, tmp_path / "run", log=lines.append)
-    text = "\n".join(lines)
-    assert "eval: top-1" in text and "(20 images" in text
-    loaded = tf.saved_model.load(tmp_path / "run" / "saved_model")
-    encoded = tf.constant([_png(source.images[0])])
-    label = loaded.signatures["encoded"](image_bytes=encoded)["label"]
-    assert label.numpy()[0].decode() in CLASSES
 
 
 def test_bad_images_can_be_left_out(tmp_path, source):

@@ -168,6 +168,8 @@ def test_several_labels_go_into_shards_only(tmp_path, source):
     read = loading.load_from(info, "eval", tmp_path)
     labels = [label for _, label in sources.encoded_examples(read)]
     np.testing.assert_array_equal(labels, vectors)
+    wide = pipeline.to_vectors(tf.constant(vectors), 12).numpy()
+    assert wide.shape == (200, 12) and not wide[:, 10:].any()
 
 
 def test_the_command(tmp_path, photos):
