@@ -429,14 +429,12 @@ def _changes_of_files(before: Files, now: Files) -> list[str]:
 def _changes_of_counts(old: Mapping, new: Mapping) -> list[str]:
     lines = []
     for split in sorted(old.keys() | new.keys()):
-        one, other = old.get(split, {}), new.get(split, {})
-        if one != other:
-            of = [
-                f" {each['of']}" if "of" in each else ""
-                for each in (one, other)
-            ]
+        pair = old.get(split, {}), new.get(split, {})
+        then, now = (f" {each['of']}" if "of" in each else "" for each in pair)
+        one, other = (each.get("images", 0) for each in pair)
+        if pair[0] != pair[1]:
             lines.append(
-                f"{split}: {one.get('images', 0):,} images{of[0]} then, "
-                f"{other.get('images', 0):,}{of[1]} now, not all the same"
+                f"{split}: {one:,} images{then} then, {other:,}{now} now, not "
+                "all the same"
             )
     return lines

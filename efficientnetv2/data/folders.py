@@ -128,11 +128,7 @@ def _read(path: str, above: frozenset = frozenset()) -> _Tree:
 
 
 def images_below(folder: str | os.PathLike) -> list[str]:
-    """Returns the images of a folder and all its sub-folders, in no order.
-
-    Raises:
-        DataError: if a folder cannot be read.
-    """
+    """Returns the images of a folder and all its sub-folders, in no order."""
     tree = _read(os.fspath(folder))
     return [os.path.join(tree.path, name) for name in tree.files("images")]
 
@@ -142,15 +138,11 @@ def images_below(folder: str | os.PathLike) -> list[str]:
 
 @functools.lru_cache(maxsize=8)
 def scan(root: pathlib.Path) -> Listing:
-    """Lists the images of a folder; opens none of them.
-
-    An absolute path is listed once until `registry.forget` is called.
+    """Lists the images of a folder once, until `registry.forget`; opens none.
 
     Raises:
-        DataError: if the folder is missing, holds no class folders, a class
-            or split has no images, two classes have one name but for case,
-            spaces and encoding, class_names.txt names other classes, or it is
-            not clear what are classes and what are splits.
+        DataError: if it is not clear what are classes and what are splits, or
+            they are not as they must be.
     """
     if not root.is_dir():
         raise DataError(
@@ -178,18 +170,14 @@ def scan(root: pathlib.Path) -> Listing:
     labels = {
         listing.folder_name(name): k for k, name in enumerate(class_names)
     }
-    entries = {
-        split: sorted(
-            (
-                labels[name],
-                f"{name}/{normal_form(file)}",
-                f"{folder.path}/{file}",
-            )
-            for name, folder in classes.items()
-            for file in folder.files("images")
-        )
-        for split, classes in listed.items()
-    }
+    entries = {split: [] for split in listed}
+    for split, classes in listed.items():
+        for name, folder in classes.items():
+            for file in folder.files("images"):
+                own = f"{name}/{normal_form(file)}"
+                path = f"{folder.path}/{file}"
+                entries[split].append((labels[name], own, path))
+        entries[split].sort()
     notes += _notes_on_files(tree, parts, listed, unused)
     return divide(entries, str(root), class_names, notes)
 

@@ -218,14 +218,10 @@ def divide(
 
 @functools.lru_cache(maxsize=8)
 def scan_csv(path: pathlib.Path) -> Listing:
-    """Reads a list of images; opens none of them.
-
-    A list is read once until `registry.forget` is called.
+    """Reads a list of images once, until `registry.forget`; opens none.
 
     Raises:
-        DataError: if the file cannot be read or has no such columns, a row
-            has no file, label or known split, a file is listed twice or is
-            not there, or a split has no images. The message names the row.
+        DataError: names the row that is wrong.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:

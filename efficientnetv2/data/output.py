@@ -63,24 +63,15 @@ def write_preview(
 ) -> list[pathlib.Path]:
     """Loads the training split and writes sheets, see `write_sheets`.
 
-    Args:
-        folder: where the sheets go.
-        images: on a sheet.
-
     Raises:
         DataError: for data that cannot be obtained or read, or a folder that
             cannot be written.
     """
     config = with_batch_size(config, images)
-    split = config.train.split
-    source = loading.load_split(config, split, log)
+    source = loading.load_split(config, config.train.split, log)
+    title = f"{registry.title(config.data.ds_name)}, {config.train.split}"
     with faults.named(source):
-        return write_sheets(
-            source,
-            config,
-            folder,
-            f"{registry.title(config.data.ds_name)}, {split}",
-        )
+        return write_sheets(source, config, folder, title)
 
 
 def with_batch_size(
@@ -116,19 +107,16 @@ def write_sheets(
     Returns:
         The files, in the order of the stages.
     """
-    plan = config_lib.run_plan(config)
-    stages = plan.stages
+    plan, paths = config_lib.run_plan(config), []
     mode = config.data.normalization
-    paths = []
-    for number, stage in enumerate(stages, 1):
-        dataset = pipeline.training_dataset(
-            source, config, plan, _first_step(stage, plan)
-        )
+    for number, stage in enumerate(plan.stages, 1):
+        first = _first_step(stage, plan)
+        dataset = pipeline.training_dataset(source, config, plan, first)
         images, labels = next(iter(dataset))
         sheet = draw(
             preprocessing.denormalize(images, mode).numpy(),
             [caption(row, source.class_names) for row in labels.numpy()],
-            f"{title}, stage {number} of {len(stages)}",
+            f"{title}, stage {number} of {len(plan.stages)}",
             _describe(stage, config),
         )
         path = folder / f"stage_{number}.png"
@@ -168,12 +156,10 @@ def caption(label: np.ndarray, class_names: Sequence[str]) -> list[str]:
     label: float32 [classes]; the weights of mixed classes are written.
     """
     order = [k for k in np.argsort(-label, kind="stable") if label[k] > _LEAST]
-    lines = [
-        class_names[k]
-        if label[k] > 1 - _LEAST
-        else f"{label[k]:.2f} {class_names[k]}"
-        for k in order
-    ]
+    lines = []
+    for k in order:
+        weight = "" if label[k] > 1 - _LEAST else f"{label[k]:.2f} "
+        lines.append(weight + class_names[k])
     if len(lines) > _LINES:
         rest = len(lines) - _LINES + 1
         lines[_LINES - 1 :] = [f"and {rest} more"]
@@ -201,20 +187,16 @@ def draw(
         "RGB", (width, place(rows * columns, columns)[1]), "white"
     )
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(_TEXT)
-    large = ImageFont.load_default(_TITLE)
+    font, large = map(ImageFont.load_default, (_TEXT, _TITLE))
     wide = width - 2 * _GAP
     pen.text((_GAP, _GAP), _fit(title, large, wide), "black", large)
     below = _GAP, _GAP + _TITLE + 8
     pen.text(below, _fit(subtitle, font, wide), "#555555", font)
-    for number, (pixels, lines) in enumerate(
-        zip(images, captions, strict=True)
-    ):
+    pairs = zip(images, captions, strict=True)
+    for number, (pixels, lines) in enumerate(pairs):
         left, upper = place(number, columns)
-        image = Image.fromarray(pixels).resize(
-            (CELL, CELL), Image.Resampling.NEAREST
-        )
-        sheet.paste(image, (left, upper))
+        image, nearest = Image.fromarray(pixels), Image.Resampling.NEAREST
+        sheet.paste(image.resize((CELL, CELL), nearest), (left, upper))
         for row, text in enumerate(lines):
             below = left, upper + CELL + 3 + row * _LINE
             pen.text(below, _fit(text, font, CELL), "black", font)

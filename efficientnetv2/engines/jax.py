@@ -181,14 +181,9 @@ class Engine(engines.BaseEngine):
     def step_function(self, devices: Sequence | None = None):
         """Returns the compiled step, as `step` calls it.
 
-        Args:
-            devices: to compile for, which may be those of another machine; by
-                default the engine's.
-
-        Returns:
-            A jitted function from (state, batch, dropout rate) to (state,
-            metrics), to be called, lowered or exported; `step_arguments` says
-            of what shapes.
+        A jitted function from (state, batch, dropout rate) to (state, metrics),
+        to be called, lowered or exported for devices, which may be those of
+        another machine; `step_arguments` says of what shapes.
         """
         mesh = self._mesh(devices)
         everywhere, split = jax_devices.shardings(mesh)
@@ -205,10 +200,7 @@ class Engine(engines.BaseEngine):
     def step_arguments(self, image_size: int, batch=None) -> tuple:
         """Returns shapes and types of the arguments of `step_function`.
 
-        Args:
-            image_size: of a stage, in pixels.
-            batch: shapes and types of a batch where it is not images and
-                labels, see `step`; None: it is.
+        `batch` are those of a batch that is not images and labels, see `step`.
         """
         if batch is None:
             size = self.config.train.batch_size
@@ -355,13 +347,8 @@ class Engine(engines.BaseEngine):
     def logits(self, images) -> np.ndarray:
         """Returns what the averaged weights say, else the raw ones.
 
-        Args:
-            images: float32 [batch, size, size, 3]. A batch that is smaller
-                than one before is filled up, so that nothing is compiled
-                anew.
-
-        Returns:
-            float32 [batch, classes].
+        A batch that is smaller than one before is filled up, so that nothing
+        is compiled anew.
         """
         images = np.asarray(images)
         rows, shape = len(images), images.shape[1:]

@@ -218,36 +218,29 @@ class Engine(engines.BaseEngine):
             return self._side_by_side(images, labels, variables, scale)
 
         def add(index, cross_entropy, logits, gradients):
+            rows = slice(index * size, (index + 1) * size)
             part = [
-                tf.ensure_shape(
-                    values[index * size : (index + 1) * size],
-                    [size, *values.shape[1:]],
-                )
+                tf.ensure_shape(values[rows], [size, *values.shape[1:]])
                 for values in (images, labels)
             ]
             more = self._side_by_side(*part, variables, scale)
+            pairs = zip(gradients, more[2], strict=True)
             return (
                 index + 1,
                 cross_entropy + more[0] / count,
                 logits.write(index, tf.cast(more[1], tf.float32)),
-                [
-                    gradient + addend / count
-                    for gradient, addend in zip(gradients, more[2], strict=True)
-                ],
+                [gradient + addend / count for gradient, addend in pairs],
             )
 
+        shape = [size, labels.shape[1]]
+        start = (
+            0,
+            tf.zeros([]),
+            tf.TensorArray(tf.float32, count, element_shape=shape),
+            [tf.zeros_like(variable) for variable in variables],
+        )
         _, cross_entropy, logits, gradients = tf.while_loop(
-            lambda index, *_: index < count,
-            add,
-            (
-                0,
-                tf.zeros([]),
-                tf.TensorArray(
-                    tf.float32, count, element_shape=[size, labels.shape[1]]
-                ),
-                [tf.zeros_like(variable) for variable in variables],
-            ),
-            parallel_iterations=1,
+            lambda index, *_: index < count, add, start, parallel_iterations=1
         )
         return cross_entropy, logits.concat(), gradients
 
@@ -262,13 +255,11 @@ class Engine(engines.BaseEngine):
         parts = list(
             zip(tf.split(images, count), tf.split(labels, count), strict=True)
         )
+        scale /= count
         if self.replicas == 1 and tf.inside_function():
-            results = self._call_on_parts(parts, variables, scale / count)
+            results = self._call_on_parts(parts, variables, scale)
         else:
-            results = [
-                self._part_step(*part, variables, scale / count)
-                for part in parts
-            ]
+            results = [self._part_step(*p, variables, scale) for p in parts]
         cross_entropy = tf.add_n([r[0] for r in results]) / count
         logits = tf.concat([r[1] for r in results], 0)
         gradients = [
@@ -348,9 +339,8 @@ class Engine(engines.BaseEngine):
         """
         added, squares = [], []
         factor = coefficient * scale
-        for gradient, variable, decayed in zip(
-            gradients, variables, self._decayed, strict=True
-        ):
+        rows = zip(gradients, variables, self._decayed, strict=True)
+        for gradient, variable, decayed in rows:
             if decayed:
                 value = tf.convert_to_tensor(variable)
                 gradient += factor * value
@@ -371,9 +361,8 @@ class Engine(engines.BaseEngine):
         if self.averages is None:
             return
         part = 1.0 - optimizers.ema_decay(self.config, step)
-        for average, weight in zip(
-            self.averages, self.network.weights, strict=True
-        ):
+        pairs = zip(self.averages, self.network.weights, strict=True)
+        for average, weight in pairs:
             # average -= part * (average - weight). Raw operations take less
             # time to trace. One buffer for all variables, and an update by
             # XLA, were measured on a CPU: they are slower.
@@ -392,14 +381,7 @@ class Engine(engines.BaseEngine):
     # --- Inference ----------------------------------------------------------
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Returns the logits of the averaged weights.
-
-        Args:
-            images: float32 [batch, height, width, 3], any batch.
-
-        Returns:
-            float32 [batch, classes].
-        """
+        """Returns the logits of the averaged weights, for any batch."""
         if self._logits_function is None:
             self._logits_function = self._make_logits()
         # A convolution of no image at all has a wrong shape in TensorFlow.
@@ -419,13 +401,9 @@ class Engine(engines.BaseEngine):
             cuts = [size * k // self.parts for k in range(self.parts + 1)]
             mapping = []
             if self.averages is not None:
-                mapping = [
-                    (weight, tf.convert_to_tensor(average))
-                    for weight, average in zip(
-                        self.network.weights, self.averages, strict=True
-                    )
-                ]
-            with keras.StatelessScope(mapping):
+                averages = map(tf.convert_to_tensor, self.averages)
+                mapping = zip(self.network.weights, averages, strict=True)
+            with keras.StatelessScope(list(mapping)):
                 parts = [
                     self.network(images[first:last], training=False)
                     for first, last in itertools.pairwise(cuts)
