@@ -76,7 +76,7 @@ def test_commands_of_the_report_can_be_typed(reported):
     typed = re.findall(r"^efficientnetv2 study (.*)$", text, re.M)
     assert len(typed) == 4
     for line in typed:
-        given, _ = cli.parse(commands.load("study"), line.split())
+        given, _ = cli.parse(commands.load_command("study"), line.split())
         if given.arm:
             assert given.output_dir == str(reported)
             # A seed that the study does not use.

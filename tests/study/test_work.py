@@ -74,7 +74,7 @@ def test_a_study_from_measuring_to_the_report(tmp_path, monkeypatch):
     path.write_text(yaml.safe_dump(content))
     output = tmp_path / "studies"
     arguments = [f"--study={path}", f"--output_dir={output}"]
-    command = commands.load("study")
+    command = commands.load_command("study")
     with pytest.raises(SystemExit) as ended:
         cli.start(command, "study", arguments)
     assert not ended.value.code
