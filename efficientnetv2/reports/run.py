@@ -10,7 +10,7 @@ from PIL import Image
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import files, progressive, runs
-from efficientnetv2.data import fingerprint, preprocessing, preview, registry
+from efficientnetv2.data import fingerprint, output, preprocessing, registry
 from efficientnetv2.engines import optimizers
 from efficientnetv2.formatting import format_seconds
 from efficientnetv2.models import counting
@@ -117,12 +117,12 @@ def _stage(plan, run, header, row, stage: progressive.Stage) -> dict:
     """Returns what the strip on top shows of a stage."""
     facts = dict(zip(header, row, strict=True))
     number = int(facts["stage"])
-    sheet = run.model_dir / preview.FOLDER / f"stage_{number}.png"
+    sheet = run.model_dir / output.PREVIEW / f"stage_{number}.png"
     largest = max(each.image_size for each in plan.stages)
     images = []
     if sheet.exists():
-        images = preview.cut(sheet, min(_SEEN, plan.num_images))
-    size = min(stage.image_size, preview.CELL)
+        images = output.cut(sheet, min(_SEEN, plan.num_images))
+    size = min(stage.image_size, output.CELL)
     return {
         "title": f"Stage {number}: {stage.image_size} px",
         "facts": ", ".join(
@@ -296,7 +296,7 @@ def _mistakes(
         name = names[predicted] if known else f"output {predicted}"
         captions.append([names[label], f"{probability:.2f} {name}"])
     path = run.model_dir / PLOTS / "mistakes.png"
-    preview.draw(
+    output.draw(
         np.stack(images),
         captions,
         "The most confident mistakes",

@@ -76,7 +76,7 @@ def find_model(
     Args:
         model: folder of a SavedModel or a run, a .keras file, the name of a
             model with published weights, or the YAML file of an architecture.
-        checkpoint: of a run only, see `checkpoints.find`.
+        checkpoint: of a run only, see `checkpoints.find_checkpoint`.
         weights: of a name or a YAML file only.
 
     Raises:

@@ -19,9 +19,9 @@ from efficientnetv2 import (
 )
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import (
-    class_list,
     decoding,
     fingerprint,
+    listing,
     preprocessing,
     registry,
 )
@@ -71,7 +71,7 @@ def load(
                 f"{model} is a SavedModel, which prepares its images and names "
                 f"its classes itself: leave out {', '.join(given)}."
             )
-        names = class_list.in_words(saved_model.read_class_names(found.path))
+        names = listing.in_words(saved_model.read_class_names(found.path))
         return Classifier(names, saved_model.load(found.path))
     with _float32():
         if found is None:
@@ -101,7 +101,7 @@ def _classifier(
     network: keras.Model, spec: ServingSpec, normalization: str | None
 ) -> Classifier:
     spec = dataclasses.replace(
-        spec, class_names=class_list.in_words(spec.class_names)
+        spec, class_names=listing.in_words(spec.class_names)
     )
     takes_pixels = normalization == "none" or (
         normalization is None and _inside(network)
@@ -278,7 +278,9 @@ def _from_run(found: Location, checkpoint: str | None):
     if names is None:
         names = registry.load_info(config["data"]["ds_name"]).class_names
     network = architecture.build(config["model"])
-    best = checkpoints.load(checkpoints.find(found.path, checkpoint))
+    best = checkpoints.read_checkpoint(
+        checkpoints.find_checkpoint(found.path, checkpoint)
+    )
     weights.load_averaged(network, best)
     return network, ServingSpec.from_config(config, names)
 

@@ -53,7 +53,7 @@ def load_averaged(model: _keras.Model, checkpoint) -> None:
 
     Args:
         model: of the run's architecture.
-        checkpoint: from `checkpoints.load`: its `arrays` and `path`.
+        checkpoint: from `checkpoints.read_checkpoint`: its `arrays` and `path`.
 
     Raises:
         WeightsError: if the model is another one.
