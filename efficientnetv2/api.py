@@ -161,7 +161,7 @@ def export(
 
 
 def _config_of(run: runs.Run, hparam_str="") -> ml_collections.ConfigDict:
-    """Returns the configuration of the run that a folder holds."""
+    """Returns the configuration of the run in a folder."""
     saved = config_lib.read_saved(run.model_dir)
     config = config_lib.load(hparam_str=hparam_str, saved=saved)
     return runs.as_begun(run, config)

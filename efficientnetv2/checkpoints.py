@@ -90,7 +90,7 @@ def _write(path, arrays, meta):
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Reads a checkpoint whole.
+    """Reads a whole checkpoint.
 
     Raises:
         CheckpointError: if there is none, or it is truncated or corrupt.

@@ -267,13 +267,13 @@ def help_text(program: str, command: Command, full: bool = False) -> str:
     examples = [line for line in rest.splitlines() if line.startswith("  ")]
     rows = []
     for name in values:
-        # absl writes the values of an enumeration in front.
+        # absl puts the values of an enumeration first.
         text = values[name].help
         text = (text.partition(">: ")[2] or text).split(". ")[0]
         if name not in command.RARE:
             rows.append((_left(values[name]), text.rstrip(".") + "."))
-    more = f" Shows {len(command.RARE)} more." if command.RARE else ""
-    rows.append(("--helpfull", f"Explains everything.{more}"))
+    more = f", and {len(command.RARE)} more" if command.RARE else ""
+    rows.append(("--helpfull", f"Explain every flag in full{more}."))
     width = max(len(left) for left, _ in rows)
     lines = [f"{left:<{width}}  {text}" for left, text in rows]
     return "\n".join([summary, "", *examples, "", *lines])
@@ -306,12 +306,12 @@ def start(
     """Runs a command and exits with its status.
 
     That is 0, the `exit_code` of a `UserError`, whose message is printed, or
-    130 after Ctrl-C. If what reads the output has ended, as in `--help |
-    head`, it is 1.
+    130 after Ctrl-C. It is 1 if the reader of the output has gone, as in
+    `--help | head`.
 
     Args:
-        name: how it is called, such as 'efficientnetv2 train'; takes the
-            place of the program's path in `sys.argv`.
+        name: how it is called, such as 'efficientnetv2 train'; replaces the
+            program's path in `sys.argv`.
         arguments: None for those of the process.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)

@@ -255,8 +255,8 @@ class UserCallbacks:
         callbacks: to call; may be empty.
         engine: whose network they get as `model`, with raw weights. A
             callback that sets its `stop_training` ends the run after the
-            step. On JAX the weights are for reading: the state that is
-            trained is the engine's.
+            step. On JAX the weights are read-only: the engine holds the trained
+            state.
         first_step: from which it trains.
     """
 
@@ -307,7 +307,7 @@ class UserCallbacks:
         self.list.on_train_batch_begin(batch)
 
     def after(self, state: State, metrics: Mapping[str, float]) -> None:
-        """Is called after a step, and after the evaluation that follows it."""
+        """Called after a step, and after the evaluation that follows it."""
         if self.list is None:
             return
         self.count += 1

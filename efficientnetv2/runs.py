@@ -123,7 +123,7 @@ class Run:
 def as_begun(
     run: Run, config: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
-    """Returns the configuration with which a run of an older version resumes.
+    """Returns the configuration to resume a run of an older version with.
 
     It keeps the values of its time for options that its `config.yaml` does
     not know; the log says if others are asked for.
@@ -186,7 +186,7 @@ def _write_config(run: Run, config: ml_collections.ConfigDict) -> None:
     # A run without a checkpoint may be started with other options.
     if path.exists() and _has_begun(run):
         saved = declarative.read_yaml(path)
-        # What an earlier version wrote lacks the options that came later.
+        # Configurations of earlier versions lack newer options.
         free = fingerprint.free_options(saved, config, folder)
         free = (*config_lib.FREE_OPTIONS, *free)
         changed = config_lib.differences(saved, config.to_dict(), free, True)

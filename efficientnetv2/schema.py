@@ -241,7 +241,7 @@ def parse_pairs(
 
     Args:
         text: values are true, false, null, numbers, text, and lists as
-            'crop|flip'. Of a key that is given twice the last value counts.
+            'crop|flip'. If a key is given twice, the last value counts.
         source: what a message begins with.
         whole: keys to whose values '|' belongs.
 
@@ -249,7 +249,7 @@ def parse_pairs(
         A nested dict.
 
     Raises:
-        ConfigError: if a part is no 'key=value'.
+        ConfigError: if a part is not 'key=value'.
     """
     nested: dict = {}
     for pair in filter(str.strip, text.split(",")):
@@ -405,7 +405,7 @@ def to_markdown(sections: Mapping[str, type]) -> str:
 
 
 def written_files(sections: Mapping[str, type]) -> dict[pathlib.Path, str]:
-    """Returns what is written from the options of a run, path to text."""
+    """Returns the generated files: path to text."""
     page = pathlib.Path("docs/options.md")
     head = page.read_text(encoding="utf-8").partition(_MARK)[0]
     return {

@@ -302,7 +302,7 @@ def measure_latency(
     """Measures inference at `eval.isize`, with random weights.
 
     Args:
-        calls: of each kind that are timed, after a few that are not.
+        calls: to time of each kind, after a few untimed ones.
 
     Returns:
         One dict each for 'form' Keras (`predict_on_batch` of normalized
@@ -369,8 +369,8 @@ def dry_run(
 ) -> float:
     """Logs data, model, stages, and the measured time and memory of a run.
 
-    Nothing is written. The data are fetched or prepared if they are not here.
-    Returns the estimated seconds of the whole run.
+    Nothing is written. Missing data are downloaded or prepared. Returns the
+    estimated seconds of the whole run.
     """
     start = time.perf_counter()
     plan, data = config_lib.run_plan(config), runs.Splits(config, log)
@@ -400,7 +400,7 @@ def dry_run(
     log(f"{memory}.")
     text = formatting.format_seconds(seconds)
     log(f"Estimated time of the whole run: {text}.")
-    log("Nothing was written; without --dry_run the run begins.")
+    log("Nothing was written. Rerun without --dry_run to train.")
     return seconds
 
 

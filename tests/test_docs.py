@@ -106,14 +106,20 @@ def prose(path: pathlib.Path) -> str:
 def parse(line: str) -> tuple[cli.Command, str, list[str]] | None:
     """Returns command, name and arguments of a line of this project.
 
-
-def module_of(name: str):
-    return run.by_mode if name == "main" else commands.load_command(name)
-
-
-def check(name: str, arguments: list[str]) -> None:
-    """Checks flags and values, and that names of files exist."""
-    given, _ = cli.parse(module_of(name), arguments)
+    Checks flags and values, and that named files exist; of a script, flags.
+    """
+    words = shlex.split(line, comments=True)
+    if words[:2] == ["python", "-m"]:
+        name = words[2].removeprefix("efficientnetv2").lstrip(".") or "main"
+        name, arguments = {"speed": "benchmark"}.get(name, name), words[3:]
+    elif words[0] == "efficientnetv2":
+        name, arguments = words[1], words[2:]
+    else:
+        return None
+    command = run.by_mode if name == "main" else commands.load_command(name)
+    if "--help" in arguments:
+        return command, name, arguments
+    given, _ = cli.parse(command, arguments)
     for flag, kind in (("recipe", "recipes"), ("study", "studies")):
         value = cli.value_of(given, flag)
         if value and not value.endswith(".yaml"):
@@ -237,10 +243,11 @@ def test_commands_and_code_run(page, small):
 # --- Names --------------------------------------------------------------------
 
 
-def all_flags() -> set[str]:
-    found = {"help", "helpfull"}
-    for module in (run.by_mode, *map(commands.load_command, commands.NAMES)):
-        values = cli.own_flags(module)
+def all_flags() -> dict[str, bool]:
+    """Returns every flag, and whether it is a switch."""
+    found = {"help": False, "helpfull": False}
+    for command in (run.by_mode, *map(commands.load_command, commands.NAMES)):
+        values = cli.own_flags(command)
         for name in values:
             found[name] = isinstance(values[name], absl_flags.BooleanFlag)
     return found

@@ -76,7 +76,7 @@ def test_rollback_before_the_first_checkpoint(
     config = tiny_config(f"{SHORT},train.on_nan=rollback")
     latest, text = _train(config, tmp_path / "run")
     assert latest.meta["history"]["skipped"] == 2
-    assert "back to step 0" in text
+    assert "returning to step 0" in text
     _poison(monkeypatch, list(range(100)))
     monkeypatch.setattr(recovery, "_MOST_ROLLBACKS", 1)
     with pytest.raises(recovery.NotFiniteError, match="went back 1 times"):

@@ -69,12 +69,12 @@ def data(given: flags.FlagValues, words: Sequence[str]) -> int | None:
         raise UserError(
             f"Unknown action {action!r}."
             + declarative.suggest(action, list(actions))
-            + " A dataset is named by --dataset."
+            + " Name a dataset with --dataset."
         )
     cli.no_words(more)
     folder = registry.data_dir(given.data_dir)
     if action and not given.dataset:
-        raise UserError("--dataset is missing, such as fashion_mnist.")
+        raise UserError("Set --dataset, for example --dataset=fashion_mnist.")
     if action:
         return actions[action](given, folder)
     return _dataset(given.dataset, folder) if given.dataset else _list(folder)
@@ -113,6 +113,8 @@ def _dataset(name: str, folder: pathlib.Path) -> None:
     names = ", ".join(info.class_names[:_MOST_SHOWN])
     more = info.num_classes - _MOST_SHOWN
     names += f" and {more:,} more" if more > 0 else ""
+    state, place = registry.state(info, folder), _place(info, folder)
+    found = {"-": "not found", "here": "found"}.get(state, state)
     rows = [
         ("classes", f"{info.num_classes:,}: {names}"),
         ("source", " ".join(filter(None, (info.source, info.tfds_name)))),
@@ -176,7 +178,10 @@ def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
     counts = [written.splits[split].num_images for split in splits]
     parts = ", ".join(map("{} {:,}".format, splits, counts))
     print(f"{sum(counts):,} images ({parts}) in {given.output_dir}")
-    name = pathlib.Path(given.output_dir).name
+    run = pathlib.Path("runs", pathlib.Path(given.output_dir).name)
+    if run == pathlib.Path(given.output_dir):
+        run = run.with_name(f"{run.name}_model")
+    print("Train on them:")
     print(
         formatting.command(
             f"{formatting.program()} train",

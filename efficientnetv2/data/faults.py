@@ -1,9 +1,9 @@
 """Whether data can be read: at a glance before training, or image by image.
 
 A pipeline reads and decodes in TensorFlow's graph, whose errors name an
-operation and no file: which example it was is looked for only afterwards, by
-`named`. `before_training` reads the first bytes of every file, which takes
-seconds for a hundred thousand; `check_dataset` decodes everything.
+operation and no file; `named` finds the example afterwards. `before_training`
+reads the first bytes of every file, which takes seconds for a hundred thousand;
+`check_dataset` decodes everything.
 """
 
 import concurrent.futures
@@ -357,7 +357,7 @@ def reasons_of_items(source: EncodedSource) -> Iterator[str | None]:
             return _reason(error)
 
     with concurrent.futures.ThreadPoolExecutor(_DECODERS) as pool:
-        # Whoever wants one fault alone need not wait for the others.
+        # A caller that wants one fault need not wait for the others.
         for first in range(0, len(source), _AT_ONCE):
             yield from pool.map(reason_of, source.items[first:][:_AT_ONCE])
 

@@ -348,8 +348,7 @@ class Engine(engines.BaseEngine):
     def logits(self, images) -> np.ndarray:
         """Returns the logits of the averaged weights, else of the raw ones.
 
-        A batch that is smaller than one before is filled up, so that nothing
-        is compiled anew.
+        A batch smaller than an earlier one is padded, which avoids recompiling.
         """
         images = np.asarray(images)
         rows, shape = len(images), images.shape[1:]

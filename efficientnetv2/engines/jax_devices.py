@@ -61,7 +61,7 @@ def _resolve_precision(
 
 
 def describe_devices(devices: Sequence[jax.Device]) -> str:
-    """Returns what computes and how, such as '1 x TPU v5 lite, ...'."""
+    """Describes devices and precision, such as '1 x TPU v5 lite, ...'."""
     name = f"{len(devices)} x {devices[0].device_kind}"
     if devices[0].platform == "cpu":
         name = "CPU" if len(devices) == 1 else f"{len(devices)} x CPU"

@@ -297,7 +297,7 @@ def build_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Returns the optimizer that the configuration names, with its schedule.
 
-    Under `mixed_float16` it is wrapped into dynamic loss scaling.
+    Under `mixed_float16` it is wrapped in dynamic loss scaling.
     """
     train = config.train
     momentum = {"momentum": train.momentum}
