@@ -410,8 +410,8 @@ def _check_data(
     given = f"data.images_per_class={data.images_per_class}"
     if info.multi_label:
         raise ConfigError(
-            f"{given}: images of {name} have several classes, so that no "
-            "number of images per class is exact. Leave it out."
+            f"{given}: images of {name} have several labels, so an exact "
+            "number of images per class is impossible. Leave it out."
         )
     there = info.splits[config.train.split].num_images
     if data.images_per_class * classes > there:
