@@ -355,7 +355,7 @@ def texts_of_code() -> str:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebooks_are_short_clear_and_parse(path):
     names = set()
-    values = {"MODEL": "efficientnetv2-b0", "EPOCHS": "1", "SIZE": "40"}
+    values = {"MODEL": "--model_name=efficientnetv2-b0", "EPOCHS": "1"}
     for cell in json.loads(path.read_text())["cells"]:
         text = "".join(cell["source"])
         assert not cell.get("outputs") and len(text.splitlines()) <= 12
