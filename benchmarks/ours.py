@@ -44,12 +44,12 @@ def step(options) -> float:
 
     from efficientnetv2 import config as config_lib
     from efficientnetv2 import engines
-    from efficientnetv2.models import convolutions, layers
+    from efficientnetv2.models import kernels
 
     pairs = (
-        (convolutions.PointwiseConv2D, keras.layers.Conv2D),
-        (convolutions.DepthwiseConv2D, keras.layers.DepthwiseConv2D),
-        (layers.BatchNormalization, keras.layers.BatchNormalization),
+        (kernels.PointwiseConv2D, keras.layers.Conv2D),
+        (kernels.DepthwiseConv2D, keras.layers.DepthwiseConv2D),
+        (kernels.BatchNormalization, keras.layers.BatchNormalization),
     )
     for name, (ours, theirs) in zip(timing.LAYERS, pairs, strict=True):
         if options.without == name:
@@ -234,7 +234,7 @@ def _classifier(form: str, size: int, place: pathlib.Path) -> Callable:
 
     options = {"num_classes": timing.CLASSES}
     config = config_lib.load_model("efficientnetv2-b0", options)
-    network = architecture.build(config["model"])
+    network = architecture.build_network(config["model"])
     names = [f"class {k}" for k in range(timing.CLASSES)]
     spec = ServingSpec(size, "v2", [], "softmax", names)
     if form == "saved_model":

@@ -316,7 +316,7 @@ def _network(config, run: runs.Run, checkpoint: str | None, engine=None):
         network = engine.network
     else:
         keras.config.set_dtype_policy("float32")
-        network = architecture.build(config.model.to_dict())
+        network = architecture.build_network(config.model.to_dict())
     weights.load_averaged(network, found)
     return network, found
 

@@ -10,7 +10,7 @@ import ml_collections
 from efficientnetv2.data import registry
 from efficientnetv2.data.registry import DatasetInfo
 from efficientnetv2.declarative import ConfigError, suggest
-from efficientnetv2.models.block_strings import expand_blocks, round_filters
+from efficientnetv2.models.structure import expand_blocks, round_filters
 from efficientnetv2.options import MIN_IMAGE_SIZE
 
 

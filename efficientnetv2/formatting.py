@@ -25,12 +25,20 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes}:{seconds:02d}"
 
 
-def columns() -> int:
+def format_count(number: float) -> str:
+    """Returns a count in three digits: 7.14M, 720M, 8.4B."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * limit:
+            return f"{number / limit:#.3g}".rstrip(".") + unit
+    return str(int(number))
+
+
+def terminal_width() -> int:
     """Returns the width of the terminal, 80 where there is none."""
     return shutil.get_terminal_size((_COLUMNS, 24)).columns
 
 
-def table(
+def align_table(
     rows: Sequence[Sequence[str]],
     left: Collection[int] = (),
     width: int | None = None,
@@ -48,7 +56,7 @@ def table(
             terminal only the header is broken, at 80.
     """
     is_cut = width is not None or sys.stdout.isatty()
-    width = width or columns()
+    width = width or terminal_width()
     text = _aligned(rows, left)
     if _width(text) > width:
         rows = [[_narrow(name) for name in rows[0]], *rows[1:]]
@@ -117,17 +125,17 @@ def program(name: str = "efficientnetv2") -> str:
     path = folder / name
     if not path.exists():
         return f"{program(pathlib.Path(sys.executable).name)} -m {name}"
-    return quote(near(path))
+    return quote(relative_path(path))
 
 
-def near(path: str | os.PathLike) -> pathlib.Path:
+def relative_path(path: str | os.PathLike) -> pathlib.Path:
     """Returns a path as it is seen from the working directory, if below it."""
     path = pathlib.Path(path)
     here = os.getcwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def command(*words: str, indent: str = "  ") -> str:
+def wrap_command(*words: str, indent: str = "  ") -> str:
     """Returns a command to copy, in lines of at most 80 columns if it can be.
 
     Args:

@@ -22,7 +22,7 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2 import formatting, progressive
 from efficientnetv2.data import faults, loading, registry
 from efficientnetv2.errors import UserError
-from efficientnetv2.models import counting
+from efficientnetv2.models import structure
 
 BATCH_SIZES = (1, 8, 32)
 """Of which the latency is measured."""
@@ -289,8 +289,8 @@ def measure_stage(
         _repeat(step, _WARM_UP)
         waited[0] = 0.0
         result["both"] = images_per_second(step)
-    rows = counting.count_stages(config.model.to_dict(), stage.image_size)
-    operations = 3 * 2 * counting.total(rows).multiply_adds
+    cost = structure.count_model(config.model.to_dict(), stage.image_size)
+    operations = 3 * 2 * cost.multiply_adds
     return {
         **result,
         "waiting_share": waited[0]
@@ -317,9 +317,9 @@ def measure_machine(size: int = 2048, repeats: int = 7) -> dict:
     import tensorflow as tf
 
     from efficientnetv2 import runs
-    from efficientnetv2.models import convolutions
+    from efficientnetv2.models import kernels
 
-    if convolutions.runs_on_tensorflow_cpu():
+    if kernels.runs_on_tensorflow_cpu():
         matrix = np.ones([size, size], np.float32)
 
         def multiply():
@@ -359,7 +359,7 @@ def measure_latency(
     from efficientnetv2.serving import export
     from efficientnetv2.serving.spec import ServingSpec
 
-    network = architecture.build(config.model.to_dict())
+    network = architecture.build_network(config.model.to_dict())
     names = registry.load_info(config.data.ds_name).class_names
     spec = ServingSpec.from_config(config, names)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,6 @@
 """Every EfficientNet by name, with weights."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -12,11 +13,9 @@ from absl import logging
 from efficientnetv2 import checkpoints
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import fingerprint, registry
-from efficientnetv2.errors import nearest
-from efficientnetv2.models import architecture, weights
-from efficientnetv2.models.block_strings import expand_blocks
-from efficientnetv2.models.naming import WeightsError
-from efficientnetv2.models.weights import published
+from efficientnetv2.errors import WeightsError, nearest
+from efficientnetv2.models import architecture, published, weights
+from efficientnetv2.models.structure import expand_blocks
 
 _V1_ROUND_LIMIT = 0.9
 
@@ -96,15 +95,14 @@ def build_model(
     if preprocessing is True:
         preprocessing = config["data"]["normalization"]
 
-    def build(model_config):
-        return architecture.build(
-            model_config,
-            include_top=include_top,
-            input_shape=input_shape,
-            name=name,
-            pooling=pooling,
-            preprocessing=preprocessing,
-        )
+    build = functools.partial(
+        architecture.build_network,
+        include_top=include_top,
+        input_shape=input_shape,
+        name=name,
+        pooling=pooling,
+        preprocessing=preprocessing,
+    )
 
     def load(model):
         load_weights(model, weights, ema=ema, skip_classifier=skip_classifier)
@@ -164,7 +162,7 @@ def load_weights(
     """
     if isinstance(source, (str, os.PathLike)):
         source = resolve_source(model, source)
-    report = weights.load(model, source, ema, skip_classifier)
+    report = weights.load_into(model, source, ema, skip_classifier)
     log = logging.warning if report.surprises else logging.info
     log("%s", report)
     return report
@@ -186,7 +184,7 @@ def initialize(network: keras.Model, config: ml_collections.ConfigDict) -> str:
     fresh = classifier.get_weights()
     path = resolve_source(network, config.train.ft_init_ckpt)
     try:
-        text = str(weights.load(network, path, skip_classifier=True))
+        text = str(weights.load_into(network, path, skip_classifier=True))
     except WeightsError as error:
         of_run = config_lib.model_of_run(str(path)).get("model_name")
         if of_run in (None, config.model.model_name):

@@ -7,7 +7,7 @@ import pytest
 
 import efficientnetv2
 from efficientnetv2 import declarative
-from efficientnetv2.models.weights import published
+from efficientnetv2.models import published
 
 
 def test_models_have_accuracy_size_and_cost():

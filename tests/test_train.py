@@ -197,7 +197,7 @@ np.savez(sys.argv[3], served=served['probabilities'],
     config = tiny_config(LEARNS)
     from efficientnetv2.models import architecture
 
-    network = architecture.build(config.model.to_dict())
+    network = architecture.build_network(config.model.to_dict())
     best = checkpoints.load(checkpoints.find(finished, "best"))
     weights.load_averaged(network, best)
     dataset = pipeline.evaluation_dataset(source, config)

@@ -183,13 +183,13 @@ def format_speed(result: Mapping) -> str:
             f"cores, devices {', '.join(result['machine']['devices'])}",
             f"Matrix products of float32: {peak:.0f} GFLOP/s",
             "",
-            formatting.table(rows),
+            formatting.align_table(rows),
             "",
             f"A whole run waits for data {result['waiting_share']:.1%} of its "
             "time.\nThe first step ends "
             f"{result['first_step_seconds']:.1f} s after the start of the "
             "program.",
             "",
-            formatting.table(calls, left=[0]),
+            formatting.align_table(calls, left=[0]),
         )
     )

@@ -194,7 +194,7 @@ def _load_listed(
 ) -> EncodedSource:
     index = registry.listing(info.folder)
     part = index.splits[split]
-    place = formatting.near(info.folder)
+    place = formatting.relative_path(info.folder)
     log(f"{registry.title(info.name)}: {len(part):,} images ({split}), {place}")
     if index.multi_label:
         labels = np.zeros((len(part), len(index.class_names)), np.float32)

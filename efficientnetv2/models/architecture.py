@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import keras
 
 from efficientnetv2.models import blocks
-from efficientnetv2.models.block_strings import expand_blocks, head_filters
+from efficientnetv2.models.structure import expand_blocks, head_filters
 from efficientnetv2.normalizations import NORMALIZATIONS
 
 # The layer of a model that takes pixel values.
@@ -71,7 +71,7 @@ def _check_input_shape(shape, preprocessing: str | None) -> None:
         )
 
 
-def build(
+def build_network(
     model_config: Mapping,
     include_top: bool = True,
     input_shape: Sequence[int | None] = (None, None, 3),
@@ -82,12 +82,8 @@ def build(
     """Builds a model from a configuration.
 
     Args:
-        model_config: the section `model` of a configuration: `blocks` (block
-            strings), `width_coefficient`, `depth_coefficient`,
-            `depth_divisor`, `min_depth`, `feature_size`, `num_classes`,
-            `dropout_rate`, `survival_prob`, `conv_dropout`, `headbias`,
-            `act_fn`, `bn_type`, `bn_momentum`, `bn_epsilon`, `gn_groups`;
-            `fused_stages`, `round_limit` and `fix_head_stem` may be left out.
+        model_config: the section `model` of a configuration; `fused_stages`,
+            `round_limit` and `fix_head_stem` may be left out.
         include_top: if False, the model ends with the features of the head.
         input_shape: (height, width, channels); None for a free height or
             width.
@@ -176,3 +172,16 @@ def build(
     # Published weights are found by it, whatever the model is called.
     model.architecture_name = model_config["model_name"]
     return model
+
+
+def is_ours(model: keras.Model) -> bool:
+    """Whether a model was built by this package."""
+    return any(isinstance(layer, blocks.Stem) for layer in flat_layers(model))
+
+
+def flat_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Returns the layers of a model, those of models within it included."""
+    found = []
+    for layer in model.layers:
+        found += flat_layers(layer) if hasattr(layer, "layers") else [layer]
+    return found

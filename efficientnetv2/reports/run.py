@@ -12,8 +12,8 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2 import files, progressive, runs
 from efficientnetv2.data import fingerprint, preprocessing, preview, registry
 from efficientnetv2.engines import optimizers
-from efficientnetv2.formatting import format_seconds
-from efficientnetv2.models import counting
+from efficientnetv2.formatting import format_count, format_seconds
+from efficientnetv2.models import structure
 from efficientnetv2.progressive import RunPlan
 from efficientnetv2.reports import classes, document, plots
 from efficientnetv2.reports.classes import Observer
@@ -102,11 +102,11 @@ def _cards(
             (f"{metrics['waiting_share']:.1%}", "of it spent waiting for data"),
         ]
     size = progressive.resolve_image_size(config)
-    counts = counting.total(counting.count_stages(config.model.to_dict(), size))
+    counts = structure.count_model(config.model.to_dict(), size)
     cards += [
-        (counting.format_count(counts.parameters), "parameters"),
+        (format_count(counts.parameters), "parameters"),
         (
-            counting.format_count(counts.multiply_adds),
+            format_count(counts.multiply_adds),
             f"multiply-adds at {size} px",
         ),
     ]

@@ -416,7 +416,7 @@ def _table(exports, results: Mapping[str, Result], staging) -> str:
                 f"{result.keras_top1:.2%}",
             )
         rows.append(row)
-    return formatting.table(rows, left=(0, 1))
+    return formatting.align_table(rows, left=(0, 1))
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from efficientnetv2.data import decoding, preprocessing
 from efficientnetv2.errors import UserError
-from efficientnetv2.models import naming
+from efficientnetv2.models import architecture
 from efficientnetv2.serving import predict
 from efficientnetv2.serving.loading import Classifier
 from efficientnetv2.serving.predict import Prediction
@@ -32,7 +32,7 @@ def _network(classifier: Classifier) -> keras.Model:
             "Grad-CAM name the folder of the run, or a .keras file of "
             "--formats=keras."
         )
-    if not naming.is_ours(classifier.network):
+    if not architecture.is_ours(classifier.network):
         raise UserError(
             "Features and Grad-CAM need a model of efficientnetv2, whose "
             f"layers are known; this is {classifier.network.name!r}."
@@ -167,7 +167,7 @@ def attention(
     That is Grad-CAM where the network is at hand and ours, else occlusion.
     """
     network = classifier.network
-    if network is not None and naming.is_ours(network):
+    if network is not None and architecture.is_ours(network):
         return _grad_cam_picture(classifier, image, best), "Grad-CAM"
     heat = occlusion(classifier, image, best.label)
     return overlay(np.asarray(_small(image)), heat), "occlusion"

@@ -25,7 +25,7 @@ from efficientnetv2.data import (
     preprocessing,
     registry,
 )
-from efficientnetv2.models import architecture, naming, weights
+from efficientnetv2.models import architecture, weights
 from efficientnetv2.options import MIN_IMAGE_SIZE
 from efficientnetv2.serving import formats, saved_model
 from efficientnetv2.serving import spec as spec_lib
@@ -172,8 +172,8 @@ def _class_names(names: str | Sequence[str], count: int) -> list[str]:
 
 def _inside(network: keras.Model) -> bool:
     """Whether one of our models normalizes its images itself."""
-    names = {layer.name for layer in naming.flat_layers(network)}
-    return naming.is_ours(network) and architecture.NORMALIZE in names
+    names = {layer.name for layer in architecture.flat_layers(network)}
+    return architecture.is_ours(network) and architecture.NORMALIZE in names
 
 
 def _spec_of(
@@ -196,8 +196,8 @@ def _spec_of(
             "[batch, height, width, 3] to one number per class."
         )
     (_, height, width, _), (_, classes) = shapes
-    known = None
-    if naming.is_ours(network) and network.name in declarative.names("models"):
+    known, names = None, declarative.names("models")
+    if architecture.is_ours(network) and network.name in names:
         known = config_lib.load_model(network.name, {})
     image_size = given.get("image_size")
     if image_size is None and height is not None and height == width:
@@ -277,7 +277,7 @@ def _from_run(found: Location, checkpoint: str | None):
     names = fingerprint.class_names(found.path)
     if names is None:
         names = registry.load_info(config["data"]["ds_name"]).class_names
-    network = architecture.build(config["model"])
+    network = architecture.build_network(config["model"])
     best = checkpoints.load(checkpoints.find(found.path, checkpoint))
     weights.load_averaged(network, best)
     return network, ServingSpec.from_config(config, names)

@@ -1,4 +1,4 @@
-"""Block strings, parameter counts, layers."""
+"""Models by their configurations: parameters, layers, options."""
 
 import json
 
@@ -8,9 +8,10 @@ import pytest
 import tensorflow as tf
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import normalizations
-from efficientnetv2.models import architecture, counting, layers
-from efficientnetv2.models.block_strings import BlockArgs
+from efficientnetv2 import formatting, normalizations
+from efficientnetv2.data import preprocessing
+from efficientnetv2.models import architecture, blocks, structure
+from efficientnetv2.models.structure import BlockArgs
 
 
 def _model_config(name, **overrides):
@@ -57,7 +58,7 @@ SMALL = ["efficientnetv2-b0", "efficientnet-b0"]
 @pytest.mark.parametrize("name", SMALL)
 def test_parameter_counts_of_built_models(reference, name):
     expected = _counts(reference)[name]
-    model = architecture.build(_model_config(name))
+    model = architecture.build_network(_model_config(name))
     assert model.count_params() == expected["total"]
     trainable = sum(np.prod(v.shape) for v in model.trainable_variables)
     assert trainable == expected["trainable"]
@@ -68,7 +69,7 @@ def test_parameter_counts_of_built_models(reference, name):
 def test_parameter_counts_of_all_models_by_arithmetic(reference):
     for name, expected in _counts(reference).items():
         config = _model_config(name)
-        sums = counting.total(counting.count_stages(config, 224))
+        sums = structure.count_model(config, 224)
         assert sums.parameters == expected["total"]
         assert sums.trainable == expected["trainable"]
         assert sums.layers == expected["blocks"] + 3
@@ -97,8 +98,8 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_counts_are_the_published_ones(name):
     parameters, products, size, *bounds = PUBLISHED[name]
-    rows = counting.count_stages(_model_config(name), size)
-    sums = counting.total(rows)
+    rows = structure.count_stages(_model_config(name), size)
+    sums = structure.count_model(_model_config(name), size)
     assert bounds[0] < sums.trainable / 1e6 / parameters < bounds[1]
     assert bounds[2] < sums.multiply_adds / 1e6 / products < bounds[3]
     if "lite" in name:
@@ -108,7 +109,7 @@ def test_counts_are_the_published_ones(name):
 
 def test_multiply_adds_of_one_block_by_hand():
     config = _tiny(blocks=["r1_k5_s2_e3_i8_o16_se0.5"], num_classes=7)
-    stem, block, head, dense = counting.count_stages(config, (17, 30))
+    stem, block, head, dense = structure.count_stages(config, (17, 30))
     assert (stem.size, block.size) == ((9, 15), (5, 8))
     assert stem.multiply_adds == 9 * 3 * 8 * 9 * 15
     assert block.multiply_adds == (
@@ -130,7 +131,7 @@ def test_multiply_adds_of_one_block_by_hand():
     ],
 )
 def test_counts_in_three_digits(number, text):
-    assert counting.format_count(number) == text
+    assert formatting.format_count(number) == text
 
 
 def _tiny(**overrides):
@@ -152,7 +153,7 @@ def _tiny(**overrides):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("act_fn", name) for name in (*layers.ACTIVATIONS, "swish", "mishmash")]
+    [("act_fn", name) for name in (*blocks.ACTIVATIONS, "mishmash")]
     + [
         ("bn_type", name) for name in (None, "bn", "sync_bn", "gn", "layernorm")
     ],
@@ -161,21 +162,21 @@ def test_every_activation_and_normalization(option, value):
     config = _tiny(**{option: value})
     if value in ("mishmash", "layernorm"):
         with pytest.raises(ValueError, match=value):
-            architecture.build(config)
+            architecture.build_network(config)
         return
-    images = np.ones((2, 20, 20, 3), np.float32)
-    logits = architecture.build(config)(images, training=option == "bn_type")
+    model = architecture.build_network(config)
+    logits = model(np.ones((2, 20, 20, 3), np.float32), option == "bn_type")
     assert logits.shape == (2, 5) and np.isfinite(logits).all()
 
 
 def test_any_image_size_and_no_top():
-    model = architecture.build(_tiny(), include_top=False)
+    model = architecture.build_network(_tiny(), include_top=False)
     for size in (8, 17, 33):
         assert model(np.zeros((1, size, size, 3))).shape == (1, 24)
 
 
 def test_survival_probability_falls_linearly():
-    model = architecture.build(_tiny(survival_prob=0.5))
+    model = architecture.build_network(_tiny(survival_prob=0.5))
     rates = [
         block.stochastic_depth.survival_probability
         for block in model.layers
@@ -187,7 +188,7 @@ def test_survival_probability_falls_linearly():
 
 def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
     keras.utils.set_random_seed(0)
-    layer = layers.StochasticDepth(0.75)
+    layer = blocks.StochasticDepth(0.75)
     inputs = np.ones((4000, 2, 2, 3), np.float32)
     outputs = np.asarray(layer(inputs, training=True))
     per_example = outputs.reshape(4000, -1)
@@ -200,7 +201,7 @@ def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_dropout_rate_can_be_a_variable(rate):
     keras.utils.set_random_seed(0)
-    layer = layers.Dropout(rate)
+    layer = blocks.Dropout(rate)
     layer.rate_variable = tf.Variable(0.0)
     inputs = np.ones((100, 100), np.float32)
 
@@ -219,7 +220,7 @@ def test_dropout_rate_can_be_a_variable(rate):
 @pytest.mark.parametrize("bn_type", [None, "gn"])
 def test_fused_stages_and_their_counts(fused, bn_type):
     config = _tiny(fused_stages=fused, bn_type=bn_type)
-    model = architecture.build(config)
+    model = architecture.build_network(config)
     kinds = [
         type(layer).__name__
         for layer in model.layers
@@ -228,7 +229,7 @@ def test_fused_stages_and_their_counts(fused, bn_type):
     of_stages = ["FusedMBConv"] * (2 if fused is None else fused)
     of_stages += ["MBConv"] * (3 - len(of_stages))
     assert kinds == [of_stages[k] for k in (0, 1, 1, 2, 2)]
-    sums = counting.total(counting.count_stages(config, 24))
+    sums = structure.count_model(config, 24)
     assert sums.parameters == model.count_params() - sum(
         np.prod(v.shape) for v in model.weights if "seed" in v.path
     )
@@ -239,14 +240,12 @@ def test_fused_stages_and_their_counts(fused, bn_type):
 
 @pytest.mark.parametrize("mode", normalizations.MODES)
 def test_preprocessing_is_that_of_the_pipeline(mode):
-    from efficientnetv2.data import preprocessing as pipeline
-
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3))
-    inside = architecture.build(_tiny(), preprocessing=mode)
-    outside = architecture.build(_tiny())
+    inside = architecture.build_network(_tiny(), preprocessing=mode)
+    outside = architecture.build_network(_tiny())
     outside.set_weights(inside.get_weights())
     np.testing.assert_allclose(
         inside(images.astype(np.float32)),
-        outside(pipeline.normalize(tf.cast(images, tf.float32), mode)),
+        outside(preprocessing.normalize(tf.cast(images, tf.float32), mode)),
         atol=1e-5,
     )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from efficientnetv2.models import blocks, convolutions, layers
+from efficientnetv2.models import blocks, kernels
 
 
 def _gradients(layer, inputs, upstream, training):
@@ -47,7 +47,7 @@ def _assert_equal(ours, keras_layer, shape, training=True):
 def test_batch_normalization(shape, training):
     options = {"momentum": 0.9, "epsilon": 1e-3}
     _assert_equal(
-        layers.BatchNormalization(**options),
+        kernels.BatchNormalization(**options),
         keras.layers.BatchNormalization(**options),
         shape,
         training,
@@ -65,7 +65,7 @@ class _TrainedConv2D(keras.layers.Conv2D):
 @pytest.mark.parametrize("training", [True, False])
 def test_pointwise_convolution(use_bias, training):
     _assert_equal(
-        convolutions.PointwiseConv2D(7, use_bias=use_bias),
+        kernels.PointwiseConv2D(7, use_bias=use_bias),
         _TrainedConv2D(7, 1, use_bias=use_bias),
         (3, 4, 5, 6),
         training,
@@ -75,13 +75,13 @@ def test_pointwise_convolution(use_bias, training):
 def test_training_reaches_convolutions_in_blocks(monkeypatch):
     """The flag is passed on by Keras, as layers in layers do not name it."""
     seen = []
-    call = convolutions.PointwiseConv2D.call
+    call = kernels.PointwiseConv2D.call
 
     def spy(self, inputs, training=False):
         seen.append(training)
         return call(self, inputs, training=training)
 
-    monkeypatch.setattr(convolutions.PointwiseConv2D, "call", spy)
+    monkeypatch.setattr(kernels.PointwiseConv2D, "call", spy)
     block = blocks.MBConv(4, 4, expand_ratio=2, se_ratio=0.5)
     inputs = np.ones((1, 3, 3, 4), np.float32)
     block(inputs, training=True)
@@ -90,7 +90,7 @@ def test_training_reaches_convolutions_in_blocks(monkeypatch):
 
 
 def test_silu_and_its_gradient():
-    silu = layers.activation("silu")
+    silu = kernels.silu
     inputs = tf.linspace(-20.0, 20.0, 101)
     results = []
     for function in (silu, tf.nn.silu):
@@ -108,7 +108,7 @@ def test_silu_and_its_gradient():
 def test_depthwise_convolution(size, stride, kernel):
     options = {"strides": stride, "padding": "same", "use_bias": False}
     _assert_equal(
-        convolutions.DepthwiseConv2D(kernel, **options),
+        kernels.DepthwiseConv2D(kernel, **options),
         keras.layers.DepthwiseConv2D(kernel, **options),
         (3, size, size, 4),
         None,
@@ -118,10 +118,8 @@ def test_depthwise_convolution(size, stride, kernel):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: convolutions.PointwiseConv2D(7, use_bias=False),
-        lambda: convolutions.Conv2D(
-            7, 3, strides=2, padding="same", use_bias=False
-        ),
+        lambda: kernels.PointwiseConv2D(7, use_bias=False),
+        lambda: kernels.Conv2D(7, 3, strides=2, padding="same", use_bias=False),
     ],
     ids=["1x1", "3x3"],
 )
@@ -132,12 +130,12 @@ def test_bfloat16_products_round_only_while_training(make):
     upstream = np.ones(layer.compute_output_shape(inputs.shape), np.float32)
     layer.build(inputs.shape)
     outputs, (to_inputs, to_kernel) = _gradients(layer, inputs, upstream, True)
-    convolutions.set_bfloat16_products(True)
+    kernels.set_bfloat16_products(True)
     try:
         rounded, gradients = _gradients(layer, inputs, upstream, True)
         inferred = layer(inputs)
     finally:
-        convolutions.set_bfloat16_products(False)
+        kernels.set_bfloat16_products(False)
     assert rounded.dtype == layer.kernel.dtype == tf.float32
     np.testing.assert_array_equal(
         rounded, tf.cast(tf.cast(rounded, tf.bfloat16), tf.float32)

@@ -43,7 +43,7 @@ def spec(config):
 
 @pytest.fixture(scope="module")
 def network(config, folder_run):
-    network = architecture.build(config.model.to_dict())
+    network = architecture.build_network(config.model.to_dict())
     best = checkpoints.load(checkpoints.find(folder_run, None))
     weights.load_averaged(network, best)
     return network

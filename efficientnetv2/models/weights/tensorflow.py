@@ -9,11 +9,14 @@ from collections.abc import Iterator, Mapping
 import keras
 import numpy as np
 
-from efficientnetv2.models import naming
-from efficientnetv2.models.naming import Block, Slot, WeightsError
+from efficientnetv2.errors import WeightsError
+from efficientnetv2.models.weights import matching
 from efficientnetv2.models.weights.matching import (
+    CLASSIFIER,
     EMA,
     VALUE,
+    Block,
+    Slot,
     Source,
     damaged,
     first_line,
@@ -27,15 +30,8 @@ _OBJECT_ENDS = {
     "stem/norm": "_stem/_norm",
     "head/conv": "_head/_conv_head",
     "head/norm": "_head/_norm",
-    naming.CLASSIFIER: "_fc",
+    CLASSIFIER: "_fc",
 }
-
-
-# --- Names ------------------------------------------------------------------
-
-
-def _numbered(name: str, index: int) -> str:
-    return f"{name}_{index}" if index else name
 
 
 def reference_names(slot: Slot) -> list[str]:
@@ -50,17 +46,16 @@ def reference_names(slot: Slot) -> list[str]:
     if not isinstance(part, Block):
         layers = {"conv": ["conv2d"], "norm": [_NORM, _GROUP_NORM]}[slot.layer]
         return [f"{part}/{layer}/{attribute}" for layer in layers]
-    if slot.layer in part.convs:
-        layer = _numbered("conv2d", part.convs.index(slot.layer))
-    elif slot.layer in part.norms:
-        # In blocks group normalization has the name of batch normalization.
-        layer = _numbered(_NORM, part.norms.index(slot.layer))
-    elif slot.layer == "depthwise_conv":
+    layer = {"se/reduce": "se/conv2d", "se/expand": "se/conv2d_1"}.get(
+        slot.layer
+    )
+    # In blocks group normalization has the name of batch normalization.
+    for kind, layers in (("conv2d", part.convs), (_NORM, part.norms)):
+        if slot.layer in layers:
+            index = layers.index(slot.layer)
+            layer = f"{kind}_{index}" if index else kind
+    if slot.layer == "depthwise_conv":
         layer, attribute = "depthwise_conv2d", "depthwise_kernel"
-    else:
-        layer = {"se/reduce": "se/conv2d", "se/expand": "se/conv2d_1"}[
-            slot.layer
-        ]
     return [f"blocks_{part.index}/{layer}/{attribute}"]
 
 
@@ -117,7 +112,7 @@ def _prefix(path: pathlib.Path) -> str:
     return str(path).removesuffix(".index")
 
 
-def _find(path: pathlib.Path) -> str:
+def _prefix_in(path: pathlib.Path) -> str:
     """Returns the prefix of the checkpoint of a folder."""
     import tensorflow as tf
 
@@ -148,10 +143,10 @@ def _find(path: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path, ema: bool | None) -> Iterator[Source]:
-    """Opens a checkpoint; see `weights.load`."""
+    """Opens a checkpoint; see `load_into`."""
     import tensorflow as tf
 
-    prefix = _find(path) if path.is_dir() else _prefix(path)
+    prefix = _prefix_in(path) if path.is_dir() else _prefix(path)
     try:
         reader = tf.train.load_checkpoint(prefix)
         shapes = {
@@ -243,7 +238,7 @@ def to_reference_checkpoint(
 
     prefix = pathlib.Path(prefix)
     scope = scope or model.name
-    slots = naming.slots(model)
+    slots = matching.slots(model)
     batch_norms = {s.place for s in slots if s.attribute == "moving_mean"}
     arrays = {"global_step": np.int64(step)}
     for slot in slots:

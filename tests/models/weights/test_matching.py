@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 import efficientnetv2
-from efficientnetv2.models import naming, weights
-from efficientnetv2.models.naming import WeightsError
+from efficientnetv2.errors import WeightsError
+from efficientnetv2.models import weights
 from tests.models.weights.made import (
     SLIM,
     logits,
@@ -128,7 +128,7 @@ def test_a_new_file_is_a_new_format(tmp_path, monkeypatch, images):
         """
 import contextlib
 import numpy as np
-from efficientnetv2.models import naming, weights
+from efficientnetv2.models import weights
 
 def recognizes(path):
     return path.suffix == ".raw"
@@ -145,7 +145,7 @@ def opened(path, ema):
     monkeypatch.setattr(weights, "__path__", [*weights.__path__, str(tmp_path)])
     model = tiny()
     randomize(model)
-    arrays = {s.path: np.asarray(s.variable) for s in naming.slots(model)}
+    arrays = {s.path: np.asarray(s.variable) for s in weights.slots(model)}
     with open(tmp_path / "model.raw", "wb") as file:
         np.savez(file, **arrays)
     again = tiny(weights=tmp_path / "model.raw")

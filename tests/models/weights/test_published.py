@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import efficientnetv2
-from efficientnetv2.models import weights
-from efficientnetv2.models.naming import WeightsError
-from efficientnetv2.models.weights import published
+from efficientnetv2.errors import WeightsError
+from efficientnetv2.models import published, weights
 from tests.models.weights.made import TINY, randomize, slim_model
 
 
@@ -101,7 +100,7 @@ def test_published_names(server):
 
 def test_default_number_of_classes(monkeypatch):
     monkeypatch.setattr(
-        weights, "load", lambda *a: weights.LoadReport("", {}, [], [])
+        weights, "load_into", lambda *a: weights.LoadReport("", {}, [], [])
     )
     monkeypatch.setattr(published, "fetch", lambda *a: pathlib.Path("x"))
     options = {k: v for k, v in TINY.items() if k != "num_classes"}

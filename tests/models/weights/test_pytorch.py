@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import efficientnetv2
-from efficientnetv2.models import naming
-from efficientnetv2.models.naming import WeightsError
+from efficientnetv2.errors import WeightsError
+from efficientnetv2.models import weights
 from efficientnetv2.models.weights import pytorch
 from tests.models.weights.made import logits, randomize
 
@@ -78,7 +78,7 @@ def torch_file(tmp_path, monkeypatch):
 
     def write(model, zipped=False, **further):
         arrays, content = {}, dict(further)
-        for slot in naming.slots(model):
+        for slot in weights.slots(model):
             array = np.asarray(slot.variable)
             if array.ndim == 4:
                 depthwise = slot.layer == "depthwise_conv"
@@ -123,7 +123,7 @@ def test_the_pytorch_port_of_v1(torch_file, images, zipped):
     again = efficientnetv2.build_model("efficientnet-b0", weights=path, **V1)
     np.testing.assert_array_equal(logits(again, images), logits(model, images))
     names = {
-        name for slot in naming.slots(model) for name in pytorch.v1_names(slot)
+        name for slot in weights.slots(model) for name in pytorch.v1_names(slot)
     }
     assert {
         "_conv_stem.weight",

@@ -1,4 +1,4 @@
-"""Convolutions with the numbers of Keras and faster kernels on CPU.
+"""Layers, functions and an initializer of Keras, made faster.
 
 TensorFlow's CPU kernels for 1x1 convolutions and for the filter gradient of
 depthwise convolutions of tiny images spend most of their time on reordering
@@ -6,18 +6,19 @@ depthwise convolutions of tiny images spend most of their time on reordering
 """
 
 import functools
+import math
 
 import keras
+import numpy as np
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
 
 
 @functools.cache
 def runs_on_tensorflow_cpu() -> bool:
     """Whether the backend is TensorFlow and sees neither a GPU nor a TPU."""
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    return not (
+    return keras.backend.backend() == "tensorflow" and not (
         tf.config.list_physical_devices("GPU")
         or tf.config.list_physical_devices("TPU")
     )
@@ -39,8 +40,6 @@ def set_bfloat16_products(on: bool) -> None:
 
 def _product(function, *operands):
     """Returns a product of float32 tensors, see `set_bfloat16_products`."""
-    import tensorflow as tf
-
     if not _products["bfloat16"]:
         return function(*operands)
     rounded = [tf.cast(operand, tf.bfloat16) for operand in operands]
@@ -54,8 +53,6 @@ class Conv2D(keras.layers.Conv2D):
     def call(self, inputs, training=False):
         if not training or not _products["bfloat16"] or self.use_bias:
             return super().call(inputs)
-        import tensorflow as tf
-
         return _product(
             lambda images, kernel: tf.nn.conv2d(
                 images, kernel, self.strides, self.padding.upper()
@@ -70,11 +67,8 @@ class PointwiseConv2D(keras.layers.Conv2D):
     """A 1x1 convolution of stride 1, trained as one matrix product on CPU.
 
     At inference it is Keras' own, so that the logits of a model equal those
-    of `keras.applications` to the last bit.
-
-    Args:
-        filters: number of output channels.
-        **kwargs: of `keras.layers.Conv2D`, but for the kernel size.
+    of `keras.applications` to the last bit. Arguments are those of
+    `keras.layers.Conv2D`, but for the kernel size.
     """
 
     def __init__(self, filters: int, **kwargs):
@@ -84,8 +78,6 @@ class PointwiseConv2D(keras.layers.Conv2D):
     def call(self, inputs, training=False):
         if not training or not runs_on_tensorflow_cpu():
             return super().call(inputs)
-        import tensorflow as tf
-
         kernel = tf.convert_to_tensor(self.kernel)
         shape = tf.shape(inputs)
         channels = inputs.shape[-1]
@@ -122,19 +114,11 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
             or self.use_bias
         ):
             return super().call(inputs)
-        import tensorflow as tf
-
-        return _depthwise(
-            inputs,
-            tf.convert_to_tensor(self.kernel),
-            self.kernel_size[0],
-            self.strides[0],
-        )
+        kernel = tf.convert_to_tensor(self.kernel)
+        return _depthwise(inputs, kernel, self.kernel_size[0], self.strides[0])
 
 
 def _depthwise(inputs, kernel, size: int, stride: int):
-    import tensorflow as tf
-
     strides = [1, stride, stride, 1]
 
     @tf.custom_gradient
@@ -167,8 +151,6 @@ def _filter_gradient(size: int, stride: int, dtype):
     All layers call the same one, and the graph optimizer leaves it alone,
     which shortens the time to the first step by seconds.
     """
-    import tensorflow as tf
-
     images = tf.TensorSpec([None, None, None, None], dtype)
 
     @tf.function(
@@ -213,8 +195,6 @@ def _filter_gradient_by_pixels(inputs, upstream, size, stride, length):
         size, stride: of the kernel.
         length: 1 or 2.
     """
-    import tensorflow as tf
-
     shape = tf.shape(inputs)[1:3]
     before = ((length - 1) * stride + size - shape) // 2
     pixels = []
@@ -230,3 +210,149 @@ def _filter_gradient_by_pixels(inputs, upstream, size, stride, length):
                 )
             )
     return tf.add_n(pixels)[..., None]
+
+
+def silu(x):
+    """Returns x * sigmoid(x)."""
+    if not runs_on_tensorflow_cpu():
+        return keras.activations.silu(x)
+
+    @tf.custom_gradient
+    def silu(x):
+        gate = tf.sigmoid(x)
+
+        def gradient(upstream):
+            return upstream * gate * (1.0 + x * (1.0 - gate))
+
+        # ensure_shape does nothing but keep the graph optimizer from another
+        # kernel, whose last bits differ from eager execution.
+        return x * tf.ensure_shape(gate, gate.shape), gradient
+
+    return silu(tf.convert_to_tensor(x))
+
+
+def spatial_mean(x):
+    """Returns means [batch, 1, 1, channels]."""
+    if not runs_on_tensorflow_cpu():
+        return keras.ops.mean(x, axis=(1, 2), keepdims=True)
+
+    @tf.custom_gradient
+    def mean(x):
+        shape = tf.shape(x)
+
+        # TensorFlow's own divides each pixel's share.
+        def gradient(upstream):
+            pixels = tf.cast(shape[1] * shape[2], upstream.dtype)
+            return tf.broadcast_to(upstream / pixels, shape)
+
+        return tf.reduce_mean(x, axis=(1, 2), keepdims=True), gradient
+
+    return mean(tf.convert_to_tensor(x))
+
+
+@keras.saving.register_keras_serializable(package="efficientnetv2")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalization on TensorFlow's fused kernel.
+
+    Arguments, weights and numbers are those of
+    `keras.layers.BatchNormalization`, which on TensorFlow computes mean,
+    squared difference and a dozen element-wise operations one by one. On
+    several replicas the statistics are those of the whole batch. The moving
+    variance follows Keras 3 (biased batch variance).
+
+    Inputs that the kernel does not know (other ranks, another axis, masks,
+    synchronized statistics, other backends) take the path of the parent class.
+
+    Source: Ioffe and Szegedy, arXiv 1502.03167.
+    """
+
+    def call(self, inputs, training=None, mask=None):
+        if keras.backend.backend() == "jax":
+            # A batch over several devices is one array, whose statistics XLA
+            # computes over all of them; Keras refuses the flag.
+            self.synchronized = False
+            return super().call(inputs, training=training, mask=mask)
+        training = bool(training) and self.trainable
+        # At inference on CPU a product and a sum do; the graph optimizer then
+        # changes no bit of them, as it does to the fused kernel.
+        plain = not training and runs_on_tensorflow_cpu()
+        if plain or not self._can_fuse(inputs, mask):
+            return super().call(inputs, training=training, mask=mask)
+        context = tf.distribute.get_replica_context()
+        if training and context and context.num_replicas_in_sync > 1:
+            return self._synchronized_call(inputs, mask)
+        return self._fused_call(inputs, training)
+
+    def _synchronized_call(self, inputs, mask):
+        self.synchronized = True
+        try:
+            return super().call(inputs, training=True, mask=mask)
+        finally:
+            self.synchronized = False
+
+    def _can_fuse(self, inputs, mask) -> bool:
+        return (
+            keras.backend.backend() == "tensorflow"
+            and mask is None
+            and not self.synchronized
+            and self.scale
+            and self.center
+            and len(inputs.shape) == 4
+            and self.axis in (-1, 3)
+        )
+
+    def _fused_call(self, inputs, training: bool):
+        inputs = tf.convert_to_tensor(inputs)
+        mean = variance = tf.zeros([0])
+        if not training:
+            mean = tf.cast(self.moving_mean, "float32")
+            variance = tf.cast(self.moving_variance, "float32")
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=tf.cast(self.gamma, "float32"),
+            offset=tf.cast(self.beta, "float32"),
+            mean=mean,
+            variance=variance,
+            epsilon=self.epsilon,
+            is_training=training,
+        )
+        if training:
+            count = tf.cast(tf.size(inputs) / tf.shape(inputs)[-1], "float32")
+            # The kernel returns the unbiased estimate, n / (n - 1) times ours.
+            variance *= (count - 1.0) / tf.maximum(count, 2.0)
+            for moving, batch in (
+                (self.moving_mean, mean),
+                (self.moving_variance, variance),
+            ):
+                moving.assign(
+                    moving * self.momentum + batch * (1.0 - self.momentum)
+                )
+        return outputs
+
+
+@keras.saving.register_keras_serializable(package="efficientnetv2")
+class FanOutNormal(keras.initializers.VarianceScaling):
+    """Normal with variance 2 / fan_out, not truncated: the reference's.
+
+    On JAX, NumPy draws the numbers: XLA would compile a program for every
+    shape, which takes EfficientNetV2-S more than a minute.
+    """
+
+    def __init__(self, seed: int | None = None):
+        super().__init__(
+            2.0, mode="fan_out", distribution="untruncated_normal", seed=seed
+        )
+
+    def __call__(self, shape, dtype=None):
+        if keras.backend.backend() != "jax":
+            return super().__call__(shape, dtype)
+        fan_out = math.prod(shape) / shape[-2]
+        draws = np.random.default_rng(self.seed).standard_normal(
+            shape, np.float32
+        )
+        return keras.ops.convert_to_tensor(
+            draws * np.float32(math.sqrt(2.0 / fan_out)), dtype
+        )
+
+    def get_config(self):
+        return {"seed": self.seed}
