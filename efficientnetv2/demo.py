@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from efficientnetv2 import progress
+from efficientnetv2 import progress, reports
 from efficientnetv2.data.faults import fault_of_beginning
 from efficientnetv2.errors import UserError
-from efficientnetv2.reports import document
 from efficientnetv2.serving import inspection, predict
 from efficientnetv2.serving.loading import Classifier
 
@@ -21,13 +20,15 @@ TOP = 5
 _SIDE = 320
 
 
-def explain(classifier: Classifier, paths: Sequence[str | os.PathLike]) -> str:
+def explain_images(
+    classifier: Classifier, paths: Sequence[str | os.PathLike]
+) -> str:
     """Returns HTML with classes, probabilities and attention for each file.
 
     A file that is not an image gets a message instead.
 
     Args:
-        classifier: from `serving.predict.load`.
+        classifier: from `serving.load_classifier`.
         paths: of the files.
     """
     faults: dict[str, str] = {}
@@ -38,7 +39,7 @@ def explain(classifier: Classifier, paths: Sequence[str | os.PathLike]) -> str:
         if fault := fault_of_beginning(head, size):
             faults[path] = fault
     found = dict(
-        predict.stream(
+        predict.predict_stream(
             classifier,
             [path for path in paths if path not in faults],
             TOP,
@@ -60,20 +61,20 @@ def explain(classifier: Classifier, paths: Sequence[str | os.PathLike]) -> str:
                 "image": _uri(inspection.picture(path)),
             }
         items.append(item)
-    return document.render("demo.html.j2", items=items)
+    return reports.render("demo.html.j2", items=items)
 
 
 def _uri(picture: Image.Image) -> str:
     size = inspection.scaled_size(picture, _SIDE)
     sharp = Image.Resampling.NEAREST if _SIDE > 2 * max(picture.size) else None
-    return document.data_uri(picture.resize(size, sharp))
+    return reports.data_uri(picture.resize(size, sharp))
 
 
-def build(classifier: Classifier, name: str):
+def build_page(classifier: Classifier, name: str):
     """Returns the page as `gradio.Blocks`.
 
     Args:
-        classifier: from `serving.predict.load`.
+        classifier: from `serving.load_classifier`.
         name: of the model, for the heading.
     """
     import gradio
@@ -87,12 +88,14 @@ def build(classifier: Classifier, name: str):
         files = gradio.File(file_count="multiple", label="Images")
         results = gradio.HTML()
         files.change(
-            lambda paths: explain(classifier, paths or []), files, results
+            lambda paths: explain_images(classifier, paths or []),
+            files,
+            results,
         )
     return page
 
 
-def serve(
+def serve_page(
     classifier: Classifier,
     name: str,
     host: str = "127.0.0.1",
@@ -103,7 +106,7 @@ def serve(
     """Serves the page until Ctrl-C; returns its address.
 
     Args:
-        classifier, name: see `build`.
+        classifier, name: see `build_page`.
         host, port: to listen on; None: the first free port from 7860.
         share: whether Gradio gives the page a public address, too.
         block: whether to wait for Ctrl-C.
@@ -113,7 +116,7 @@ def serve(
     """
     import gradio
 
-    page = build(classifier, name)
+    page = build_page(classifier, name)
     try:
         _, address, public = page.launch(
             server_name=host,

@@ -33,7 +33,7 @@ class RangeTest:
     suggestion: float  # the rate at which the loss falls fastest
 
 
-def find(
+def find_learning_rate(
     config: ml_collections.ConfigDict,
     steps: int = 100,
     log: Callable[[str], None] = print,
@@ -113,7 +113,7 @@ def _steepest(rates: np.ndarray, losses) -> float:
     return float(rates[slopes.argmin()])
 
 
-def draw(result: RangeTest, path: str | pathlib.Path) -> None:
+def draw_range_test(result: RangeTest, path: str | pathlib.Path) -> None:
     """Draws loss over learning rate as a PNG.
 
     Raises:

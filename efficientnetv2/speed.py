@@ -356,15 +356,16 @@ def measure_latency(
     import tensorflow as tf
 
     from efficientnetv2.models import architecture
-    from efficientnetv2.serving import export
+    from efficientnetv2.serving import converters
     from efficientnetv2.serving.spec import ServingSpec
 
     network = architecture.build_network(config.model.to_dict())
     names = registry.load_info(config.data.ds_name).class_names
     spec = ServingSpec.from_config(config, names)
     with tempfile.TemporaryDirectory() as folder:
-        path = export.export_saved_model(network, spec, f"{folder}/model")
-        loaded = tf.saved_model.load(str(path))
+        path = f"{folder}/model"
+        converters.write_saved_model(network, spec, path)
+        loaded = tf.saved_model.load(path)
     serve = loaded.signatures["serving_default"]
     forms = {
         "Keras": network.predict_on_batch,

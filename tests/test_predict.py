@@ -260,7 +260,7 @@ def test_attention_is_where_what_decides_is(
     """The class of an image is where its bright columns are."""
     from efficientnetv2.serving import inspection, predict
 
-    classifier = predict.load(folder_run / part)
+    classifier = predict.load_classifier(folder_run / part)
     columns = []
     for label in (1, 8):
         image = np.repeat(source.images[label], 3, axis=-1)

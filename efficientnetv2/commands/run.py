@@ -235,7 +235,7 @@ def export(given: flags.FlagValues, words: Sequence[str]) -> None:
     What differs too much from Keras is not written, and the exit status is 1.
     """
     _take_model_dir(given, words)
-    formats.check(given.formats or formats.DEFAULT)
+    formats.check_formats(given.formats or formats.DEFAULT)
     _execute(config_of_run(given), given, "export")
 
 
@@ -258,8 +258,8 @@ def find_lr(given: flags.FlagValues, words: Sequence[str]) -> None:
     config = load_config(given)
     with backend.importing_tensorflow(given.backend):
         from efficientnetv2 import lr_finder
-    result = lr_finder.find(config, given.steps)
-    lr_finder.draw(result, given.output)
+    result = lr_finder.find_learning_rate(config, given.steps)
+    lr_finder.draw_range_test(result, given.output)
     text = f"The loss falls fastest at --lr={result.suggestion:.2g}"
     if len(result.losses) < given.steps:
         text += (
@@ -302,7 +302,7 @@ def by_mode(given: flags.FlagValues, words: Sequence[str]) -> None:
     if not given.model_dir and not given.dry_run:
         raise UserError(_NO_MODEL_DIR)
     if given.mode == "export":
-        formats.check(given.formats or formats.DEFAULT)
+        formats.check_formats(given.formats or formats.DEFAULT)
         _backend_for(given, given.mode)
     elif given.formats is not None:
         raise UserError(

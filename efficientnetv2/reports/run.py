@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import files, progressive, runs
+from efficientnetv2 import files, progressive, reports, runs
 from efficientnetv2.data import fingerprint, preprocessing, preview, registry
 from efficientnetv2.engines import optimizers
 from efficientnetv2.formatting import format_count, format_seconds
 from efficientnetv2.models import structure
 from efficientnetv2.progressive import RunPlan
-from efficientnetv2.reports import classes, document, plots
+from efficientnetv2.reports import classes, plots
 from efficientnetv2.reports.classes import Observer
 
 NAME = "report.html"
@@ -27,7 +27,7 @@ _SEEN, _SIDE = 6, 76
 _POINTS = 200
 
 
-def write(
+def write_report(
     config: ml_collections.ConfigDict,
     run: runs.Run,
     observer: Observer | None,
@@ -73,7 +73,7 @@ def write(
         names = fingerprint.names_of_run(config, run.model_dir)
         values["classes"] = _classes(config, run, observer, names)
     path = run.model_dir / NAME
-    files.write_text(path, document.render("run.html.j2", **values))
+    files.write_text(path, reports.render("run.html.j2", **values))
     return path
 
 
@@ -132,7 +132,7 @@ def _stage(plan, run, header, row, stage: progressive.Stage) -> dict:
         ),
         "side": max(16, round(_SIDE * stage.image_size / largest)),
         "images": [
-            document.data_uri(
+            reports.data_uri(
                 image.resize((size, size), Image.Resampling.NEAREST)
             )
             for image in images
@@ -262,7 +262,9 @@ def _classes(
     """Returns what the page says of single classes and images."""
     labels, predicted = observer.labels, observer.predicted
     matrix = classes.confusion_matrix(labels, predicted, len(names))
-    bins, error = classes.calibration(labels == predicted, observer.probability)
+    bins, error = classes.calibration_bins(
+        labels == predicted, observer.probability
+    )
     drawn = None
     if len(names) <= _MOST_IN_MATRIX:
         drawn = _save(
@@ -303,6 +305,6 @@ def _mistakes(
         "label, then the prediction with its probability",
     ).save(path)
     return [
-        (document.data_uri(Image.fromarray(image)), lines)
+        (reports.data_uri(Image.fromarray(image)), lines)
         for image, lines in zip(images, captions, strict=True)
     ]

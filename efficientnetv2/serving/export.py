@@ -25,8 +25,8 @@ from efficientnetv2.data import (
 )
 from efficientnetv2.data.sources import ArraySource, EncodedSource, Source
 from efficientnetv2.errors import DataError, UserError
-from efficientnetv2.serving import formats, litert, saved_model, to_onnx
-from efficientnetv2.serving.spec import ServingSpec, write_to_keras
+from efficientnetv2.serving import converters, formats
+from efficientnetv2.serving.spec import ServingSpec, write_record
 
 _BATCH = 50
 COMPARED_IMAGES = 1000
@@ -73,7 +73,7 @@ class _Export(NamedTuple):
     facts: Mapping[str, int] = {}  # for metrics.json
 
 
-def export_saved_model(
+def replace_saved_model(
     network: keras.Model, spec: ServingSpec, folder: str | os.PathLike
 ) -> pathlib.Path:
     """Writes a SavedModel, replacing one that is there; returns its folder.
@@ -85,12 +85,12 @@ def export_saved_model(
     """
     folder = pathlib.Path(folder)
     with _staging(folder.parent) as staging:
-        saved_model.write(network, spec, staging / folder.name)
+        converters.write_saved_model(network, spec, staging / folder.name)
         _put(staging, folder.name, folder.parent)
     return folder
 
 
-def export(
+def export_formats(
     network: keras.Model,
     config: ml_collections.ConfigDict,
     class_names: Sequence[str],
@@ -127,9 +127,9 @@ def export(
         ExportError: if one cannot be written.
         DataError: if the images to compare on, or to calibrate with, cannot
             be had.
-        UserError: see `formats.check`.
+        UserError: see `formats.check_formats`.
     """
-    formats.check(names)
+    formats.check_formats(names)
     spec = ServingSpec.from_config(config, class_names)
     folder = pathlib.Path(folder)
     # Whether there are images is known before anything is converted.
@@ -143,7 +143,7 @@ def export(
         results = {}
         if source is not None:
             results = compare(
-                run_keras(network, spec),
+                keras_runner(network, spec),
                 {name: each.runner for name, each in exports.items()},
                 progress.track(
                     batches(source, config, spec.mode),
@@ -152,24 +152,22 @@ def export(
                     "batches",
                 ),
             )
-        log(_table(exports, results, staging))
-        refused, classes = {}, len(class_names)
-        for name, result in results.items():
-            fault = _fault(name, result) or misfit(result, known, classes)
-            if fault and allow_disagreement:
-                log(f"{name} is written anyway: {fault}.")
-            elif fault:
-                refused[name] = fault
-        written = {}
+        sizes = {k: _size(staging / each.path) for k, each in exports.items()}
+        log(_comparison_table(exports, results, sizes))
+        written, refused = {}, {}
         for name, each in exports.items():
-            if name in refused:
-                continue
-            written[name] = {
-                "file": each.path,
-                "bytes": _size(staging / each.path),
-                **each.facts,
-                **(results[name]._asdict() if results else {}),
-            }
+            result, facts = results.get(name), {}
+            if result is not None:
+                facts = result._asdict()
+                fault = _fault(name, result)
+                fault = fault or misfit(result, known, len(class_names))
+                if fault and not allow_disagreement:
+                    refused[name] = fault
+                    continue
+                if fault:
+                    log(f"{name} is written anyway: {fault}.")
+            place = {"file": each.path, "bytes": sizes[name]}
+            written[name] = {**place, **each.facts, **facts}
             _put(staging, each.path, folder)
     return written, refused
 
@@ -179,38 +177,40 @@ def export(
 
 def _write_saved_model(network, spec, config, staging, log):
     path = "saved_model"
-    saved_model.write(network, spec, staging / path)
-    classify = saved_model.load(staging / path)
+    converters.write_saved_model(network, spec, staging / path)
+    classify = converters.load_saved_model(staging / path)
     return {path: _Export(path, lambda batch: classify(batch.raw))}
 
 
 def _write_keras(network, spec, config, staging, log):
     path = "model.keras"
     network.save(staging / path)
-    write_to_keras(staging / path, spec)
+    write_record(staging / path, spec)
     loaded = keras.models.load_model(staging / path, compile=False)
-    return {"keras": _Export(path, run_keras(loaded, spec))}
+    return {"keras": _Export(path, keras_runner(loaded, spec))}
 
 
 def _write_litert(network, spec, config, staging, log):
-    source = sample(config, config.train.split, litert.CALIBRATION_IMAGES, log)
+    count = converters.CALIBRATION_IMAGES
+    source = sample(config, config.train.split, count, log)
     images = [batch.pixels for batch in batches(source, config, spec.mode)]
-    (staging / "litert").mkdir()
-    litert.convert(network, spec, staging / "litert", np.concatenate(images))
-    return {
-        f"litert/{kind}": _Export(
-            f"litert/{kind}.tflite",
-            _on_pixels(litert.load(staging / "litert" / f"{kind}.tflite")),
+    folder = staging / "litert"
+    folder.mkdir()
+    converters.write_litert(network, spec, folder, np.concatenate(images))
+    exports = {}
+    for kind in converters.LITERT_KINDS:
+        classify = converters.load_litert(folder / f"{kind}.tflite")
+        exports[f"litert/{kind}"] = _Export(
+            f"litert/{kind}.tflite", _on_pixels(classify)
         )
-        for kind in litert.KINDS
-    }
+    return exports
 
 
 def _write_onnx(network, spec, config, staging, log):
     path = "model.onnx"
-    to_onnx.convert(network, spec, staging / path)
-    runner = _on_pixels(to_onnx.load(staging / path))
-    return {"onnx": _Export(path, runner, {"opset": to_onnx.OPSET})}
+    converters.write_onnx(network, spec, staging / path)
+    runner = _on_pixels(converters.load_onnx(staging / path))
+    return {"onnx": _Export(path, runner, {"opset": converters.OPSET})}
 
 
 _WRITERS = {
@@ -223,6 +223,16 @@ _WRITERS = {
 
 def _on_pixels(classify: Callable[[np.ndarray], np.ndarray]) -> Runner:
     return lambda batch: classify(batch.pixels)
+
+
+def keras_runner(network: keras.Model, spec: ServingSpec) -> Runner:
+    """Returns the runner of a Keras model: normalized images to logits."""
+
+    @tf.function(reduce_retracing=True)
+    def classify(images):
+        return spec.probabilities(network(images, training=False))
+
+    return lambda batch: classify(batch.normalized).numpy()
 
 
 # --- Comparison -------------------------------------------------------------
@@ -289,18 +299,8 @@ def _raw(source: Source, rows: slice) -> np.ndarray | list[bytes]:
     return [decoding.to_portable(item) for item in items]
 
 
-def run_keras(network: keras.Model, spec: ServingSpec) -> Runner:
-    """Returns the runner of a Keras model: normalized images to logits."""
-
-    @tf.function(reduce_retracing=True)
-    def classify(images):
-        return spec.probabilities(network(images, training=False))
-
-    return lambda batch: classify(batch.normalized).numpy()
-
-
 def compare(
-    keras_runner: Runner,
+    reference: Runner,
     runners: Mapping[str, Runner],
     examples: Iterator[Batch],
 ) -> dict[str, Result]:
@@ -309,17 +309,15 @@ def compare(
     counts = {name: np.zeros(2, np.int64) for name in runners}
     differences = dict.fromkeys(runners, 0.0)
     for batch in examples:
-        expected = keras_runner(batch)
+        expected = reference(batch)
         keras_best = expected.argmax(axis=1)
         images += len(expected)
         keras_right += _right(keras_best, batch.labels)
         for name, run in runners.items():
             found = run(batch)
             best = found.argmax(axis=1)
-            counts[name] += [
-                np.count_nonzero(best == keras_best),
-                _right(best, batch.labels),
-            ]
+            agreeing = np.count_nonzero(best == keras_best)
+            counts[name] += [agreeing, _right(best, batch.labels)]
             difference = float(np.abs(found - expected).max())
             differences[name] = max(differences[name], difference)
     return {
@@ -400,21 +398,15 @@ def _fault(name: str, result: Result) -> str | None:
     )
 
 
-def _table(exports, results: Mapping[str, Result], staging) -> str:
+def _comparison_table(exports, results: Mapping[str, Result], sizes) -> str:
     rows = [("export", "file", "kB")]
     if results:
         rows[0] += ("images", "agreement", "top-1", "Keras")
     for name, each in exports.items():
-        size = _size(staging / each.path)
-        row = (name, each.path, f"{size / 1000:,.0f}")
+        row = (name, each.path, f"{sizes[name] / 1000:,.0f}")
         if results:
-            result = results[name]
-            row += (
-                f"{result.images:,}",
-                f"{result.agreement:.2%}",
-                f"{result.top1:.2%}",
-                f"{result.keras_top1:.2%}",
-            )
+            images, *shares, _ = results[name]
+            row += (f"{images:,}", *(f"{share:.2%}" for share in shares))
         rows.append(row)
     return formatting.align_table(rows, left=(0, 1))
 

@@ -44,11 +44,11 @@ class Location(NamedTuple):
         return pathlib.Path(self.name)
 
 
-def check(formats: Sequence[str]) -> None:
+def check_formats(names: Sequence[str]) -> None:
     """Raises a UserError for an unknown format or a missing package."""
-    if not formats:
+    if not names:
         raise UserError(f"No format given. Known: {', '.join(FORMATS)}.")
-    for name in formats:
+    for name in names:
         if name not in FORMATS:
             raise UserError(
                 f"Unknown format {name!r}."

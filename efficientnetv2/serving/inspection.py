@@ -64,17 +64,12 @@ def features(
     """
     network = _network(classifier)
     body = keras.Model(network.input, network.get_layer("head").output)
-    encoded = [predict.encode(image) for image in images]
-    rows = [
-        np.asarray(
-            body(
-                _prepare(classifier, encoded[k : k + batch_size]),
-                training=False,
-            )
-        )
-        for k in range(0, len(encoded), batch_size)
-    ]
     width = body.output.shape[-1]
+    encoded = [predict.encode_image(image) for image in images]
+    rows = []
+    for first in range(0, len(encoded), batch_size):
+        batch = _prepare(classifier, encoded[first : first + batch_size])
+        rows.append(np.asarray(body(batch, training=False)))
     return np.concatenate([np.zeros([0, width], np.float32), *rows])
 
 
@@ -99,7 +94,9 @@ def grad_cam(
     ][-1]
     body = keras.Model(network.input, last.output)
     rest = keras.Model(last.output, network.output)
-    maps = body(_prepare(classifier, [predict.encode(image)]), training=False)
+    maps = body(
+        _prepare(classifier, [predict.encode_image(image)]), training=False
+    )
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(maps)
         score = rest(maps, training=False)[:, label]
@@ -136,15 +133,14 @@ def occlusion(
         for k in range(0, len(encoded), _BATCH)
     ]
     whole, *parts = np.concatenate(rows)
-    lost = np.maximum(whole - np.array(parts, np.float32), 0.0)
+    lost = np.maximum(whole - np.float32(parts), 0.0)
     lost = lost.reshape(_PATCHES, _PATCHES, 1)
     return _scaled(tf.image.resize(lost, [height, width])[..., 0].numpy())
 
 
 def _scaled(heat: np.ndarray) -> np.ndarray:
     """Returns a map of at least 0 with 1 as its largest value, or all 0."""
-    largest = heat.max()
-    return heat / largest if largest > 0 else heat
+    return heat / (heat.max() or 1.0)
 
 
 def _patch(number: int, side: int) -> slice:
@@ -198,7 +194,7 @@ def draw_grad_cam(
 def _grad_cam_picture(
     classifier: Classifier, image: predict.Image, best: Prediction
 ) -> Image.Image:
-    pixels = _prepare(classifier, [predict.encode(image)])[0]
+    pixels = _prepare(classifier, [predict.encode_image(image)])[0]
     if not classifier.takes_pixels:
         pixels = preprocessing.denormalize(pixels, classifier.spec.mode)
     return overlay(pixels, grad_cam(classifier, image, best.label))
@@ -211,7 +207,7 @@ def annotate(image: predict.Image, best: Prediction) -> Image.Image:
 
 def picture(image: predict.Image) -> Image.Image:
     """Returns an image as it is decoded for a model, in its own size."""
-    data = tf.constant(predict.encode(image))
+    data = tf.constant(predict.encode_image(image))
     return Image.fromarray(decoding.decode(data, portable=True).numpy())
 
 

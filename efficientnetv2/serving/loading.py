@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,11 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2 import (
-    checkpoints,
-    declarative,
-    zoo,
-)
+from efficientnetv2 import checkpoints, declarative, zoo
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import (
     class_list,
@@ -27,10 +22,13 @@ from efficientnetv2.data import (
 )
 from efficientnetv2.models import architecture, weights
 from efficientnetv2.options import MIN_IMAGE_SIZE
-from efficientnetv2.serving import formats, saved_model
-from efficientnetv2.serving import spec as spec_lib
+from efficientnetv2.serving import converters, formats
 from efficientnetv2.serving.formats import Location, ModelError
-from efficientnetv2.serving.spec import ServingError, ServingSpec
+from efficientnetv2.serving.spec import (
+    ServingError,
+    ServingSpec,
+    read_record,
+)
 
 # As `build_model` calls them; 'none' for a model that takes [0, 255].
 NORMALIZATIONS = ("v2", "v1", "lite", "ft", "none")
@@ -49,7 +47,7 @@ class Classifier(NamedTuple):
     takes_pixels: bool = False
 
 
-def load(
+def load_classifier(
     model: str | os.PathLike | keras.Model,
     checkpoint: str | None = None,
     weights: str | os.PathLike | None = None,
@@ -58,53 +56,50 @@ def load(
     class_names: str | Sequence[str] | None = None,
 ) -> Classifier:
     """Loads a model; arguments and errors as of `predict`."""
+    given = _given(image_size, normalization, class_names)
     if isinstance(model, keras.Model):
         if checkpoint is not None or weights is not None:
             raise ModelError("A model object has its own weights.")
-        found = None
-    else:
-        found = formats.find_model(model, checkpoint, weights)
-    given = _given(image_size, normalization, class_names)
-    if found is not None and found.kind == "saved_model":
+        return _classifier(model, _spec_of(model, given), given)
+    found = formats.find_model(model, checkpoint, weights)
+    if found.kind == "saved_model":
         if given:
             raise ModelError(
                 f"{model} is a SavedModel, which prepares its images and names "
                 f"its classes itself: leave out {', '.join(given)}."
             )
-        names = class_list.in_words(saved_model.read_class_names(found.path))
-        return Classifier(names, saved_model.load(found.path))
+        names = class_list.in_words(converters.read_class_names(found.path))
+        return Classifier(names, converters.load_saved_model(found.path))
     with _float32():
-        if found is None:
-            network, spec = model, _spec_of(model, given)
-        elif found.kind == "keras":
+        if found.kind == "keras":
             network, spec = _from_keras(found, given)
         elif found.kind == "run":
             network, spec = _from_run(found, checkpoint)
         else:
             network, spec = _by_name(found.name, weights)
-    if "image_size" in given:
-        spec = dataclasses.replace(spec, image_size=image_size)
-    if class_names is not None:
-        names = _class_names(class_names, len(spec.class_names))
-        spec = dataclasses.replace(spec, class_names=names)
-    if normalization not in (None, "none"):
-        if _inside(network):
-            raise ModelError(
-                "The model normalizes its images itself: leave out "
-                f"normalization={normalization!r}."
-            )
-        spec = dataclasses.replace(spec, mode=normalization)
-    return _classifier(network, spec, normalization)
+    return _classifier(network, spec, given)
 
 
 def _classifier(
-    network: keras.Model, spec: ServingSpec, normalization: str | None
+    network: keras.Model, spec: ServingSpec, given: Mapping[str, Any]
 ) -> Classifier:
+    """Returns the classifier of a network; what is given goes before spec."""
+    image_size = given.get("image_size", spec.image_size)
+    mode = given.get("normalization", "none" if _inside(network) else spec.mode)
+    if mode != "none" and _inside(network):
+        raise ModelError(
+            "The model normalizes its images itself: leave out "
+            f"normalization={mode!r}."
+        )
+    names = spec.class_names
+    if "class_names" in given:
+        names = _class_names(given["class_names"], len(names))
+    takes_pixels = mode == "none"
     spec = dataclasses.replace(
-        spec, class_names=class_list.in_words(spec.class_names)
-    )
-    takes_pixels = normalization == "none" or (
-        normalization is None and _inside(network)
+        spec,
+        image_size=image_size,
+        mode=spec.mode if takes_pixels else mode,
+        class_names=class_list.in_words(names),
     )
 
     def infer(images):
@@ -112,7 +107,7 @@ def _classifier(
             images = preprocessing.to_pixels(images, spec.mode)
         return network(images, training=False)
 
-    module = saved_model.ServingModel(infer, spec)
+    module = converters.ServingModel(infer, spec)
 
     def classify(images):
         outputs = module.classify_encoded(tf.constant(images))
@@ -253,11 +248,9 @@ def _from_keras(found: Location, given: Mapping[str, Any]):
             f"{found.path} is truncated, corrupt or from another version "
             f"({str(error).strip().splitlines()[0]})."
         ) from error
-    with zipfile.ZipFile(found.path) as archive:
-        has_record = spec_lib.RECORD in archive.namelist()
-    if has_record:
-        return network, spec_lib.read_from_keras(found.path)
-    return network, _spec_of(network, given, f"{found.path}, by model.save,")
+    spec = read_record(found.path)
+    label = f"{found.path}, by model.save,"
+    return network, spec or _spec_of(network, given, label)
 
 
 def _from_run(found: Location, checkpoint: str | None):

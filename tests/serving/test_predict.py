@@ -140,7 +140,7 @@ def test_forms_of_images(forms, images, tmp_path):
     pixel = np.zeros([1, 1, 3], np.uint8)
     assert len(predict.predict(forms["run"], [lossy, pixel])) == 2
     # A single image needs no list; a loaded model is not loaded again.
-    classifier = predict.load(forms["run"])
+    classifier = predict.load_classifier(forms["run"])
     (best,) = predict.predict(classifier, path, top=1)[0]
     assert best.name == found[0][0].name
 
@@ -151,7 +151,7 @@ def test_images_that_cannot_be_read(forms, images, tmp_path):
     palette = tmp_path / "bad.bmp"
     palette.write_bytes(b"BM" + bytes(60))
     missing = tmp_path / "none.png"
-    classifier = predict.load(forms["run"])
+    classifier = predict.load_classifier(forms["run"])
     for image, words in (
         (bad, "bad.png cannot"),
         (palette, "bad.bmp cannot"),
@@ -163,7 +163,7 @@ def test_images_that_cannot_be_read(forms, images, tmp_path):
     with pytest.raises(UserError, match="float32 is not uint8"):
         predict.predict(classifier, np.zeros([4, 4, 3], np.float32))
     skipped = []
-    found = predict.stream(
+    found = predict.predict_stream(
         classifier,
         [images[0], bad, images[1], missing, palette],
         top=1,
@@ -188,7 +188,7 @@ def test_a_run_whose_data_are_gone(forms, images, tmp_path):
         for line in text.splitlines()
     ]
     (folder / "config.yaml").write_text("\n".join(lines))
-    classifier = predict.load(folder, checkpoint="last")
+    classifier = predict.load_classifier(folder, checkpoint="last")
     assert predict.predict(classifier, images[0])[0][0].name in images[0]
 
 
@@ -216,7 +216,7 @@ def test_published_weights_by_name(monkeypatch, tmp_path):
     words = {0: "tench", 282: "tiger cat", 517: "crane (machine)"}
     found = predict.predict("efficientnetv2-s", image, top=1000)[0]
     assert {e.label: e.name for e in found}.items() >= words.items()
-    predict.load("efficientnet-b0", weights=str(tmp_path))
+    predict.load_classifier("efficientnet-b0", weights=str(tmp_path))
     assert asked["weights"] == str(tmp_path)
     assert [(s.image_size, s.mode) for s in specs] == [
         (384, "v2"),
@@ -228,7 +228,7 @@ def test_published_weights_by_name(monkeypatch, tmp_path):
 def test_the_float_policy_stays(forms):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        predict.load(forms["run"])
+        predict.load_classifier(forms["run"])
         assert keras.config.dtype_policy().name == "mixed_bfloat16"
     finally:
         keras.config.set_dtype_policy("float32")
@@ -238,21 +238,21 @@ def test_damaged_models(forms, tmp_path):
     shutil.copytree(forms["saved_model"], tmp_path / "saved")
     (tmp_path / "saved/saved_model.pb").write_bytes(b"no")
     with pytest.raises(UserError, match="not a SavedModel"):
-        predict.load(tmp_path / "saved")
+        predict.load_classifier(tmp_path / "saved")
     (tmp_path / "saved/assets/class_names.txt").unlink()
     with pytest.raises(UserError, match="class_names.txt"):
-        predict.load(tmp_path / "saved")
+        predict.load_classifier(tmp_path / "saved")
     data = forms["keras"].read_bytes()
     (tmp_path / "cut.keras").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="is truncated"):
-        predict.load(tmp_path / "cut.keras")
+        predict.load_classifier(tmp_path / "cut.keras")
 
 
 def test_a_saved_model_scores_as_its_run(folder_run, source):
-    classifier = predict.load(folder_run / "saved_model")
+    classifier = predict.load_classifier(folder_run / "saved_model")
     images = np.repeat(source.images, 3, axis=-1)
     split = ArraySource(images, source.labels, source.class_names)
-    result = predict.evaluate(classifier, split, batch_size=64)
+    result = predict.evaluate_classifier(classifier, split, batch_size=64)
     assert result["images"] == 200
     metrics = json.loads((folder_run / "metrics.json").read_text())["test"]
     for name in ("top1", "top5"):
@@ -262,15 +262,15 @@ def test_a_saved_model_scores_as_its_run(folder_run, source):
     other = ArraySource(
         images[few], 9 - split.labels[few], source.class_names[:4:-1]
     )
-    again = predict.evaluate(classifier, other)
+    again = predict.evaluate_classifier(classifier, other)
     assert again["images"] == 100 and again["top1"] > 0.9
 
 
 def test_a_class_that_the_model_does_not_know(folder_run, source):
-    classifier = predict.load(folder_run / "saved_model")
+    classifier = predict.load_classifier(folder_run / "saved_model")
     names = ["zebra", *source.class_names[1:]]
     with pytest.raises(DataError, match="does not know the class 'zebra'"):
-        predict.evaluate(
+        predict.evaluate_classifier(
             classifier, dataclasses.replace(source, class_names=names)
         )
 
