@@ -72,10 +72,7 @@ def describe_model(name: str, num_classes: int = 1000) -> ModelEntry:
 
 
 def list_weights(model: str | None = None) -> list[WeightsEntry]:
-    """Returns the published weights, with their top-1 on ImageNet.
-
-    Args:
-        model: name of a model; None for all models.
+    """Returns the published weights of one or all models, and their top-1.
 
     Raises:
         ConfigError: for an unknown name.
@@ -91,30 +88,29 @@ def list_weights(model: str | None = None) -> list[WeightsEntry]:
 
 def list_datasets() -> list[DatasetEntry]:
     """Returns every dataset of the registry."""
-    entries = []
-    for name in declarative.names("datasets"):
-        info = registry.load_info(name)
-        images = {key: split.num_images for key, split in info.splits.items()}
-        entries.append(
-            DatasetEntry(
-                name, info.source, info.num_classes, images, info.recipe
-            )
+    infos = {n: registry.load_info(n) for n in declarative.names("datasets")}
+    return [
+        DatasetEntry(
+            name,
+            info.source,
+            info.num_classes,
+            {key: split.num_images for key, split in info.splits.items()},
+            info.recipe,
         )
-    return entries
+        for name, info in infos.items()
+    ]
 
 
 def list_recipes() -> list[RecipeEntry]:
     """Returns every recipe, with its model, length and image size."""
-    entries = []
-    for name in declarative.names("recipes"):
-        content = declarative.named("recipes", name)
-        entries.append(
-            RecipeEntry(
-                name,
-                declarative.comment("recipes", name),
-                content.get("model", {}).get("model_name"),
-                content.get("train", {}).get("epochs"),
-                content.get("eval", {}).get("isize"),
-            )
+    return [
+        RecipeEntry(
+            name,
+            declarative.comment("recipes", name),
+            content.get("model", {}).get("model_name"),
+            content.get("train", {}).get("epochs"),
+            content.get("eval", {}).get("isize"),
         )
-    return entries
+        for name in declarative.names("recipes")
+        for content in [declarative.named("recipes", name)]
+    ]

@@ -26,29 +26,22 @@ def explain_images(
     """Returns HTML with classes, probabilities and attention for each file.
 
     A file that is not an image gets a message instead.
-
-    Args:
-        classifier: from `serving.load_classifier`.
-        paths: of the files.
     """
     faults: dict[str, str] = {}
-    paths = [str(path) for path in paths]
+    paths = list(dict.fromkeys(map(str, paths)))
     for path in paths:
         with open(path, "rb") as file:
             head, size = file.read(64), os.path.getsize(path)
         if fault := fault_of_beginning(head, size):
             faults[path] = fault
-    found = dict(
-        predict.predict_stream(
-            classifier,
-            [path for path in paths if path not in faults],
-            TOP,
-            8,
-            lambda _, path, reason: faults.update({path: reason}),
-        )
-    )
+
+    def skip(_, path, reason):
+        faults[path] = reason
+
+    good = [path for path in paths if path not in faults]
+    found = dict(predict.predict_stream(classifier, good, TOP, 8, skip))
     items = []
-    for path in dict.fromkeys(paths):
+    for path in paths:
         item = {"name": pathlib.Path(path).name, "fault": faults.get(path)}
         if path in found:
             picture, method = inspection.attention(
@@ -71,12 +64,7 @@ def _uri(picture: Image.Image) -> str:
 
 
 def build_page(classifier: Classifier, name: str):
-    """Returns the page as `gradio.Blocks`.
-
-    Args:
-        classifier: from `serving.load_classifier`.
-        name: of the model, for the heading.
-    """
+    """Returns the page as `gradio.Blocks`, below the name of the model."""
     import gradio
 
     with gradio.Blocks(title=f"{name} - efficientnetv2") as page:
@@ -103,10 +91,10 @@ def serve_page(
     share: bool = False,
     block: bool = True,
 ) -> str:
-    """Serves the page until Ctrl-C; returns its address.
+    """Serves the page of a model until Ctrl-C; returns its address.
 
     Args:
-        classifier, name: see `build_page`.
+        classifier, name: of the model.
         host, port: to listen on; None: the first free port from 7860.
         share: whether Gradio gives the page a public address, too.
         block: whether to wait for Ctrl-C.

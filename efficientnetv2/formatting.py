@@ -57,29 +57,23 @@ def align_table(
     """
     is_cut = width is not None or sys.stdout.isatty()
     width = width or terminal_width()
-    text = _aligned(rows, left)
-    if _width(text) > width:
+    everything = range(len(rows[0]))
+    if not _fits(text := _aligned(rows, left, everything), width):
         rows = [[_narrow(name) for name in rows[0]], *rows[1:]]
-        text = _aligned(rows, left)
-    if not is_cut or _width(text) <= width:
+        text = _aligned(rows, left, everything)
+    if not is_cut or _fits(text, width):
         return text
-    blocks, shown = [], [0]
-    for column in range(1, len(rows[0])):
-        if len(shown) > 1 and _width(_aligned(rows, left, [*shown, column])) > (
-            width
-        ):
-            blocks.append(shown)
-            shown = [0]
-        shown = [*shown, column]
-    return "\n\n".join(_aligned(rows, left, each) for each in [*blocks, shown])
+    blocks = [[0]]
+    for column in everything[1:]:
+        wider = [*blocks[-1], column]
+        if len(wider) > 2 and not _fits(_aligned(rows, left, wider), width):
+            blocks.append([0, column])
+        else:
+            blocks[-1] = wider
+    return "\n\n".join(_aligned(rows, left, each) for each in blocks)
 
 
-def _aligned(
-    rows: Sequence[Sequence[str]],
-    left: Collection[int],
-    shown: Sequence[int] | None = None,
-) -> str:
-    shown = range(len(rows[0])) if shown is None else shown
+def _aligned(rows, left: Collection[int], shown: Sequence[int]) -> str:
     text = tabulate.tabulate(
         [[row[k] for k in shown] for row in rows],
         tablefmt="plain",
@@ -89,8 +83,8 @@ def _aligned(
     return "\n".join(line.rstrip() for line in text.split("\n"))
 
 
-def _width(text: str) -> int:
-    return max(map(len, text.split("\n")))
+def _fits(text: str, width: int) -> bool:
+    return max(map(len, text.split("\n"))) <= width
 
 
 def _narrow(name: str) -> str:
@@ -135,18 +129,16 @@ def relative_path(path: str | os.PathLike) -> pathlib.Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def wrap_command(*words: str, indent: str = "  ") -> str:
+def wrap_command(*words: str) -> str:
     """Returns a command to copy, in lines of at most 80 columns if it can be.
 
-    Args:
-        words: of the command, as a shell takes them.
-        indent: of each line.
+    Its words are as a shell takes them.
     """
-    lines = [indent + words[0]]
+    lines = [f"  {words[0]}"]
     for word in words[1:]:
         if len(lines[-1]) + 1 + len(word) <= _COLUMNS - len(" \\"):
             lines[-1] += f" {word}"
         else:
             lines[-1] += " \\"
-            lines.append(f"{indent}    {word}")
+            lines.append(f"      {word}")
     return "\n".join(lines)

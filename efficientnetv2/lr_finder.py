@@ -5,7 +5,6 @@ exponentially from step to step; where the loss falls fastest is a good peak.
 """
 
 import dataclasses
-import functools
 import math
 import pathlib
 from collections.abc import Callable
@@ -48,8 +47,7 @@ def find_learning_rate(
         log: prints one line.
 
     Raises:
-        UserError: for data that cannot be obtained, or a loss that never
-            falls.
+        UserError: for data that cannot be had, or a loss that never falls.
     """
     config = config.copy_and_resolve_references().unlock()
     config.train.stages = 1
@@ -74,13 +72,11 @@ def find_learning_rate(
     source = runs.Splits(config, log)[config.train.split]
     engine = engines.create(config, plan)
 
-    make_dataset = functools.partial(
-        pipeline.training_dataset,
-        source,
-        config,
-        plan,
-        on_device=engine.augments,
-    )
+    def make_dataset(**part):
+        return pipeline.training_dataset(
+            source, config, plan, on_device=engine.augments, **part
+        )
+
     losses, mean = [], 0.0
     batches = engine.dataset(make_dataset)
     shown = progress.track(batches, "Trying rates", steps, "steps")
@@ -98,7 +94,6 @@ def find_learning_rate(
 
 
 def _steepest(rates: np.ndarray, losses) -> float:
-    """Returns the rate at which the loss falls fastest by its logarithm."""
     if len(losses) < 5:
         raise UserError(
             "The loss diverges within five steps. Check the data and "
@@ -114,11 +109,7 @@ def _steepest(rates: np.ndarray, losses) -> float:
 
 
 def draw_range_test(result: RangeTest, path: str | pathlib.Path) -> None:
-    """Draws loss over learning rate as a PNG.
-
-    Raises:
-        CheckpointError: if the file cannot be written.
-    """
+    """Draws loss over learning rate as a PNG; see `write_atomically`."""
     from matplotlib.figure import Figure
 
     figure = Figure((6.0, 3.5), layout="constrained")

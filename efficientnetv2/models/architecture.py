@@ -12,31 +12,10 @@ from efficientnetv2.normalizations import NORMALIZATIONS
 NORMALIZE = "normalize"
 
 
-def _classifier_initializer(num_classes: int):
-    """Uniform in +-1 / sqrt(classes), the reference's, down to 1000 classes.
-
-    With ten classes that formula would give logits of several units, and the
-    first epochs would be spent on unlearning them.
-    """
-    limit = max(num_classes, 1000) ** -0.5
-    return keras.initializers.RandomUniform(-limit, limit)
-
-
 def _moments(preprocessing: str) -> list[tuple[float, float]]:
     """Returns mean and deviation of red, green and blue, or of any channel."""
     pairs = list(zip(*NORMALIZATIONS[preprocessing], strict=True))
     return pairs[:1] if len(set(pairs)) == 1 else pairs
-
-
-def _normalize(images, preprocessing: str | None):
-    if preprocessing is None:
-        return images
-    pairs = _moments(preprocessing)
-    return keras.layers.Rescaling(
-        [1 / deviation for _, deviation in pairs],
-        [-mean / deviation for mean, deviation in pairs],
-        name=NORMALIZE,
-    )(images)
 
 
 def _check_input_shape(shape, preprocessing: str | None) -> None:
@@ -47,10 +26,10 @@ def _check_input_shape(shape, preprocessing: str | None) -> None:
             "keras.config.set_image_data_format('channels_last') first."
         )
     sizes = shape if isinstance(shape, (tuple, list)) else ()
-    valid = len(sizes) == 3 and all(
+    valid = [
         size is None or isinstance(size, int) and size > 0 for size in sizes
-    )
-    if not valid or sizes[2] is None:
+    ]
+    if len(sizes) != 3 or not all(valid) or sizes[2] is None:
         raise ValueError(
             f"input_shape={shape!r} is not (height, width, channels), whole "
             "numbers above 0, of which height and width may be None."
@@ -84,13 +63,8 @@ def build_network(
     Args:
         model_config: the section `model` of a configuration; `fused_stages`,
             `round_limit` and `fix_head_stem` may be left out.
-        include_top: if False, the model ends with the features of the head.
-        input_shape: (height, width, channels); None for a free height or
-            width.
-        name: name of the model, `model_config['model_name']` by default.
-        pooling: without the top: 'avg' or 'max' for features [batch,
-            feature_size], None for a map [batch, height, width,
-            feature_size].
+        include_top, input_shape, name, pooling: see
+            `efficientnetv2.build_model`.
         preprocessing: None for images that are normalized already; one of
             `normalizations.MODES` for images in [0, 255], which the model
             then normalizes so.
@@ -125,7 +99,11 @@ def build_network(
     }
     block_args = expand_blocks(model_config)
     inputs = keras.Input(input_shape, name="image")
-    x = _normalize(inputs, preprocessing)
+    x = inputs
+    if preprocessing is not None:
+        scales = [1 / deviation for _, deviation in _moments(preprocessing)]
+        offsets = [-mean / each for mean, each in _moments(preprocessing)]
+        x = keras.layers.Rescaling(scales, offsets, name=NORMALIZE)(x)
     x = blocks.Stem(block_args[0].input_filters, name="stem", **common)(x)
     reductions = 0
     drop = 1.0 - (model_config["survival_prob"] or 1.0)
@@ -155,16 +133,16 @@ def build_network(
         **common,
     )(x)
     if include_top:
+        classes, bias = model_config["num_classes"], model_config["headbias"]
+        # The reference's limit, 1 / sqrt(classes), would give logits of
+        # several units for ten, and the first epochs would unlearn them.
+        limit = max(classes, 1000) ** -0.5
         # float32 whatever the policy: a softmax of half-precision logits
         # loses the small probabilities.
         x = keras.layers.Dense(
-            model_config["num_classes"],
-            kernel_initializer=_classifier_initializer(
-                model_config["num_classes"]
-            ),
-            bias_initializer=keras.initializers.Constant(
-                model_config["headbias"] or 0.0
-            ),
+            classes,
+            kernel_initializer=keras.initializers.RandomUniform(-limit, limit),
+            bias_initializer=keras.initializers.Constant(bias or 0.0),
             dtype="float32",
             name="logits",
         )(x)

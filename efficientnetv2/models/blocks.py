@@ -187,6 +187,22 @@ class _Layer(keras.layers.Layer):
             **options,
         )
 
+    @property
+    def _chain(self) -> list[keras.layers.Layer]:
+        """The layers that an image passes and that may change its shape."""
+        return [self.conv, self.norm]
+
+    def build(self, input_shape):
+        for layer in self._chain:
+            layer.build(input_shape)
+            input_shape = layer.compute_output_shape(input_shape)
+        self.built = True
+
+    def compute_output_shape(self, input_shape):
+        for layer in self._chain:
+            input_shape = layer.compute_output_shape(input_shape)
+        return input_shape
+
     def get_config(self):
         return {**super().get_config(), **self._config}
 
@@ -195,12 +211,8 @@ class _Layer(keras.layers.Layer):
 class SqueezeExcitation(_Layer):
     """Scales each channel by a gate computed from all channels' means.
 
+    The bottleneck between two 1x1 convolutions has `reduced_filters` channels.
     Source: Hu et al., arXiv 1709.01507.
-
-    Args:
-        reduced_filters: width of the bottleneck between two 1x1 convolutions.
-        output_filters: number of channels of input and output.
-        **kwargs: `act_fn`, of the bottleneck, and those of Keras.
     """
 
     def __init__(self, reduced_filters: int, output_filters: int, **kwargs):
@@ -224,28 +236,15 @@ class SqueezeExcitation(_Layer):
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")
 class Stem(_Layer):
-    """3x3 convolution of stride 2, normalization, activation.
-
-    Args:
-        filters: number of output channels.
-        **kwargs: `act_fn`, `norm_*`, see `_Layer`.
-    """
+    """3x3 convolution of stride 2, normalization, activation; see `_Layer`."""
 
     def __init__(self, filters: int, **kwargs):
         super().__init__(locals(), **kwargs)
         self.conv = _conv(filters, 3, strides=2, name="conv")
         self.norm = self._norm("norm")
 
-    def build(self, input_shape):
-        self.conv.build(input_shape)
-        self.norm.build(self.conv.compute_output_shape(input_shape))
-        self.built = True
-
     def call(self, inputs, training=False):
         return self.activation(self.norm(self.conv(inputs), training=training))
-
-    def compute_output_shape(self, input_shape):
-        return self.conv.compute_output_shape(input_shape)
 
 
 class _ResidualBlock(_Layer):
@@ -310,26 +309,13 @@ class _ResidualBlock(_Layer):
                 survival_probability, name="stochastic_depth"
             )
 
-    def build(self, input_shape):
-        shape = input_shape
-        for layer in self._chain:
-            layer.build(shape)
-            shape = layer.compute_output_shape(shape)
-        # `model.quantize` wants every layer built.
-        for layer in filter(None, (self.dropout, self.stochastic_depth)):
-            layer.build(shape)
-        self.built = True
-
-    def compute_output_shape(self, input_shape):
-        for layer in self._chain:
-            input_shape = layer.compute_output_shape(input_shape)
-        return input_shape
-
     @property
     def _chain(self):
-        convolutions = (self.expand_conv, self.expand_norm)
-        convolutions += (self.depthwise_conv, self.depthwise_norm)
-        layers = (*convolutions, self.se, self.project_conv, self.project_norm)
+        layers = (self.expand_conv, self.expand_norm)
+        layers += (self.depthwise_conv, self.depthwise_norm, self.dropout)
+        layers += (self.se, self.project_conv, self.project_norm)
+        # `model.quantize` wants every layer built, whatever it does.
+        layers += (self.stochastic_depth,)
         return [layer for layer in layers if layer is not None]
 
     def call(self, inputs, training=False):
@@ -401,14 +387,14 @@ class FusedMBConv(_ResidualBlock):
 class Head(_Layer):
     """1x1 convolution, normalization, activation, pooling, dropout.
 
+    Returns features [batch, filters], or [batch, height, width, filters]
+    without pooling.
+
     Args:
         filters: number of features.
         dropout_rate: float in [0, 1).
         pooling: 'avg', 'max' or None for the map as it is.
         **kwargs: `act_fn`, `norm_*`, see `_Layer`.
-
-    Returns features [batch, filters], or [batch, height, width, filters]
-    without pooling.
     """
 
     def __init__(
@@ -429,10 +415,8 @@ class Head(_Layer):
         self.dropout = Dropout(dropout_rate, name="dropout")
 
     def build(self, input_shape):
-        self.conv.build(input_shape)
-        self.norm.build(self.conv.compute_output_shape(input_shape))
+        super().build(input_shape)
         self.dropout.build(self.compute_output_shape(input_shape))
-        self.built = True
 
     def call(self, inputs, training=False):
         x = self.norm(self.conv(inputs), training=training)

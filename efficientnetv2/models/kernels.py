@@ -30,10 +30,9 @@ _products = {"bfloat16": False}
 def set_bfloat16_products(on: bool) -> None:
     """Sets how layers called later in this process train on TensorFlow's CPU.
 
-    Args:
-        on: whether full and 1x1 convolutions round their operands and results
-            to bfloat16; the kernels accumulate in float32. All variables, and
-            all other operations, stay float32.
+    If on, full and 1x1 convolutions round their operands and results to
+    bfloat16; the kernels accumulate in float32. All variables, and all other
+    operations, stay float32.
     """
     _products["bfloat16"] = on
 
@@ -79,8 +78,7 @@ class PointwiseConv2D(keras.layers.Conv2D):
         if not training or not runs_on_tensorflow_cpu():
             return super().call(inputs)
         kernel = tf.convert_to_tensor(self.kernel)
-        shape = tf.shape(inputs)
-        channels = inputs.shape[-1]
+        shape, channels = tf.shape(inputs), inputs.shape[-1]
         operands = (
             tf.reshape(inputs, [-1, channels]),
             tf.reshape(kernel, [channels, self.filters]),
@@ -114,34 +112,28 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
             or self.use_bias
         ):
             return super().call(inputs)
-        kernel = tf.convert_to_tensor(self.kernel)
-        return _depthwise(inputs, kernel, self.kernel_size[0], self.strides[0])
+        size, stride = self.kernel_size[0], self.strides[0]
+        strides = [1, stride, stride, 1]
 
+        @tf.custom_gradient
+        def convolve(inputs, kernel):
+            outputs = tf.nn.depthwise_conv2d(inputs, kernel, strides, "SAME")
 
-def _depthwise(inputs, kernel, size: int, stride: int):
-    strides = [1, stride, stride, 1]
+            def gradient(upstream):
+                to_inputs = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
+                    input_sizes=tf.shape(inputs),
+                    filter=kernel,
+                    out_backprop=upstream,
+                    strides=strides,
+                    padding="SAME",
+                )
+                of_kernel = _filter_gradient(size, stride, inputs.dtype)
+                to_kernel = of_kernel(inputs, upstream)
+                return to_inputs, tf.ensure_shape(to_kernel, kernel.shape)
 
-    @tf.custom_gradient
-    def convolve(inputs, kernel):
-        outputs = tf.nn.depthwise_conv2d(inputs, kernel, strides, "SAME")
+            return outputs, gradient
 
-        def gradient(upstream):
-            to_inputs = tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
-                input_sizes=tf.shape(inputs),
-                filter=kernel,
-                out_backprop=upstream,
-                strides=strides,
-                padding="SAME",
-            )
-            to_kernel = _filter_gradient(size, stride, inputs.dtype)(
-                inputs, upstream
-            )
-            to_kernel = tf.ensure_shape(to_kernel, kernel.shape)
-            return to_inputs, to_kernel
-
-        return outputs, gradient
-
-    return convolve(inputs, kernel)
+        return convolve(inputs, tf.convert_to_tensor(self.kernel))
 
 
 @functools.cache
@@ -188,12 +180,8 @@ def _filter_gradient(size: int, stride: int, dtype):
 def _filter_gradient_by_pixels(inputs, upstream, size, stride, length):
     """Returns [size, size, channels, 1], a product and a sum per output pixel.
 
-    Args:
-        inputs: [batch, height, width, channels], which every place of the
-            kernel around an output pixel covers.
-        upstream: [batch, length, length, channels].
-        size, stride: of the kernel.
-        length: 1 or 2.
+    Of `upstream`, [batch, length, length, channels], there are 1 or 2x2, around
+    each of which the kernel covers all of `inputs`.
     """
     shape = tf.shape(inputs)[1:3]
     before = ((length - 1) * stride + size - shape) // 2
@@ -279,11 +267,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if plain or not self._can_fuse(inputs, mask):
             return super().call(inputs, training=training, mask=mask)
         context = tf.distribute.get_replica_context()
-        if training and context and context.num_replicas_in_sync > 1:
-            return self._synchronized_call(inputs, mask)
-        return self._fused_call(inputs, training)
-
-    def _synchronized_call(self, inputs, mask):
+        if not training or not context or context.num_replicas_in_sync == 1:
+            return self._fused_call(inputs, training)
         self.synchronized = True
         try:
             return super().call(inputs, training=True, mask=mask)
@@ -291,15 +276,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self.synchronized = False
 
     def _can_fuse(self, inputs, mask) -> bool:
-        return (
-            keras.backend.backend() == "tensorflow"
-            and mask is None
-            and not self.synchronized
-            and self.scale
-            and self.center
-            and len(inputs.shape) == 4
-            and self.axis in (-1, 3)
-        )
+        plain = self.scale and self.center and not self.synchronized
+        images = len(inputs.shape) == 4 and self.axis in (-1, 3)
+        tensorflow = keras.backend.backend() == "tensorflow"
+        return tensorflow and mask is None and plain and images
 
     def _fused_call(self, inputs, training: bool):
         inputs = tf.convert_to_tensor(inputs)
@@ -316,17 +296,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
             epsilon=self.epsilon,
             is_training=training,
         )
-        if training:
-            count = tf.cast(tf.size(inputs) / tf.shape(inputs)[-1], "float32")
-            # The kernel returns the unbiased estimate, n / (n - 1) times ours.
-            variance *= (count - 1.0) / tf.maximum(count, 2.0)
-            for moving, batch in (
-                (self.moving_mean, mean),
-                (self.moving_variance, variance),
-            ):
-                moving.assign(
-                    moving * self.momentum + batch * (1.0 - self.momentum)
-                )
+        if not training:
+            return outputs
+        count = tf.cast(tf.size(inputs) / tf.shape(inputs)[-1], "float32")
+        # The kernel returns the unbiased estimate, n / (n - 1) times ours.
+        variance *= (count - 1.0) / tf.maximum(count, 2.0)
+        kept, new = self.momentum, 1.0 - self.momentum
+        self.moving_mean.assign(self.moving_mean * kept + mean * new)
+        self.moving_variance.assign(
+            self.moving_variance * kept + variance * new
+        )
         return outputs
 
 

@@ -90,14 +90,12 @@ def fetch(model_name: str, weights: str) -> pathlib.Path:
     The SHA-256 of an archive is noted when it was fetched, and verified each
     time it is used; an archive that differs is fetched again.
 
-    Args:
-        model_name: such as 'efficientnetv2-s'.
-        weights: one of `NAMES`.
-
     Raises:
-        WeightsError: if there are no such weights, they cannot be fetched, or
-            the archive is not what it should be.
+        WeightsError: if there are no such weights of the model, they cannot be
+            fetched, or the archive is not what it should be.
     """
+    import pooch
+
     address = url(model_name, weights)
     home = os.environ.get("KERAS_HOME") or "~/.keras"
     cache = pathlib.Path(home).expanduser() / "models"
@@ -106,12 +104,13 @@ def fetch(model_name: str, weights: str) -> pathlib.Path:
     folder = cache / archive.name.partition(".")[0]
     try:
         known = note.read_text().strip() if note.exists() else None
-        if known is None or not _is(archive, known):
+        if known is None:
+            # Without a note, what is there may be cut short.
+            archive.unlink(missing_ok=True)
+        if not archive.exists() or pooch.file_hash(archive) != known:
             shutil.rmtree(folder, ignore_errors=True)
-            if known is None:
-                # Without a note, what is there may be cut short.
-                archive.unlink(missing_ok=True)
-            note.write_text(f"{_download(archive, address, known)}\n")
+            _download(archive, address, known)
+            note.write_text(f"{pooch.file_hash(archive)}\n")
         if not folder.exists():
             _extract(archive, folder)
     except (OSError, tarfile.TarError) as error:
@@ -128,14 +127,7 @@ def fetch(model_name: str, weights: str) -> pathlib.Path:
     return found[0].with_suffix("")
 
 
-def _is(archive: pathlib.Path, known: str) -> bool:
-    import pooch
-
-    return archive.exists() and pooch.file_hash(archive) == known
-
-
-def _download(archive: pathlib.Path, address: str, known: str | None) -> str:
-    """Returns the SHA-256 of what is then there."""
+def _download(archive: pathlib.Path, address: str, known: str | None) -> None:
     import pooch
 
     try:
@@ -148,18 +140,15 @@ def _download(archive: pathlib.Path, address: str, known: str | None) -> str:
         )
     except Exception as error:
         archive.unlink(missing_ok=True)
-        changed = (
+        changed = known and (
             f" The archive was fetched before with the SHA-256 {known}; if it "
             f"was replaced on purpose, remove {archive}.sha256."
-            if known
-            else ""
         )
         raise WeightsError(
-            f"Cannot fetch {address} ({error}).{changed} Where there is no "
-            "network: download it elsewhere, extract it, and give the path of "
-            "the checkpoint as weights."
+            f"Cannot fetch {address} ({error}).{changed or ''} Where there is "
+            "no network: download it elsewhere, extract it, and give the path "
+            "of the checkpoint as weights."
         ) from error
-    return pooch.file_hash(archive)
 
 
 def _extract(archive: pathlib.Path, folder: pathlib.Path) -> None:

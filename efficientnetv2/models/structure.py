@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
-from efficientnetv2 import formatting
+from efficientnetv2.formatting import align_table, format_count
 
 _BLOCK_FIELDS = {
     "r": ("num_repeat", int),
@@ -26,7 +26,6 @@ _BLOCK_FIELDS = {
     "c": ("conv_type", int),
     "se": ("se_ratio", float),
 }
-_OPTIONAL_FIELDS = ("c", "se")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,31 +65,29 @@ class BlockArgs:
                 out of range; the message names it.
         """
         values = {}
+
+        def refuse(reason: str):
+            raise ValueError(f"Block string {text!r}: {reason}.")
+
         for part in str(text).split("_"):
             match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
             if not match or match[1] not in _BLOCK_FIELDS:
-                raise ValueError(
-                    f"Block string {text!r}: {part!r} is not one of "
-                    f"{', '.join(_BLOCK_FIELDS)} followed by a number."
-                )
+                known = ", ".join(_BLOCK_FIELDS)
+                refuse(f"{part!r} is not one of {known} followed by a number")
             field, kind = _BLOCK_FIELDS[match[1]]
             if field in values:
-                raise ValueError(f"Block string {text!r}: two {match[1]!r}.")
-            try:
-                values[field] = kind(match[2])
-            except ValueError:
-                raise ValueError(
-                    f"Block string {text!r}: {part!r} needs a whole number."
-                ) from None
+                refuse(f"two {match[1]!r}")
+            if kind is int and "." in match[2]:
+                refuse(f"{part!r} needs a whole number")
+            values[field] = kind(match[2])
         for key, (field, _) in _BLOCK_FIELDS.items():
-            if field not in values and key not in _OPTIONAL_FIELDS:
-                raise ValueError(f"Block string {text!r} has no {key!r}.")
+            if field not in values and key not in ("c", "se"):
+                refuse(f"it has no {key!r}")
         args = cls(**values)
         if args.conv_type not in (0, 1):
-            raise ValueError(f"Block string {text!r}: c must be 0 or 1.")
-        counts = dataclasses.astuple(args)[:6]
-        if min(counts) < 1:
-            raise ValueError(f"Block string {text!r}: a value below 1.")
+            refuse("c must be 0 or 1")
+        if min(dataclasses.astuple(args)[:6]) < 1:
+            refuse("a value below 1")
         return args
 
 
@@ -98,13 +95,9 @@ def round_filters(filters: float, model_config: Mapping) -> int:
     """Scales a number of channels and rounds it to a multiple of the divisor.
 
     The original code of V1, and `keras.applications` after it, take one step
-    up where rounding loses more than a tenth; the released code has no such
-    rule. Of all models only the first stages of B3 and Lite3 differ.
-
-    Args:
-        filters: before scaling.
-        model_config: its `round_limit`, where it has it, is the least part of
-            the scaled number that rounding may leave; None for no limit.
+    up where rounding leaves less than `round_limit` of the number, 0.9; the
+    released code has no such rule (None). Of all models only the first stages
+    of B3 and Lite3 differ.
     """
     if not model_config["width_coefficient"]:
         return int(filters)
@@ -211,8 +204,7 @@ class StageCount:
         Args:
             taps: pixels of the kernel.
             channels_in: that each output channel sees.
-            channels_out: of the output.
-            bias: whether each output channel has one.
+            channels_out, bias: of the output.
         """
         weights = taps * channels_in * channels_out
         self.multiply_adds += weights * self.size[0] * self.size[1]
@@ -246,10 +238,7 @@ def count_stages(
 ) -> list[StageCount]:
     """Returns one row each for the stem, the stages, the head, the classifier.
 
-    Args:
-        model_config: see the module's docstring.
-        image_size: in pixels, or (height, width).
-        include_top: whether there is a classifier.
+    `image_size` is in pixels, or (height, width).
     """
     if isinstance(image_size, int):
         image_size = (image_size, image_size)
@@ -261,12 +250,10 @@ def count_stages(
     stem.add_convolution(9, 3, channels)
     stem.add_norm(channels, norm_type)
     rows = [stem]
-    for blocks in stages:
-        first, channels = blocks[0], blocks[-1].output_filters
-        row = StageCount(
-            _operator(first), first.strides, channels, len(blocks), size
-        )
-        for block in blocks:
+    for first, *rest in stages:
+        kind, channels = _operator(first), first.output_filters
+        row = StageCount(kind, first.strides, channels, 1 + len(rest), size)
+        for block in (first, *rest):
             row.add_block(block, norm_type)
         size = row.size
         rows.append(row)
@@ -315,17 +302,11 @@ def _convolutions(block: BlockArgs) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _total(rows: list[StageCount]) -> StageCount:
-    return StageCount(
-        "total",
-        1,
-        rows[-1].channels,
-        sum(row.layers for row in rows),
-        rows[-1].size,
-        *(
-            sum(getattr(row, name) for row in rows)
-            for name in ("parameters", "trainable", "multiply_adds")
-        ),
+    layers, *sums = (
+        sum(getattr(row, name) for row in rows)
+        for name in ("layers", "parameters", "trainable", "multiply_adds")
     )
+    return StageCount("total", 1, rows[-1].channels, layers, (1, 1), *sums)
 
 
 def count_model(
@@ -337,25 +318,13 @@ def count_model(
 
 def format_counts(rows: list[StageCount]) -> str:
     """Returns the rows and their sum as an aligned table."""
-    lines = [
-        ("stage", "operator", "stride", "channels", "layers", "output")
-        + ("params", "multiply-adds")
-    ]
-    for index, row in enumerate(rows):
-        size = f"{row.size[0]}x{row.size[1]}"
-        lines.append(
-            (str(index), row.operator, str(row.stride), f"{row.channels:,}")
-            + (str(row.layers), size, *_formatted(row))
-        )
-    sums = _total(rows)
-    lines.append(
-        ("", sums.operator, "", "", str(sums.layers), "", *_formatted(sums))
-    )
-    return formatting.align_table(lines, left=[1])
-
-
-def _formatted(row: StageCount) -> tuple[str, str]:
-    return (
-        formatting.format_count(row.parameters),
-        formatting.format_count(row.multiply_adds),
-    )
+    header = "stage operator stride channels layers output params multiply-adds"
+    lines = []
+    for index, row in enumerate([*rows, _total(rows)]):
+        line = [str(index), row.operator, str(row.stride), f"{row.channels:,}"]
+        line += [str(row.layers), f"{row.size[0]}x{row.size[1]}"]
+        line += map(format_count, (row.parameters, row.multiply_adds))
+        lines.append(line)
+    for column in (0, 2, 3, 5):
+        lines[-1][column] = ""  # of the sum
+    return align_table([header.split(), *lines], left=[1])

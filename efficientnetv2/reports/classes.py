@@ -183,17 +183,9 @@ def confused_pairs(
 def class_rows(
     labels: np.ndarray, predicted: np.ndarray, names: list[str]
 ) -> list[tuple[str, ...]]:
-    """Returns images, recall, precision and F1 of classes, the weakest first.
-
-    Args:
-        labels, predicted: int64 [images].
-        names: one per class.
-    """
+    """Returns images, recall, precision, F1 of classes, the weakest first."""
     precision, recall, f1, images = metrics.precision_recall_fscore_support(
-        labels,
-        predicted,
-        labels=np.arange(len(names)),
-        zero_division=0.0,
+        labels, predicted, labels=np.arange(len(names)), zero_division=0.0
     )
     weakest = np.argsort(f1, kind="stable")[:MOST_ROWS]
     shares = np.stack([recall, precision, f1], axis=1)

@@ -51,9 +51,8 @@ def _constant(network: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 def freeze(network: keras.Model, spec: ServingSpec, batch: int | None):
     """Returns a `tf.function` from pixels to probabilities.
 
-    Its argument `images` is float32 [batch, size, size, 3] in [0, 255]; it
-    returns a dict with `probabilities`, float32 [batch, classes]. A `batch` of
-    None takes any.
+    Its argument `images` is float32 [batch, size, size, 3] in [0, 255], of any
+    batch size for None; it returns a dict with `probabilities`.
     """
     infer, size = _constant(network), spec.image_size
 

@@ -76,12 +76,10 @@ class _Export(NamedTuple):
 def replace_saved_model(
     network: keras.Model, spec: ServingSpec, folder: str | os.PathLike
 ) -> pathlib.Path:
-    """Writes a SavedModel, replacing one that is there; returns its folder.
-
-    It is complete or absent.
+    """Writes a SavedModel, complete or not at all; returns its folder.
 
     Raises:
-        ExportError: if it cannot be written.
+        ExportError: if it cannot be written; one that is there stays.
     """
     folder = pathlib.Path(folder)
     with _staging(folder.parent) as staging:
@@ -139,7 +137,7 @@ def export_formats(
         wanted = list(dict.fromkeys(names))
         for name in progress.track(wanted, "Converting", unit="formats"):
             log(f"Converting to {name} ...")
-            exports |= _WRITERS[name](network, spec, config, staging, log)
+            exports.update(_written(name, network, spec, config, staging, log))
         results = {}
         if source is not None:
             results = compare(
@@ -175,50 +173,36 @@ def export_formats(
 # --- Formats ----------------------------------------------------------------
 
 
-def _write_saved_model(network, spec, config, staging, log):
-    path = "saved_model"
-    converters.write_saved_model(network, spec, staging / path)
-    classify = converters.load_saved_model(staging / path)
-    return {path: _Export(path, lambda batch: classify(batch.raw))}
-
-
-def _write_keras(network, spec, config, staging, log):
-    path = "model.keras"
-    network.save(staging / path)
-    write_record(staging / path, spec)
-    loaded = keras.models.load_model(staging / path, compile=False)
-    return {"keras": _Export(path, keras_runner(loaded, spec))}
-
-
-def _write_litert(network, spec, config, staging, log):
-    count = converters.CALIBRATION_IMAGES
-    source = sample(config, config.train.split, count, log)
-    images = [batch.pixels for batch in batches(source, config, spec.mode)]
-    folder = staging / "litert"
-    folder.mkdir()
-    converters.write_litert(network, spec, folder, np.concatenate(images))
-    exports = {}
-    for kind in converters.LITERT_KINDS:
-        classify = converters.load_litert(folder / f"{kind}.tflite")
-        exports[f"litert/{kind}"] = _Export(
-            f"litert/{kind}.tflite", _on_pixels(classify)
-        )
-    return exports
-
-
-def _write_onnx(network, spec, config, staging, log):
-    path = "model.onnx"
-    converters.write_onnx(network, spec, staging / path)
-    runner = _on_pixels(converters.load_onnx(staging / path))
-    return {"onnx": _Export(path, runner, {"opset": converters.OPSET})}
-
-
-_WRITERS = {
-    "saved_model": _write_saved_model,
-    "keras": _write_keras,
-    "litert": _write_litert,
-    "onnx": _write_onnx,
-}
+def _written(
+    name: str, network, spec, config, staging: pathlib.Path, log
+) -> Iterator[tuple[str, _Export]]:
+    """Writes a format; yields its exports by their names."""
+    if name == "saved_model":
+        converters.write_saved_model(network, spec, staging / name)
+        by_tensorflow = converters.load_saved_model(staging / name)
+        yield name, _Export(name, lambda batch: by_tensorflow(batch.raw))
+    elif name == "keras":
+        path = staging / "model.keras"
+        network.save(path)
+        write_record(path, spec)
+        loaded = keras.models.load_model(path, compile=False)
+        yield name, _Export(path.name, keras_runner(loaded, spec))
+    elif name == "onnx":
+        path = staging / "model.onnx"
+        converters.write_onnx(network, spec, path)
+        runner = _on_pixels(converters.load_onnx(path))
+        yield name, _Export(path.name, runner, {"opset": converters.OPSET})
+    else:
+        count = converters.CALIBRATION_IMAGES
+        source = sample(config, config.train.split, count, log)
+        images = [batch.pixels for batch in batches(source, config, spec.mode)]
+        (staging / name).mkdir()
+        images = np.concatenate(images)
+        converters.write_litert(network, spec, staging / name, images)
+        for kind in converters.LITERT_KINDS:
+            path = f"{name}/{kind}.tflite"
+            runner = _on_pixels(converters.load_litert(staging / path))
+            yield f"{name}/{kind}", _Export(path, runner)
 
 
 def _on_pixels(classify: Callable[[np.ndarray], np.ndarray]) -> Runner:
@@ -252,23 +236,16 @@ def sample(
     source = loading.load_split(config, split, left_out=loading.LeftOut(log))
     chosen = np.linspace(0, len(source) - 1, min(len(source), most), dtype=int)
     if isinstance(source, ArraySource):
-        return dataclasses.replace(
-            source, images=source.images[chosen], labels=source.labels[chosen]
-        )
-    if isinstance(source, EncodedSource):
-        return dataclasses.replace(
-            source,
-            items=[source.items[k] for k in chosen],
-            labels=source.labels[chosen],
-        )
-    with faults.named(source):
-        examples = list(sources.encoded_examples(source).take(most))
-    return EncodedSource(
-        [encoded.numpy() for encoded, _ in examples],
-        False,
-        np.stack([label.numpy() for _, label in examples]),
-        source.class_names,
-    )
+        content = {"images": source.images[chosen]}
+    elif isinstance(source, EncodedSource):
+        content = {"items": [source.items[k] for k in chosen]}
+    else:
+        with faults.named(source):
+            examples = list(sources.encoded_examples(source).take(most))
+        items = [encoded.numpy() for encoded, _ in examples]
+        labels = np.stack([label.numpy() for _, label in examples])
+        return EncodedSource(items, False, labels, source.class_names)
+    return dataclasses.replace(source, labels=source.labels[chosen], **content)
 
 
 def batches(
@@ -280,14 +257,14 @@ def batches(
     first = 0
     with faults.named(source):
         for images, labels in pipeline.evaluation_dataset(source, config):
-            last = first + len(labels)
+            rows = slice(first, first + len(labels))
+            first = rows.stop
             yield Batch(
                 images.numpy(),
                 preprocessing.to_pixels(images, mode).numpy(),
-                _raw(source, slice(first, last)),
+                _raw(source, rows),
                 labels.numpy(),
             )
-            first = last
 
 
 def _raw(source: Source, rows: slice) -> np.ndarray | list[bytes]:

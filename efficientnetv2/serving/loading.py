@@ -134,24 +134,20 @@ def _given(
     image_size: int | None, normalization: str | None, class_names
 ) -> dict[str, Any]:
     """Returns what is given, checked."""
-    given = {
-        "image_size": image_size,
-        "normalization": normalization,
-        "class_names": class_names,
-    }
-    if image_size is not None and (
-        not isinstance(image_size, int) or image_size < MIN_IMAGE_SIZE
-    ):
+    is_size = isinstance(image_size, int) and image_size >= MIN_IMAGE_SIZE
+    if image_size is not None and not is_size:
         raise ModelError(
             f"image_size={image_size!r} must be a whole number of at least "
             f"{MIN_IMAGE_SIZE} pixels."
         )
-    if normalization is not None and normalization not in NORMALIZATIONS:
+    if normalization not in (None, *NORMALIZATIONS):
         raise ModelError(
             f"Unknown normalization {normalization!r}."
             + declarative.suggest(str(normalization), list(NORMALIZATIONS))
         )
-    return {key: value for key, value in given.items() if value is not None}
+    values = (image_size, normalization, class_names)
+    names = ("image_size", "normalization", "class_names")
+    return {k: v for k, v in zip(names, values, strict=True) if v is not None}
 
 
 def _class_names(names: str | Sequence[str], count: int) -> list[str]:
@@ -172,9 +168,7 @@ def _inside(network: keras.Model) -> bool:
 
 
 def _spec_of(
-    network: keras.Model,
-    given: Mapping[str, Any],
-    label: str = "",
+    network: keras.Model, given: Mapping[str, Any], label: str = ""
 ) -> ServingSpec:
     """Returns the spec of a model that has none.
 
@@ -191,31 +185,31 @@ def _spec_of(
             "[batch, height, width, 3] to one number per class."
         )
     (_, height, width, _), (_, classes) = shapes
-    known, names = None, declarative.names("models")
+    size = height if height == width else None
+    mode, names = None, declarative.names("models")
     if architecture.is_ours(network) and network.name in names:
         known = config_lib.load_model(network.name, {})
-    image_size = given.get("image_size")
-    if image_size is None and height is not None and height == width:
-        image_size = height
-    if image_size is None and known:
-        image_size = known["eval"]["isize"]
-    normalization = given.get("normalization")
-    mode = known["data"]["normalization"] if known else None
-    if mode is None and (normalization == "none" or _inside(network)):
+        size = size or known["eval"]["isize"]
+        mode = known["data"]["normalization"]
+    elif _inside(network):
         mode = "v2"
+    size = given.get("image_size", size)
+    normalization = given.get("normalization", mode)
     missing = []
-    if image_size is None:
+    if size is None:
         missing.append("image_size=..., in pixels")
-    if mode is None and normalization is None:
+    if normalization is None:
         missing.append(f"normalization=..., one of {', '.join(NORMALIZATIONS)}")
     if missing:
         raise ModelError(
             f"{label} does not say how its images are prepared: give "
             f"{' and '.join(missing)}."
         )
+    if normalization == "none":
+        normalization = mode or "v2"
     return ServingSpec(
-        image_size=image_size,
-        mode=mode or normalization,
+        image_size=size,
+        mode=normalization,
         transformations=None,
         activation=_activation(network),
         class_names=[f"class {k}" for k in range(classes)],
@@ -227,14 +221,13 @@ def _activation(network: keras.Model) -> str:
 
     Other people's models often end with probabilities themselves.
     """
-    last = network.layers[-1]
+    last = network
     while hasattr(last, "layers"):
         last = last.layers[-1]
-    activation = getattr(last, "activation", None)
     ready = (keras.activations.softmax, keras.activations.sigmoid)
-    if isinstance(last, keras.layers.Softmax) or activation in ready:
-        return "none"
-    return "softmax"
+    is_softmax = isinstance(last, keras.layers.Softmax)
+    is_ready = is_softmax or getattr(last, "activation", None) in ready
+    return "none" if is_ready else "softmax"
 
 
 # --- Forms of a model -------------------------------------------------------
@@ -248,9 +241,9 @@ def _from_keras(found: Location, given: Mapping[str, Any]):
             f"{found.path} is truncated, corrupt or from another version "
             f"({str(error).strip().splitlines()[0]})."
         ) from error
-    spec = read_record(found.path)
     label = f"{found.path}, by model.save,"
-    return network, spec or _spec_of(network, given, label)
+    spec = read_record(found.path) or _spec_of(network, given, label)
+    return network, spec
 
 
 def _from_run(found: Location, checkpoint: str | None):
@@ -304,40 +297,31 @@ _PART = 7 / 8
 def views_of(data: bytes, kind: str) -> list[bytes]:
     """Returns the views of an encoded image, the image itself first.
 
-    Args:
-        data: the encoded image.
-        kind: 'flip' adds the mirror image; 'crop' the four corners and the
-            centre, each 7/8 of both sides; 'all' these and their mirror
-            images.
+    'flip' adds the mirror image; 'crop' the four corners and the centre, each
+    7/8 of both sides; 'all' these and their mirror images.
     """
     pixels = decoding.decode(tf.constant(data), portable=True).numpy()
     chosen = [pixels]
     if kind in ("crop", "all"):
-        chosen += _crops(pixels)
+        full = pixels.shape[:2]
+        height, width = (max(1, round(_PART * side)) for side in full)
+        bottom, right = full[0] - height, full[1] - width
+        corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+        chosen += [
+            pixels[top : top + height, left : left + width]
+            for top, left in [*corners, (bottom // 2, right // 2)]
+        ]
     if kind in ("flip", "all"):
         chosen += [view[:, ::-1] for view in chosen]
     return [data, *(tf.io.encode_png(view).numpy() for view in chosen[1:])]
 
 
-def _crops(pixels: np.ndarray) -> list[np.ndarray]:
-    full = pixels.shape[:2]
-    height, width = (max(1, round(_PART * side)) for side in full)
-    bottom, right = full[0] - height, full[1] - width
-    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-    return [
-        pixels[top : top + height, left : left + width]
-        for top, left in [*corners, (bottom // 2, right // 2)]
-    ]
-
-
 def averaging(
     classify: Callable[[Sequence[bytes]], np.ndarray], kind: str
 ) -> Callable[[Sequence[bytes]], np.ndarray]:
-    """Returns a `classify` that gives the mean over the views of each image.
+    """Returns a `Classifier.classify` that averages over views of each image.
 
-    Args:
-        classify: from encoded images to probabilities, [images, classes].
-        kind: see `views_of`.
+    `kind` is that of `views_of`.
     """
 
     def classify_views(images):

@@ -66,13 +66,12 @@ def predict(
         top: how many classes to return of each image, the likeliest first.
         batch_size: images at a time.
         checkpoint: of a run: best (default), last, a step or a file.
-        weights: of a name, or of a YAML file: 'imagenet' (default), or another
-            name or path that `efficientnetv2.build_model` takes.
+        weights: of a name, or of a YAML file: 'imagenet' (default), or what
+            `efficientnetv2.build_model` takes.
         image_size: in pixels; by default the model's own. A .keras file that
             `model.save` wrote, or a model object, need not know it.
-        normalization: likewise: 'v2', 'v1', 'lite' or 'ft', see
-            `efficientnetv2.build_model`, or 'none' for a model that takes
-            pixel values in [0, 255].
+        normalization: likewise: one of `normalizations.MODES`, or 'none' for a
+            model that takes pixel values in [0, 255].
         class_names: one per class, or the name of a dataset such as
             'imagenet'; by default the model's own, or 'class 0' and so on.
 
@@ -113,11 +112,9 @@ def predict_stream(
 ) -> Iterator[tuple[Image, list[Prediction]]]:
     """Yields (image, predictions), batch by batch, in order.
 
-    Args:
-        classifier: from `load_classifier`.
-        images, top, batch_size: see `predict`.
-        on_error: called with number, image and reason for an image that
-            cannot be read, which is then left out.
+    Arguments are those of `predict`, but for `on_error`: it is called with
+    number, image and reason for an image that cannot be read, which is then
+    left out.
     """
     numbered = enumerate(images)
     while batch := list(itertools.islice(numbered, batch_size)):
@@ -130,36 +127,33 @@ def predict_stream(
             except tf.errors.OpError:
                 reason = faults.fault_of_image(tf.constant(_read(image)))
                 on_error(index, image, reason or "not an image")
-        good, rows = _classify(classifier, readable, on_error)
-        for image, row in zip(good, rows, strict=True):
-            yield image, _best(row, classifier.class_names, top)
+        try:
+            rows = _classify(classifier, readable)
+        except tf.errors.OpError:
+            # One image spoils its batch; which one is looked for only now.
+            good = []
+            for entry in readable:
+                if reason := faults.fault_of_image(tf.constant(entry[2])):
+                    on_error(entry[0], entry[1], reason)
+                else:
+                    good.append(entry)
+            if len(good) == len(readable):
+                raise
+            readable, rows = good, _classify(classifier, good)
+        for (_, image, _), row in zip(readable, rows, strict=True):
+            order = np.argsort(-row, kind="stable")[:top]
+            yield (
+                image,
+                [
+                    Prediction(int(k), classifier.class_names[k], float(row[k]))
+                    for k in order
+                ],
+            )
 
 
-def _classify(classifier, readable, on_error):
-    """Returns the images that can be decoded and their probabilities."""
-    try:
-        return _run(classifier, readable)
-    except tf.errors.OpError:
-        # One image spoils its batch; which one is looked for only now.
-        reasons = [
-            faults.fault_of_image(tf.constant(data)) for *_, data in readable
-        ]
-        if not any(reasons):
-            raise
-    good = []
-    for entry, reason in zip(readable, reasons, strict=True):
-        if reason:
-            on_error(entry[0], entry[1], reason)
-        else:
-            good.append(entry)
-    return _run(classifier, good)
-
-
-def _run(classifier, readable):
-    if not readable:
-        return [], []
-    rows = classifier.classify([data for *_, data in readable])
-    return [image for _, image, _ in readable], rows
+def _classify(classifier: Classifier, readable) -> Sequence[np.ndarray]:
+    encoded = [data for *_, data in readable]
+    return classifier.classify(encoded) if encoded else []
 
 
 def _read(image: str | os.PathLike | bytes) -> bytes:
@@ -182,26 +176,16 @@ def encode_image(image: Image) -> bytes:
     return decoding.to_portable(_read(image))
 
 
-def _best(row: np.ndarray, names: Sequence[str], top: int) -> list[Prediction]:
-    order = np.argsort(-row, kind="stable")[:top]
-    return [Prediction(int(k), names[k], float(row[k])) for k in order]
-
-
 # --- Accuracy on a dataset ----------------------------------------------------
 
 
 def evaluate_classifier(
     classifier: Classifier, source: Source, batch_size: int = 32
 ) -> dict[str, float]:
-    """Evaluates a classifier on every image of a split.
+    """Evaluates a classifier on every image of a split, of one class each.
 
     The classes of the split are found among the model's by name; ImageNet's
     may be called n02123159 or tiger cat.
-
-    Args:
-        classifier: from `load_classifier`.
-        source: of one class per image.
-        batch_size: images at a time.
 
     Returns:
         'top1' and 'top5' in [0, 1], among all classes of the model, and

@@ -63,11 +63,8 @@ class ServingSpec:
     def prepare(self, images: tf.Tensor) -> tf.Tensor:
         """Prepares images of one size as in evaluation.
 
-        Args:
-            images: uint8 [batch, height, width, 3].
-
-        Returns:
-            float32 [batch, image_size, image_size, 3], normalized.
+        From uint8 [batch, height, width, 3] to float32 [batch, image_size,
+        image_size, 3], normalized.
         """
         return preprocessing.preprocess_for_eval(images, *self._preprocessing)
 

@@ -52,12 +52,10 @@ __all__ = [
 def load_averaged(model: _keras.Model, checkpoint) -> None:
     """Sets the averaged weights of a run's checkpoint, else the raw ones.
 
-    Args:
-        model: of the run's architecture.
-        checkpoint: from `checkpoints.load`: its `arrays` and `path`.
+    The checkpoint is one of `checkpoints.load`.
 
     Raises:
-        WeightsError: if the model is another one.
+        WeightsError: if the model is of another architecture.
     """
     assign(model, from_arrays(checkpoint.arrays, str(checkpoint.path)))
 

@@ -14,9 +14,9 @@ from efficientnetv2.models.weights.matching import (
     Block,
     Slot,
     Source,
-    damaged,
     explain,
     match_slots,
+    reading,
     slots,
 )
 
@@ -47,13 +47,11 @@ def applications_names(slot: Slot) -> list[str]:
     layers = [_ENDS.get(slot.place)]
     if isinstance(slot.part, Block):
         prefix = f"block{slot.part.stage + 1}{chr(97 + slot.part.repeat)}_"
+        end = slot.layer.replace("/", "_").replace("norm", "bn")
         ends = {
             "depthwise_conv": ["dwconv2", "dwconv"],
             "depthwise_norm": ["bn"],
-        }.get(
-            slot.layer,
-            [slot.layer.replace("/", "_").replace("norm", "bn")],
-        )
+        }.get(slot.layer, [end])
         layers = [prefix + end for end in ends]
     attributes = [slot.attribute]
     if slot.layer == "depthwise_conv":
@@ -89,25 +87,21 @@ def recognizes(path: pathlib.Path) -> bool:
 def opened(path: pathlib.Path, ema: bool | None) -> Iterator[Source]:
     """Opens a file; see `load_into`."""
     if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except Exception as error:
-            raise damaged(path, "checkpoint", error) from error
+        with (
+            reading(path, "checkpoint"),
+            np.load(path, allow_pickle=False) as file,
+        ):
+            arrays = {name: file[name] for name in file.files}
         yield from_arrays(arrays, str(path), ema)
     elif path.suffix == ".keras":
-        try:
+        with reading(path, "Keras model"):
             model = keras.models.load_model(path, compile=False)
-        except Exception as error:
-            raise damaged(path, "Keras model", error) from error
         yield from_model(model, str(path))
     else:
         import h5py
 
-        try:
+        with reading(path, "HDF5 file"):
             file = h5py.File(path, "r")
-        except OSError as error:
-            raise damaged(path, "HDF5 file", error) from error
         with file:
             yield _from_h5(file, path)
 
@@ -117,10 +111,7 @@ def from_arrays(
 ) -> Source:
     """Returns the network of a run's checkpoint as a source.
 
-    Args:
-        arrays: by the names of `Engine.arrays`.
-        label: what errors call it.
-        ema: see `efficientnetv2.load_weights`.
+    The arrays have the names of `Engine.arrays`; errors call it `label`.
     """
     averaged = any(name.startswith("ema/") for name in arrays)
     if ema and not averaged:

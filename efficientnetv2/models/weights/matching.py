@@ -6,6 +6,7 @@ nothing is matched by order or by shape.
 """
 
 import collections
+import contextlib
 import dataclasses
 import os
 import re
@@ -241,8 +242,8 @@ def match_slots(found: list[Slot], source: Source):
     """Compares names and shapes, and reads nothing.
 
     Returns:
-        (pairs, problems): of slots and their names in the source, and of
-        slots and what is wrong with them.
+        (pairs, problems): slots with their names in the source, and slots with
+        what is wrong with them.
     """
     pairs, problems = [], []
     for slot in found:
@@ -300,10 +301,15 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
-def damaged(
-    path: str | os.PathLike, kind: str, error: Exception
-) -> WeightsError:
-    """Returns an error for a file that is no `kind`, such as 'HDF5 file'."""
-    return WeightsError(
-        f"{path} is cut short, corrupt or no {kind} ({first_line(error)})."
-    )
+@contextlib.contextmanager
+def reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
+    """Converts the errors of a reader, for a file that is no `kind`."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except Exception as error:
+        # Each reader raises its own errors for truncated data.
+        raise WeightsError(
+            f"{path} is cut short, corrupt or no {kind} ({first_line(error)})."
+        ) from error

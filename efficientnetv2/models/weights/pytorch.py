@@ -25,7 +25,7 @@ from efficientnetv2.models.weights.matching import (
     Block,
     Slot,
     Source,
-    damaged,
+    reading,
 )
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -108,14 +108,9 @@ def recognizes(path: pathlib.Path) -> bool:
 @contextlib.contextmanager
 def opened(path: pathlib.Path, ema: bool | None) -> Iterator[Source]:
     """Opens a .safetensors or a pickled file; see `load_into`."""
-    try:
-        read = _safetensors if path.suffix == ".safetensors" else _pickled
+    read = _safetensors if path.suffix == ".safetensors" else _pickled
+    with reading(path, "file of PyTorch's weights"):
         shapes, tensor = read(path)
-    except WeightsError:
-        raise
-    except Exception as error:
-        # Each reader raises its own errors for truncated data.
-        raise damaged(path, "file of PyTorch's weights", error) from error
     if "_conv_stem.weight" in shapes:
         names = v1_names
     elif "conv_stem.weight" in shapes:

@@ -18,9 +18,9 @@ from efficientnetv2.models.weights.matching import (
     Block,
     Slot,
     Source,
-    damaged,
     first_line,
     listed,
+    reading,
 )
 
 _NORM = "tpu_batch_normalization"
@@ -100,9 +100,6 @@ def object_names(slot: Slot) -> list[str]:
     return [f"{path}/{attribute}"]
 
 
-# --- In ---------------------------------------------------------------------
-
-
 def recognizes(path: pathlib.Path) -> bool:
     """Whether there is a checkpoint of that prefix, or a folder."""
     return path.is_dir() or pathlib.Path(f"{_prefix(path)}.index").exists()
@@ -119,14 +116,13 @@ def _prefix_in(path: pathlib.Path) -> str:
     state = tf.train.get_checkpoint_state(str(path))
     if state is not None and state.model_checkpoint_path:
         # The name only: the rest is the folder where it was written.
-        name = pathlib.PurePosixPath(state.model_checkpoint_path).name
-        if not (path / f"{name}.index").exists():
+        named = path / pathlib.PurePosixPath(state.model_checkpoint_path).name
+        if not pathlib.Path(f"{named}.index").exists():
             raise WeightsError(
-                f"{path / 'checkpoint'} names "
-                f"{state.model_checkpoint_path!r}, but "
-                f"{path / name}.index is missing."
+                f"{path / 'checkpoint'} names {state.model_checkpoint_path!r}, "
+                f"but {named}.index is missing."
             )
-        return str(path / name)
+        return str(named)
     found = sorted(path.glob("*.index"))
     if len(found) > 1:
         raise WeightsError(
@@ -147,27 +143,15 @@ def opened(path: pathlib.Path, ema: bool | None) -> Iterator[Source]:
     import tensorflow as tf
 
     prefix = _prefix_in(path) if path.is_dir() else _prefix(path)
-    try:
+    with reading(prefix, "TensorFlow checkpoint"):
         reader = tf.train.load_checkpoint(prefix)
         shapes = {
-            name: tuple(shape)
-            for name, shape in reader.get_variable_to_shape_map().items()
+            k: tuple(v) for k, v in reader.get_variable_to_shape_map().items()
         }
-    except Exception as error:
-        raise damaged(prefix, "TensorFlow checkpoint", error) from error
     graph = "_CHECKPOINTABLE_OBJECT_GRAPH"
-    is_object_based = shapes.pop(graph, None) is not None
-    if is_object_based:
-        anchor, suffix = "_stem/_conv_stem/kernel", VALUE
-        names = object_names
-        if ema:
-            raise WeightsError(
-                f"{prefix} is object-based and has no moving averages; load "
-                "it with ema=None."
-            )
-    else:
-        anchor, suffix = "stem/conv2d/kernel", ""
-        names = reference_names
+    anchor, suffix, names = "stem/conv2d/kernel", "", reference_names
+    if shapes.pop(graph, None) is not None:
+        anchor, suffix, names = "_stem/_conv_stem/kernel", VALUE, object_names
     scope = _scope(shapes, anchor + suffix, prefix)
     averaged = any(name.endswith(f"/{EMA}") for name in shapes)
     if ema and not averaged:
@@ -190,24 +174,18 @@ def opened(path: pathlib.Path, ema: bool | None) -> Iterator[Source]:
 
 def _scope(shapes: Mapping, anchor: str, prefix: str) -> str:
     """Returns what stands before the names: 'efficientnetv2-b0/'."""
-    scopes = sorted(
-        (
-            name.removesuffix(anchor)
-            for name in shapes
-            if name == anchor or name.endswith(f"/{anchor}")
-        ),
-        key=len,
-    )
+    scopes = [
+        name.removesuffix(anchor)
+        for name in shapes
+        if f"/{name}".endswith(f"/{anchor}")
+    ]
     if not scopes:
         raise WeightsError(
             f"{prefix} is a TensorFlow checkpoint, but not of an "
             f"EfficientNet of the released code: it has no {anchor}. Its "
             f"variables begin with {', '.join(sorted(shapes)[:3])}."
         )
-    return scopes[0]
-
-
-# --- Out --------------------------------------------------------------------
+    return min(scopes, key=len)
 
 
 def to_reference_checkpoint(
@@ -229,7 +207,7 @@ def to_reference_checkpoint(
         step: written as global_step.
 
     Returns:
-        The complete prefix.
+        The prefix with the step.
 
     Raises:
         WeightsError: if it cannot be written.

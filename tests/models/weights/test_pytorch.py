@@ -73,9 +73,6 @@ def torch_file(tmp_path, monkeypatch):
             if isinstance(each, tuple) and each[:1] == ("storage",):
                 return "storage", storage, each[1], "cpu", each[2]
 
-    def dump(content, file):
-        Pickler(file, protocol=2).dump(content)
-
     def write(model, zipped=False, **further):
         arrays, content = {}, dict(further)
         for slot in weights.slots(model):
@@ -93,14 +90,14 @@ def torch_file(tmp_path, monkeypatch):
         if zipped:
             with zipfile.ZipFile(path, "w") as archive:
                 with archive.open("model/data.pkl", "w") as file:
-                    dump(content, file)
+                    Pickler(file, protocol=2).dump(content)
                 for key, array in arrays.items():
                     archive.writestr(f"model/data/{key}", array.tobytes())
             return path
         with open(path, "wb") as file:
             for each in (0x1950A86A20F9469CFC6C, 1001, {}, content):
-                dump(each, file)
-            dump(list(arrays), file)
+                Pickler(file, protocol=2).dump(each)
+            Pickler(file, protocol=2).dump(list(arrays))
             for array in arrays.values():
                 file.write(np.int64(array.size).tobytes() + array.tobytes())
         return path
