@@ -42,6 +42,9 @@ class Arm:
         "of the study's regularization; null: tuned, or 1 without `tune`",
         0,
     )
+    strength_of: str | None = option(
+        None, "name of an arm whose strength this one has, too"
+    )
     equal: Literal["time", "epochs"] = option(
         "time",
         "time: trains for as long as the base, by the measured time of its "
@@ -68,10 +71,13 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Tune:
-    """How the strength of each arm is chosen, at each budget by itself."""
+    """How the strength of each arm is chosen."""
 
     strengths: list = option(help="to try")
     seeds: list = option(help="to try them with, which the study does not use")
+    budget: float | None = option(
+        None, "to try them at, for all others; null: each budget by itself"
+    )
     split: str = option("minival", "that decides")
 
 
@@ -247,7 +253,21 @@ def _check(study: Study, where: str) -> None:
                     f"{where}: {question.claim!r} asks about the budget "
                     f"{budget:g}, which is not in 'budgets'."
                 )
+    for arm in study.arms:
+        if arm.strength_of is None:
+            continue
+        if arm.strength is not None or study.arm(arm.strength_of).strength_of:
+            raise ConfigError(
+                f"{where}: arm {arm.name}: strength_of={arm.strength_of} must "
+                "name an arm that has a strength of its own, and leaves "
+                "'strength' out."
+            )
     if study.tune:
+        if study.tune.budget not in (None, *study.budgets):
+            raise ConfigError(
+                f"{where}: tune: budget={study.tune.budget:g} is not in "
+                "'budgets'."
+            )
         used = range(max(study.seeds, study.most_seeds))
         for seed in study.tune.seeds:
             if seed in used:

@@ -221,10 +221,12 @@ class Work:
         tasks = [
             Task(arm.name, budget, float(strength), seed, tunes=True)
             for seed in tune.seeds
-            for budget in self.study.budgets
+            for budget in (
+                self.study.budgets if tune.budget is None else [tune.budget]
+            )
             for arm in self.study.arms
             for strength in tune.strengths
-            if arm.strength is None
+            if arm.strength is None and arm.strength_of is None
         ]
         self.work_off(tasks, "Tuning")
         tried = self.rows(tasks)
@@ -241,6 +243,10 @@ class Work:
         """Returns an arm's strength: its own, the tuned one, or 1."""
         if arm.strength is not None:
             return arm.strength
+        if arm.strength_of is not None:
+            return self.strength(self.study.arm(arm.strength_of), budget)
+        if self.study.tune and self.study.tune.budget is not None:
+            budget = self.study.tune.budget
         return self._chosen.get(arm.name, {}).get(f"{budget:g}", 1.0)
 
     # --- Runs ---------------------------------------------------------------
