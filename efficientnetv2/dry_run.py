@@ -12,7 +12,7 @@ from efficientnetv2 import engines, notices, progress, runs, speed
 from efficientnetv2.config import run_plan
 from efficientnetv2.data import faults, pipeline, registry
 from efficientnetv2.formatting import format_seconds
-from efficientnetv2.notices import on_cpu
+from efficientnetv2.notices import lacks_accelerator
 from efficientnetv2.progressive import RunPlan
 
 _WARM_UP = 2
@@ -176,7 +176,7 @@ def estimate(
 
 
 def _device_memory() -> int | None:
-    if on_cpu():
+    if lacks_accelerator():
         return None
     if keras.config.backend() == "jax":
         import jax

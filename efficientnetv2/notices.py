@@ -79,7 +79,7 @@ def slow_warning(
         config, plan: of the run.
         seconds: that it takes.
     """
-    if seconds < _SLOW or not on_cpu():
+    if seconds < _SLOW or not lacks_accelerator():
         return None
     model = config.model.model_name
     ways = ["a smaller --image_size", "fewer --epochs"]
@@ -95,7 +95,7 @@ def slow_warning(
     )
 
 
-def on_cpu() -> bool:
+def lacks_accelerator() -> bool:
     """Whether the backend sees no accelerator."""
     if keras.config.backend() == "jax":
         import jax
