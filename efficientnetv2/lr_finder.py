@@ -55,15 +55,13 @@ def find_learning_rate(
     per_epoch = run_plan(config).steps_per_epoch
     factor = (_HIGHEST / _LOWEST) ** (1.0 / steps)
     config.train.update(
-        {
-            "lr_sched": "exponential",
-            "lr_base": _LOWEST,
-            "lr_min": 0.0,
-            "lr_decay_factor": factor,
-            "lr_decay_epoch": 1.0 / per_epoch,
-            "lr_warmup_epoch": 0.0,
-            "ema_decay": 0.0,
-        }
+        lr_sched="exponential",
+        lr_base=_LOWEST,
+        lr_min=0.0,
+        lr_decay_factor=factor,
+        lr_decay_epoch=1.0 / per_epoch,
+        lr_warmup_epoch=0.0,
+        ema_decay=0.0,
     )
     engines.set_up(config)
     plan = run_plan(config.lock())

@@ -177,11 +177,11 @@ def initialize(network: keras.Model, config: ml_collections.ConfigDict) -> str:
     try:
         text = str(weights.load_into(network, path, skip_classifier=True))
     except WeightsError as error:
-        of_run = config_lib.model_of_run(str(path)).get("model_name")
-        if of_run in (None, config.model.model_name):
+        name = config_lib.model_of_run(str(path)).get("model_name")
+        if name in (None, config.model.model_name):
             raise
         raise WeightsError(
-            f"{error}\nThey are weights of {of_run}: --model_name={of_run}."
+            f"{error}\nThey are weights of {name}: --model_name={name}."
         ) from None
     names = registry.load_info(config.data.ds_name).class_names
     # A checkpoint lies in a folder of the run.

@@ -48,11 +48,8 @@ def test_images_are_explained_and_other_files_get_a_message(
     ],
 )
 def test_mistakes_are_told_at_once(arguments, words):
-    result = subprocess.run(
-        [sys.executable, "-m", "efficientnetv2.demo", *arguments],
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "efficientnetv2.demo", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode in (1, 2) and words in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -1,5 +1,6 @@
 """From a configuration to a model: EfficientNet V1 and V2."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import keras
@@ -108,14 +109,11 @@ def build_network(
     reductions = 0
     drop = 1.0 - (model_config["survival_prob"] or 1.0)
     for index, args in enumerate(block_args):
-        block = blocks.FusedMBConv if args.conv_type else blocks.MBConv
+        options = dataclasses.asdict(args)
+        fused, _ = options.pop("conv_type"), options.pop("num_repeat")
+        block = blocks.FusedMBConv if fused else blocks.MBConv
         x = block(
-            input_filters=args.input_filters,
-            output_filters=args.output_filters,
-            kernel_size=args.kernel_size,
-            strides=args.strides,
-            expand_ratio=args.expand_ratio,
-            se_ratio=args.se_ratio,
+            **options,
             survival_probability=1.0 - drop * index / len(block_args),
             conv_dropout=model_config["conv_dropout"],
             name=f"blocks_{index}",

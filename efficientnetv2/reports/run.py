@@ -265,23 +265,17 @@ def _mistakes(
     config, run: runs.Run, observer: Observer, names: list[str]
 ) -> list[tuple[str, list[str]]]:
     """Returns (picture, caption lines); keeps them as one PNG file, too."""
-    if not observer.mistakes:
-        return []
-    mode = config.data.normalization
     images, captions = [], []
     for probability, image, label, predicted in observer.mistakes:
+        mode = config.data.normalization
         images.append(preprocessing.denormalize(image, mode).numpy())
         known = predicted < len(names)
         name = names[predicted] if known else f"output {predicted}"
         captions.append([names[label], f"{probability:.2f} {name}"])
-    path = run.model_dir / PLOTS / "mistakes.png"
-    preview.draw(
-        np.stack(images),
-        captions,
-        "The most confident mistakes",
-        "label, then the prediction with its probability",
-    ).save(path)
-    return [
-        (reports.data_uri(Image.fromarray(image)), lines)
-        for image, lines in zip(images, captions, strict=True)
-    ]
+    if images:
+        title = "The most confident mistakes"
+        below = "label, then the prediction with its probability"
+        sheet = preview.draw(np.stack(images), captions, title, below)
+        sheet.save(run.model_dir / PLOTS / "mistakes.png")
+    pictures = [reports.data_uri(Image.fromarray(each)) for each in images]
+    return list(zip(pictures, captions, strict=True))

@@ -1,7 +1,5 @@
 """All weights are set or none, whatever the format."""
 
-import os
-import pathlib
 import shutil
 
 import keras
@@ -13,7 +11,6 @@ import efficientnetv2
 from efficientnetv2.errors import WeightsError
 from efficientnetv2.models import weights
 from tests.models.weights.made import (
-    SLIM,
     logits,
     randomize,
     slim_model,
@@ -24,9 +21,7 @@ from tests.models.weights.made import (
 
 def test_a_classifier_of_another_size_only_when_asked(reference):
     folder = reference / "tf1_slim"
-    model = efficientnetv2.build_model(
-        "efficientnetv2-b0", **{**SLIM, "num_classes": 3}
-    )
+    model = slim_model(num_classes=3)
     with unchanged(model), pytest.raises(WeightsError) as error:
         efficientnetv2.load_weights(model, folder)
     for word in ("model.ckpt-0", "(80, 10)", "(80, 3)", "skip_classifier"):
@@ -43,60 +38,39 @@ def test_unused_weights_are_named(reference):
     assert "_fc/kernel" in str(report) and report.surprises
 
 
-def _damage(path, reference, kind):
-    """Writes a bad source and returns its path."""
-    source = reference / "tf1_slim"
-    prefix = path / "model.ckpt-0"
-    if kind == "empty folder":
-        return path
-    if kind == "nothing":
-        return path / "absent"
-    if kind == "text":
-        (path / "notes.txt").write_text("no weights")
-        return path / "notes.txt"
-    if kind == "pickle":
-        (path / "model.pth").write_bytes(b"\x80\x04N.")
-        return path / "model.pth"
-    if kind.startswith("short "):
-        suffix = kind.removeprefix("short ")
-        (path / f"a{suffix}").write_bytes(b"\x89HDF\r\n\x1a\n" + b"a" * 40)
-        return path / f"a{suffix}"
-    if kind == "state without index":
-        (path / "checkpoint").write_text('model_checkpoint_path: "gone"\n')
-        return path
-    for file in source.iterdir():
-        shutil.copy(file, path)
-    cut = {"cut data": "data-00000-of-00001", "cut index": "index"}[kind]
-    file = pathlib.Path(f"{prefix}.{cut}")
-    os.chmod(file, 0o644)
-    with open(file, "r+b") as opened:
-        opened.truncate(file.stat().st_size // 3)
-    return path
+HDF5 = b"\x89HDF\r\n\x1a\n" + b"a" * 40
 
 
 @pytest.mark.parametrize(
-    ("kind", "word"),
+    ("name", "content", "word"),
     [
-        ("empty folder", "has no checkpoint"),
-        ("nothing", "no weights at"),
-        ("text", "unknown format"),
-        ("pickle", "cut short"),
-        ("short .h5", "cut short"),
-        ("short .keras", "cut short"),
-        ("short .safetensors", "cut short"),
-        ("short .npz", "cut short"),
-        ("short .weights.h5", "cut short"),
-        ("state without index", "is missing"),
-        ("cut data", "cut short"),
-        ("cut index", "cut short"),
+        ("", None, "has no checkpoint"),
+        ("absent", None, "no weights at"),
+        ("notes.txt", b"no weights", "unknown format"),
+        ("model.pth", b"\x80\x04N.", "cut short"),
+        ("a.h5", HDF5, "cut short"),
+        ("a.keras", HDF5, "cut short"),
+        ("a.safetensors", HDF5, "cut short"),
+        ("a.npz", HDF5, "cut short"),
+        ("a.weights.h5", HDF5, "cut short"),
+        ("checkpoint", b'model_checkpoint_path: "gone"\n', "is missing"),
+        ("model.ckpt-0.data-00000-of-00001", 10_000, "cut short"),
+        ("model.ckpt-0.index", 500, "cut short"),
     ],
 )
 def test_bad_sources_leave_the_model_alone(
-    reference, slim, tmp_path, kind, word
+    reference, slim, tmp_path, name, content, word
 ):
-    path = _damage(tmp_path, reference, kind)
+    path = tmp_path / name
+    if isinstance(content, int):
+        for file in (reference / "tf1_slim").iterdir():
+            shutil.copyfile(file, tmp_path / file.name)
+        content = path.read_bytes()[:content]
+    if content is not None:
+        path.write_bytes(content)
+    source = tmp_path if "ck" in name else path
     with unchanged(slim), pytest.raises(WeightsError, match=word) as error:
-        efficientnetv2.load_weights(slim, path)
+        efficientnetv2.load_weights(slim, source)
     assert str(tmp_path) in str(error.value)
 
 
