@@ -124,7 +124,7 @@ def test_counts_in_three_digits():
 @pytest.mark.parametrize(
     ("option", "value"),
     [("act_fn", name) for name in (*blocks.ACTIVATIONS, "mishmash")]
-    + [("bn_type", name) for name in (None, "sync_bn", "gn", "layernorm")],
+    + [("bn_type", name) for name in ("bn", "sync_bn", "gn", "layernorm")],
 )
 def test_every_activation_and_normalization(option, value):
     config = _tiny(**{option: value})
