@@ -7,6 +7,7 @@ peers.py.
 """
 
 import concurrent.futures
+import functools
 import io
 import pathlib
 import resource
@@ -145,8 +146,56 @@ def folder(options) -> float:
     return peak / 2**20 if options.memory else seconds
 
 
+def _per_image(images):
+    """Returns RandAugment on a dataset of images, one at a time.
+
+    As the released code does it: an image draws its operations, and takes one
+    branch of the graph for each. The operations are ours.
+    """
+    import tensorflow as tf
+
+    from efficientnetv2.data import ops, policies
+
+    size = tf.shape(images)[1:3]
+
+    def function(name):
+        for suffix in ("X", "Y", "Add"):
+            name = name.replace(suffix, f"_{suffix}")
+        return getattr(ops, name.lower())
+
+    def augment(image):
+        batch = image[tf.newaxis]
+        uniforms = tf.random.uniform([1, policies.draws("randaug")])
+        for layer in policies.layers(uniforms, "randaug", 10):
+            centre = tf.stack([layer.y, layer.x], 1) * tf.cast(size, tf.float32)
+            centre = tf.cast(centre, tf.int32)
+            arguments = {
+                **dict.fromkeys(("AutoContrast", "Equalize", "Invert"), ()),
+                "Cutout": (layer.argument, centre),
+            }
+            branches = [
+                functools.partial(
+                    function(name),
+                    batch,
+                    *arguments.get(name, (layer.argument,)),
+                )
+                for name in policies.RAND_AUGMENT_OPS
+            ]
+            batch = tf.switch_case(layer.operation[0], branches)
+        return batch[0]
+
+    dataset = tf.data.Dataset.from_tensor_slices(images).repeat()
+    return dataset.map(
+        tf.autograph.experimental.do_not_convert(augment),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+
+
 def randaugment(options) -> float:
-    """Our RandAugment, 2 layers of magnitude 10: the pipeline alone."""
+    """Our RandAugment, 2 layers of magnitude 10: the pipeline alone.
+
+    --per_image transforms image by image, not batches.
+    """
     import tensorflow as tf
 
     from efficientnetv2.data import policies
@@ -162,8 +211,11 @@ def randaugment(options) -> float:
         chosen = tf.gather(images, index % len(images))
         return policies.distort(chosen, uniforms, "randaug", 10)
 
-    dataset = tf.data.Dataset.range(2**40)
-    dataset = dataset.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE)
+    if options.per_image:
+        dataset = _per_image(images).batch(options.batch, drop_remainder=True)
+    else:
+        dataset = tf.data.Dataset.range(2**40)
+        dataset = dataset.map(make_batch, num_parallel_calls=tf.data.AUTOTUNE)
     read = iter(dataset.prefetch(tf.data.AUTOTUNE)).__next__
     return timing.images_per_second(read, options.batch, options.seconds)
 
@@ -190,34 +242,40 @@ def jpeg(options) -> float:
     """Photographs in JPEG to training images, by random crops and flips.
 
     Without a policy, so that decoding is most of the work; --whole decodes
-    whole images (data.fast_jpeg=false).
+    whole images (data.fast_jpeg=false). --on_device has RandAugment and Mixup,
+    which an accelerator would do: what the host still does counts.
     """
     import numpy as np
 
     from efficientnetv2 import progressive
     from efficientnetv2.data import pipeline, sources
 
+    augmentation = "data.augname=null,data.mixup_alpha=0,data.cutmix_alpha=0,"
+    if options.on_device:
+        augmentation = "data.augname=randaug,data.mixup_alpha=0.2,"
     config = b0_config(
         options,
-        "data.augname=null,data.transformations=crop|flip,data.mixup_alpha=0,"
-        f"data.cutmix_alpha=0,data.fast_jpeg={not options.whole},",
+        f"{augmentation}data.transformations=crop|flip,"
+        f"data.fast_jpeg={not options.whole},",
     )
     # More steps than are measured.
     plan = progressive.plan_run(config, PHOTOS, total_steps=100_000)
     source = sources.EncodedSource(
         _encoded_photos(), False, np.zeros(PHOTOS, np.int64), ["photo"]
     )
-    dataset = pipeline.training_dataset(source, config, plan)
+    dataset = pipeline.training_dataset(
+        source, config, plan, on_device=options.on_device
+    )
     read = iter(dataset).__next__
     return timing.images_per_second(read, options.batch, options.seconds)
 
 
-def inference(options) -> float:
-    """The median latency of a format in ms, for pixels, with random weights."""
+def inference(options) -> dict:
+    """The latency of a format in ms, for pixels, with random weights."""
     with tempfile.TemporaryDirectory() as name:
         place = pathlib.Path(name)
         classify = _classifier(options.form, options.size, place)
-        return timing.median_latency(
+        return timing.latency(
             classify, options.batch, options.size, options.seconds
         )
 

@@ -224,7 +224,7 @@ def keras_randaugment(options) -> float:
     return timing.images_per_second(read, options.batch, options.seconds)
 
 
-def keras_inference(options) -> float:
+def keras_inference(options) -> dict:
     """The SavedModel that `export` of keras.applications writes."""
     import keras
     import tensorflow as tf
@@ -238,7 +238,7 @@ def keras_inference(options) -> float:
         path = pathlib.Path(name, "peer")
         model.export(path, verbose=False)
         loaded = tf.saved_model.load(path)
-    return timing.median_latency(
+    return timing.latency(
         lambda images: loaded.serve(tf.cast(images, tf.float32)).numpy(),
         options.batch,
         options.size,

@@ -37,14 +37,14 @@ def make_examples() -> None:
     with backend.importing_tensorflow("tensorflow"):
         from efficientnetv2.data import (
             loading,
+            output,
             pipeline,
             preprocessing,
-            preview,
             registry,
             sources,
         )
     info = registry.load_info("fashion_mnist")
-    config = preview.with_batch_size(
+    config = output.with_batch_size(
         config_lib.load(info.name, recipe=RECIPE, flags={"train.seed": SEED}),
         SHOWN,
     )

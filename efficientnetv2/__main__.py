@@ -5,7 +5,7 @@ import sys
 
 import efficientnetv2
 from efficientnetv2 import cli, commands
-from efficientnetv2.errors import nearest
+from efficientnetv2.declarative import suggest
 
 
 def main() -> None:
@@ -15,19 +15,14 @@ def main() -> None:
         program = "python -m efficientnetv2"
     name, *rest = sys.argv[1:] or ["--help"]
     if name in commands.NAMES:
-        cli.start(commands.load(name), f"{program} {name}", rest)
+        cli.start(commands.load_command(name), f"{program} {name}", rest)
     if name == "--version":
         print(efficientnetv2.__version__)
     elif name in ("--help", "-h", "help"):
         print(_overview(program))
     else:
-        near = nearest(name, commands.NAMES)
-        hint = f" Did you mean {near!r}?" if near else ""
-        known = ", ".join(commands.NAMES)
-        print(
-            f"error: Unknown command {name!r}.{hint} Known: {known}.",
-            file=sys.stderr,
-        )
+        hint = suggest(name, list(commands.NAMES))
+        print(f"error: Unknown command {name!r}.{hint}", file=sys.stderr)
         sys.exit(2)
 
 

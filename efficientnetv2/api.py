@@ -25,7 +25,7 @@ from efficientnetv2 import (
     runs,
 )
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import faults, fingerprint, preview, registry
+from efficientnetv2.data import faults, fingerprint, output, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture, weights
 from efficientnetv2.serving import export as export_lib
@@ -86,8 +86,8 @@ def evaluate(
     Raises:
         UserError: if there is no such run, checkpoint or data.
     """
-    config = _config_of(model_dir, hparam_str, log)
     run = runs.Run(model_dir, log)
+    config = _config_of(run, hparam_str)
     engines.set_up(config, training=False)
     data = runs.Splits(config, log)
     return evaluation.evaluate_checkpoint(config, data, run, checkpoint)
@@ -154,17 +154,17 @@ def export(
             not installed, or a format that differs too much, after the others
             are written.
     """
-    config = _config_of(model_dir, "", log)
     run = runs.Run(model_dir, log)
+    config = _config_of(run)
     with files.writing(run.model_dir):
         return export_run(config, run, checkpoint, formats, allow_disagreement)
 
 
-def _config_of(model_dir, hparam_str, log) -> ml_collections.ConfigDict:
+def _config_of(run: runs.Run, hparam_str="") -> ml_collections.ConfigDict:
     """Returns the configuration of the run that a folder holds."""
-    saved = config_lib.read_saved(model_dir)
+    saved = config_lib.read_saved(run.model_dir)
     config = config_lib.load(hparam_str=hparam_str, saved=saved)
-    return config_lib.as_begun(config, model_dir, log)
+    return runs.as_begun(run, config)
 
 
 def execute(
@@ -184,7 +184,7 @@ def execute(
         mode: 'train_and_eval' (train, evaluate, report, export),
             'train_and_test' (train, evaluate), 'train', 'eval', 'report' or
             'export'.
-        checkpoint: for all but training, see `checkpoints.find`.
+        checkpoint: for all but training, see `checkpoints.find_checkpoint`.
         log: prints one line.
         formats, allow_disagreement: see `serving.export.export_formats`.
 
@@ -195,7 +195,7 @@ def execute(
     if mode.startswith("train"):
         _train(config, run, mode)
         return
-    config = config_lib.as_begun(config, model_dir, log)
+    config = runs.as_begun(run, config)
     engines.set_up(config, training=False)
     with files.writing(run.model_dir):
         if mode == "eval":
@@ -210,7 +210,7 @@ def execute(
 
 
 def _train(config: ml_collections.ConfigDict, run: runs.Run, mode: str) -> None:
-    config = config_lib.as_begun(config, run.model_dir, run.log)
+    config = runs.as_begun(run, config)
     if engines.is_chief(config):
         with runs.claimed(run, config):
             _train_as_chief(config, run, mode)
@@ -247,14 +247,12 @@ def _train_as_chief(
         run.log(f"Trained: {run.model_dir}")
         return
     engine.end_training()
-    model = ""
+    model, arguments = "", (config, data, run, None)
     if mode == "train_and_eval":
-        result = _evaluate_and_report(config, data, run, None, engine)
+        result = _evaluate_and_report(*arguments, engine)
         model = f" Model: {export_saved_model(config, run, engine)}"
     else:
-        result = evaluation.evaluate_checkpoint(
-            config, data, run, None, engine=engine
-        )
+        result = evaluation.evaluate_checkpoint(*arguments, engine=engine)
     metrics = run.update_metrics(test=result, finished=True)
     run.log(
         f"Done: {split} top-1 {result['top1']:.2%} after "
@@ -273,7 +271,7 @@ def _evaluate_and_report(config, data, run, checkpoint=None, engine=None):
     result = evaluation.evaluate_checkpoint(
         config, data, run, checkpoint, observer, engine
     )
-    preview.write(config, run.model_dir / preview.FOLDER, log=_silent)
+    output.write_preview(config, run.model_dir / output.PREVIEW, log=_silent)
     path = run_report.write_report(config, run, observer, result)
     if not config.data.multi_label:
         names = registry.load_info(config.data.ds_name).class_names
@@ -311,7 +309,9 @@ def _silent(_: str) -> None:
 
 def _network(config, run: runs.Run, checkpoint: str | None, engine=None):
     """Returns the averaged weights of a checkpoint in a network, and it."""
-    found = checkpoints.load(checkpoints.find(run.model_dir, checkpoint))
+    found = checkpoints.read_checkpoint(
+        checkpoints.find_checkpoint(run.model_dir, checkpoint)
+    )
     if engine is not None and keras.config.dtype_policy().name == "float32":
         network = engine.network
     else:
@@ -352,7 +352,7 @@ def export_run(
 
     Args:
         config, run: of the checkpoint.
-        checkpoint: see `checkpoints.find`.
+        checkpoint: see `checkpoints.find_checkpoint`.
         formats, allow_disagreement: see `serving.export.export_formats`.
 
     Returns:
@@ -402,7 +402,7 @@ def export_run(
 if __name__ == "__main__":
     # What `export_saved_model` wants of its child process.
     try:
-        own = _config_of(sys.argv[1], "", print)
-        export_saved_model(own, runs.Run(sys.argv[1]))
+        own = runs.Run(sys.argv[1])
+        export_saved_model(_config_of(own), own)
     except UserError as user_error:
         sys.exit(f"error: {user_error}")

@@ -20,6 +20,10 @@ from efficientnetv2.files import CheckpointError, write_atomically
 
 FOLDER = "checkpoints"
 BEST = "best.npz"
+_READ_ERRORS = (
+    *(OSError, ValueError, KeyError, EOFError, TypeError),
+    zipfile.BadZipFile,
+)
 _NAME = re.compile(r"ckpt-(\d{8})\.npz")
 
 
@@ -85,7 +89,7 @@ def _write(path, arrays, meta):
     write_atomically(path, lambda file: np.savez(file, **content))
 
 
-def load(path: str | os.PathLike) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Reads a checkpoint whole.
 
     Raises:
@@ -99,14 +103,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
         meta["step"]
     except FileNotFoundError:
         raise CheckpointError(f"There is no checkpoint {path}.") from None
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        TypeError,
-        zipfile.BadZipFile,
-    ) as error:
+    except _READ_ERRORS as error:
         raise CheckpointError(
             f"{path} is cut short, corrupt or not a checkpoint ({error})."
         ) from error
@@ -114,23 +111,21 @@ def load(path: str | os.PathLike) -> Checkpoint:
 
 
 def load_latest(model_dir: str | os.PathLike, log=print) -> Checkpoint | None:
-    """Reads the newest checkpoint that is whole; None if there is none.
-
-    A corrupt one is passed over with one line.
-    """
+    """Reads the newest checkpoint that is whole; None if there is none."""
     for step in reversed(list_steps(model_dir)):
         try:
-            return load(path_of_step(model_dir, step))
+            return read_checkpoint(path_of_step(model_dir, step))
         except CheckpointError as error:
             log(f"{error} Using the previous one.")
     return None
 
 
-def find(model_dir: str | os.PathLike, name: str | None) -> pathlib.Path:
+def find_checkpoint(
+    model_dir: str | os.PathLike, name: str | None
+) -> pathlib.Path:
     """Returns the file of a checkpoint by name.
 
     Args:
-        model_dir: of the run.
         name: None or 'best' for the best one, else the last; 'last'; a step;
             or a path.
 

@@ -22,6 +22,11 @@ from efficientnetv2.options import OPTIONS
 
 _HELP = ("--help", "-h", "-help", "-?", "--helpshort")
 _WIDTH = 80
+_DEFINE = {
+    **{str: flags.DEFINE_string, list: flags.DEFINE_list},
+    **{int: flags.DEFINE_integer, float: flags.DEFINE_float},
+    bool: flags.DEFINE_boolean,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,20 +54,13 @@ class Flag:
 
     def define(self, values: flags.FlagValues) -> None:
         """Defines the flag for absl."""
-        arguments = {"flag_values": values}
-        define = {
-            str: flags.DEFINE_string,
-            int: flags.DEFINE_integer,
-            float: flags.DEFINE_float,
-            bool: flags.DEFINE_boolean,
-            list: flags.DEFINE_list,
-        }[self.kind]
+        define, more = _DEFINE[self.kind], {}
         if self.choices:
-            define, arguments["enum_values"] = flags.DEFINE_enum, self.choices
+            define, more = flags.DEFINE_enum, {"enum_values": self.choices}
         if self.kind in (int, float):
-            arguments["lower_bound"] = self.low
-            arguments["upper_bound"] = self.high
-        define(self.name, self.default, help=self.help, **arguments)
+            more = {"lower_bound": self.low, "upper_bound": self.high}
+        more["flag_values"] = values
+        define(self.name, self.default, help=self.help, **more)
 
 
 def option_flag(name: str, key: str) -> Flag:
@@ -171,10 +169,8 @@ def command(*given: str | Flag, rare: str = "") -> Callable:
     """
     found = []
     for each in given:
-        one = (
-            [each] if isinstance(each, Flag) else map(SHARED.get, each.split())
-        )
-        found += one
+        is_flag = isinstance(each, Flag)
+        found += [each] if is_flag else map(SHARED.get, each.split())
     return lambda function: Command(function, found, rare.split())
 
 
@@ -219,7 +215,7 @@ def parse(
     try:
         words = values(["", *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
-        near = nearest(error.flagname, own_flags(command))
+        near = nearest(error.flagname, command.flags)
         hint = f" Did you mean --{near}?" if near else ""
         raise UserError(
             f"Unknown flag --{error.flagname}.{hint} --helpfull lists all."
@@ -255,13 +251,9 @@ def no_words(words: Sequence[str]) -> None:
 
 
 def help_text(program: str, command: Command, full: bool = False) -> str:
-    """Returns the help of a command.
+    """Returns the help of a command, called as 'efficientnetv2 train', say.
 
-    Args:
-        program: how the command is called, such as 'efficientnetv2 train'.
-        command: its module.
-        full: all flags and all of their texts; else a screen of 24 lines of
-            80 columns.
+    That is a screen of 24 lines of 80 columns, or `full`: all flags and texts.
     """
     summary, _, rest = command.__doc__.rstrip().partition("\n\n")
     values = own_flags(command)
@@ -271,13 +263,14 @@ def help_text(program: str, command: Command, full: bool = False) -> str:
             lines += _full_lines(values[name])
         return "\n".join(lines)
     examples = [line for line in rest.splitlines() if line.startswith("  ")]
-    rare = getattr(command, "RARE", ())
-    rows = [
-        (_left(values[name]), _first_sentence(values[name].help))
-        for name in values
-        if name not in rare
-    ]
-    more = f" Shows {len(rare)} more." if rare else ""
+    rows = []
+    for name in values:
+        # absl writes the values of an enumeration in front.
+        text = values[name].help
+        text = (text.partition(">: ")[2] or text).split(". ")[0]
+        if name not in command.RARE:
+            rows.append((_left(values[name]), text.rstrip(".") + "."))
+    more = f" Shows {len(command.RARE)} more." if command.RARE else ""
     rows.append(("--helpfull", f"Explains everything.{more}"))
     width = max(len(left) for left, _ in rows)
     lines = [f"{left:<{width}}  {text}" for left, text in rows]
@@ -287,12 +280,6 @@ def help_text(program: str, command: Command, full: bool = False) -> str:
 def _left(flag: flags.Flag) -> str:
     is_switch = isinstance(flag, flags.BooleanFlag)
     return f"--[no]{flag.name}" if is_switch else f"--{flag.name}"
-
-
-def _first_sentence(text: str) -> str:
-    # absl writes the values of an enumeration in front.
-    text = text.partition(">: ")[2] or text
-    return text.split(". ")[0].rstrip(".") + "."
 
 
 def _full_lines(flag: flags.Flag) -> list[str]:
@@ -316,15 +303,14 @@ def start(
 ) -> None:
     """Runs a command and exits with its status.
 
+    That is 0, the `exit_code` of a `UserError`, whose message is printed, or
+    130 after Ctrl-C. If what reads the output has ended, as in `--help |
+    head`, it is 1.
+
     Args:
-        command: its module.
         name: how it is called, such as 'efficientnetv2 train'; takes the
             place of the program's path in `sys.argv`.
         arguments: None for those of the process.
-
-    The status is 0, the `exit_code` of a `UserError`, whose message is
-    printed, or 130 after Ctrl-C. If what reads the output has ended, as in
-    `--help | head`, it is 1.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     sys.argv = [name, *arguments]
@@ -341,11 +327,9 @@ def start(
 
 
 def _run(command: Command, name: str, arguments: list[str]) -> int:
-    flags_alone = arguments
-    if "--" in arguments:
-        flags_alone = arguments[: arguments.index("--")]
-    full = "--helpfull" in flags_alone
-    if full or any(each in _HELP for each in flags_alone):
+    end = arguments.index("--") if "--" in arguments else None
+    full = "--helpfull" in arguments[:end]
+    if full or any(each in _HELP for each in arguments[:end]):
         print(help_text(name, command, full))
         return 0
     try:

@@ -1,71 +1,51 @@
 """Configuration: base < model < dataset < recipe < --hparam_str < flags.
 
 `load` merges YAML files and the command line into one locked, typed
-`ml_collections.ConfigDict`; `check` finds the mistakes that only show in the
-combination. The options themselves are in `options`. A configuration is data:
-nothing here is ever executed.
+`ml_collections.ConfigDict` and checks it. The options themselves are in
+`options`. A configuration is data: nothing here is ever executed.
 """
 
-import ast
 import copy
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 import yaml
 
-from efficientnetv2 import combinations, progressive
+from efficientnetv2 import progressive, schema
 from efficientnetv2.data import fingerprint, registry
 from efficientnetv2.declarative import (
     ConfigError,
     named_or_path,
     read_yaml,
+    suggest,
 )
-from efficientnetv2.errors import nearest
+from efficientnetv2.errors import did_you_mean
+from efficientnetv2.models.structure import expand_blocks, round_filters
 from efficientnetv2.normalizations import PACKED_NAMES
 from efficientnetv2.options import (
     FREE_OPTIONS,
+    MIN_IMAGE_SIZE,
     ONE_TIME_OPTIONS,
     OPTIONS,
     REGULAR_EXPRESSIONS,
     SECTIONS,
     SHAPING_OPTIONS,
 )
+from efficientnetv2.schema import flatten, nest
 
 # Of a run, in its folder.
 FILE = "config.yaml"
 NOT_SET = "(not set)"
 
 
-def _parse_value(text: str) -> Any:
-    text = text.strip()
-    if "|" in text:
-        return [_parse_value(part) for part in text.split("|")]
-    lowered = text.lower()
-    if lowered in ("true", "false"):
-        return lowered == "true"
-    if lowered in ("null", "none", ""):
-        return None
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return text
-
-
 def parse_hparam_str(text: str) -> dict:
-    """Parses 'train.batch_size=64,data.ram=10' or reads a YAML path.
+    """Reads a YAML path, or 'train.batch_size=64,data.ram=10'.
 
-    Values: true, false, null, numbers, text, and lists as 'crop|flip' (where
-    an option is a regular expression, '|' belongs to it). Of a key that is
-    given twice the last value counts.
-
-    Returns:
-        A nested dict of the overrides.
-
-    Raises:
-        ConfigError: if a part is no 'key=value'.
+    For the form and the errors see `schema.parse_pairs`; in a regular
+    expression '|' belongs to the value.
     """
     text = text.strip()
     if not text:
@@ -77,42 +57,7 @@ def parse_hparam_str(text: str) -> dict:
             f"--hparam_str={text!r}: expected key=value pairs, such as "
             "'train.batch_size=64,data.ram=10', or the path of a .yaml file."
         )
-    nested: dict = {}
-    for pair in text.split(","):
-        if not pair.strip():
-            continue
-        key, equals, value = pair.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            raise ConfigError(
-                f"--hparam_str: {pair.strip()!r} is not of the form key=value."
-                " Lists are written with '|', as in crop|flip."
-            )
-        section = nested
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            section = section.setdefault(parent, {})
-            if not isinstance(section, dict):
-                raise ConfigError(
-                    f"--hparam_str: {parent!r} in {key!r} is an option and "
-                    "not a section."
-                )
-        if key in REGULAR_EXPRESSIONS and "|" in value:
-            section[leaf] = value.strip()
-        else:
-            section[leaf] = _parse_value(value)
-    return nested
-
-
-def _flatten(nested: Mapping, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in nested.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, path + "."))
-        else:
-            flat[path] = value
-    return flat
+    return schema.parse_pairs(text, "--hparam_str", REGULAR_EXPRESSIONS)
 
 
 def _of_today(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,7 +95,7 @@ def _apply(flat: dict[str, Any], nested: Mapping, source: str) -> None:
     Raises:
         ConfigError: for an unknown option or a value that it does not take.
     """
-    for key, value in _of_today(_flatten(nested)).items():
+    for key, value in _of_today(flatten(nested)).items():
         if key not in OPTIONS:
             raise ConfigError(_unknown(key, source))
         flat[key] = OPTIONS[key].convert(value, source)
@@ -160,10 +105,9 @@ def _unknown(key: str, source: str) -> str:
     if key in SECTIONS:
         return f"{source}: {key!r} is a section; set {key}.OPTION."
     leaf = key.rpartition(".")[2]
-    near = [name for name in OPTIONS if name.endswith(f".{leaf}")]
-    near = near or [nearest(key, OPTIONS)]
-    hint = " Did you mean " + " or ".join(map(repr, near)) + "?"
-    hint = hint if near[0] else ""
+    near = [repr(name) for name in OPTIONS if name.endswith(f".{leaf}")]
+    hint = f" Did you mean {' or '.join(near)}?"
+    hint = hint if near else did_you_mean(key, OPTIONS)
     return (
         f"{source}: unknown option {key!r}.{hint} "
         "hparams/base.yaml lists all options."
@@ -190,15 +134,14 @@ def load(
         hparam_str: overrides, see `parse_hparam_str`. A complete
             `config.yaml` of an earlier run is such an override.
         flags: overrides by flags, 'section.option' to value.
-        saved: the content of a run's `config.yaml`, which takes the place of
-            the recipe.
+        saved: the content of a run's `config.yaml`, above the recipe.
 
     Raises:
         ConfigError: for anything unknown, of a wrong type, out of range or
             impossible in combination.
     """
     overrides = parse_hparam_str(hparam_str)
-    known = {**_flatten(saved or {}), **_flatten(overrides)}
+    known = {**flatten(saved or {}), **flatten(overrides)}
     flat = defaults()
     option = OPTIONS["data.ds_name"]
     dataset = registry.normalized(
@@ -211,7 +154,7 @@ def load(
     info = registry.load_info(dataset)
     recipe = recipe or info.recipe
     of_recipe = named_or_path("recipes", recipe)
-    flat_recipe = _flatten(of_recipe)
+    flat_recipe = flatten(of_recipe)
     model_name = model_name or known.get("model.model_name")
     of_weights = {}
     if model_name is None:
@@ -250,7 +193,7 @@ def load(
         flat["data.num_classes"] = info.num_classes
     if flat["model.num_classes"] is None:
         flat["model.num_classes"] = flat["data.num_classes"]
-    config = ml_collections.ConfigDict(_nest(flat))
+    config = ml_collections.ConfigDict(nest(flat))
     check(config)
     return config.lock()
 
@@ -284,7 +227,7 @@ def read_saved(model_dir: str | os.PathLike) -> dict:
             f"There is no run in {model_dir}: {path} is missing. Train first, "
             "or name another --model_dir."
         )
-    saved = _nest(_of_today(_flatten(read_yaml(path))))
+    saved = nest(_of_today(flatten(read_yaml(path))))
     name = saved.get("data", {}).get("ds_name")
     if isinstance(name, str):
         # Also by its absolute path, which `load` looks up.
@@ -293,42 +236,16 @@ def read_saved(model_dir: str | os.PathLike) -> dict:
     return saved
 
 
-def as_begun(
-    config: ml_collections.ConfigDict,
-    model_dir: str | os.PathLike,
-    log: Callable[[str], None],
-) -> ml_collections.ConfigDict:
-    """Returns the configuration with which a run of an older version resumes.
+def later_options(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a run's `config.yaml` of an older version does not know.
 
-    Options that its `config.yaml` does not know keep the values of
-    hparams/base.yaml, which are those of the time before.
-
-    Args:
-        config: as it would be now.
-        model_dir: of the run; if there is none, the result is `config`.
-        log: prints one line, for options that are asked for and not taken.
+    These options keep the values of hparams/base.yaml, which are those of the
+    time before; `FREE_OPTIONS` are left out.
     """
-    path = pathlib.Path(model_dir) / FILE
-    if not path.exists():
-        return config
-    raw = _flatten(read_yaml(path))
-    saved = {**defaults(), **_of_today(raw)}
-    config = config.copy_and_resolve_references().unlock()
-    for key in OPTIONS:
-        section, option = key.split(".")
-        value = saved[key]
-        if (
-            key in raw
-            or config[section][option] == value
-            or key in FREE_OPTIONS
-        ):
-            continue
-        log(
-            f"{path} is older than {key}: the run keeps {value!r}, not "
-            f"{config[section][option]!r}."
-        )
-        config[section][option] = value
-    return config.lock()
+    flat = flatten(saved)
+    known = {**defaults(), **_of_today(flat)}
+    later = OPTIONS.keys() - flat.keys() - set(FREE_OPTIONS)
+    return {key: known[key] for key in OPTIONS if key in later}
 
 
 def load_model(name: str, options: Mapping[str, Any]) -> dict[str, dict]:
@@ -344,27 +261,20 @@ def load_model(name: str, options: Mapping[str, Any]) -> dict[str, dict]:
     flat = defaults()
     _apply(flat, named_or_path("models", name), f"model {name}")
     _apply(flat, {"model": dict(options)}, f"model {name}")
-    config = _nest(flat)
-    combinations.check_model(config["model"], name)
+    config = nest(flat)
+    check_model(config["model"], name)
     return config
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, dict]:
-    nested: dict = {}
-    for key, value in flat.items():
-        section, _, option = key.rpartition(".")
-        place = nested.setdefault(section, {}) if section else nested
-        place[option] = value
-    return nested
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises a ConfigError for what only shows in the combination."""
-    combinations.check_model(config.model, config.model.model_name)
-    combinations.check_image_sizes(
-        config, progressive.resolve_image_size(config)
+    info = registry.load_info(config.data.ds_name)
+    check_model(config.model, config.model.model_name)
+    _check_image_sizes(config)
+    _check_data(config, info)
+    _check_batches(
+        config, registry.num_images(info, config.train.split, config)
     )
-    combinations.check_data(config, registry.load_info(config.data.ds_name))
     steps = run_plan(config).total_steps
     if config.train.stages > steps:
         raise ConfigError(
@@ -402,7 +312,7 @@ def differences(
         free: beginnings of options that may differ, see `FREE_OPTIONS`.
         only_common: pass over options that only one of them has.
     """
-    old, new = (_of_today(_flatten(each)) for each in (old, new))
+    old, new = (_of_today(flatten(each)) for each in (old, new))
     keys = old.keys() & new.keys() if only_common else old.keys() | new.keys()
     return [
         (key, old.get(key, NOT_SET), new.get(key, NOT_SET))
@@ -419,3 +329,115 @@ def format_differences(
     return "\n".join(
         f"  {key}: {old!r} there, {new!r} {new_is}" for key, old, new in changed
     )
+
+
+# --- Checks ------------------------------------------------------------------
+
+
+def check_model(model: Mapping, source: str) -> None:
+    """Raises a ConfigError for what only shows in the combination.
+
+    Args:
+        model: the section.
+        source: what a message calls it.
+    """
+    if not model["blocks"]:
+        raise ConfigError(f"{source} has no model.blocks.")
+    fused, stages = model["fused_stages"], len(model["blocks"])
+    if model["bn_type"] == "gn":
+        channels = [round_filters(model["feature_size"], model)]
+        for block in expand_blocks({**model, "fused_stages": None}):
+            channels += [block.input_filters, block.expanded_filters]
+            channels.append(block.output_filters)
+        groups = model["gn_groups"]
+        bad = next((count for count in channels if count % groups), None)
+        if bad is not None:
+            raise ConfigError(
+                f"model.gn_groups={groups} does not divide the {bad} channels "
+                f"of a layer of {source}."
+            )
+    if fused is not None and fused > stages:
+        raise ConfigError(
+            f"model.fused_stages={fused} is more than the {stages} stages of "
+            f"{source}."
+        )
+
+
+def _check_image_sizes(config: ml_collections.ConfigDict) -> None:
+    sizes = {
+        "train.isize": progressive.resolve_image_size(config),
+        "eval.isize": config.eval.isize,
+    }
+    if config.train.stages > 1 and config.train.progressive_image_size:
+        sizes["data.ibase"] = config.data.ibase
+    for key, size in sizes.items():
+        if size < MIN_IMAGE_SIZE:
+            raise ConfigError(
+                f"{key}: an image size of {size} pixels is too small; at least "
+                f"{MIN_IMAGE_SIZE}."
+            )
+
+
+def _check_data(
+    config: ml_collections.ConfigDict, info: registry.DatasetInfo
+) -> None:
+    name, data, classes = config.data.ds_name, config.data, info.num_classes
+    for key in ("num_classes", "multi_label"):
+        if data[key] != getattr(info, key):
+            raise ConfigError(
+                f"data.{key}={data[key]} does not match {name}, which has "
+                f"{getattr(info, key)}. Leave it out; model.num_classes may be "
+                "larger."
+            )
+    if config.model.num_classes < classes:
+        raise ConfigError(
+            f"model.num_classes={config.model.num_classes} is less than the "
+            f"{classes} classes of {name}."
+        )
+    for section, option in (
+        ("train", "split"),
+        ("eval", "split"),
+        ("eval", "val_split"),
+    ):
+        split = config[section][option]
+        if split is not None and split not in info.splits:
+            raise ConfigError(
+                f"{section}.{option}: {name} has no split {split!r}."
+                + suggest(split, sorted(info.splits))
+            )
+    if not data.images_per_class:
+        return
+    given = f"data.images_per_class={data.images_per_class}"
+    if info.multi_label:
+        raise ConfigError(
+            f"{given}: images of {name} have several classes, so that no "
+            "number of images per class is exact. Leave it out."
+        )
+    there = info.splits[config.train.split].num_images
+    if data.images_per_class * classes > there:
+        raise ConfigError(
+            f"{given} needs {data.images_per_class * classes:,} images for "
+            f"{classes:,} classes, but the split {config.train.split!r} of "
+            f"{name} has {there:,}; at most {there // classes:,}."
+        )
+
+
+def _check_batches(config: ml_collections.ConfigDict, images: int) -> None:
+    batch, parts = config.train.batch_size, config.train.batch_parts
+    micro = config.train.micro_batch_size
+    if batch > images:
+        raise ConfigError(
+            f"train.batch_size={batch} is more than the {images} images of "
+            f"the split {config.train.split!r}."
+        )
+    if batch % parts:
+        raise ConfigError(
+            f"train.batch_parts={parts} does not divide "
+            f"train.batch_size={batch}."
+        )
+    if micro and (batch % micro or micro % parts):
+        raise ConfigError(
+            f"train.micro_batch_size={micro} must divide "
+            f"train.batch_size={batch} and be a multiple of "
+            f"train.batch_parts={parts}."
+        )

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from efficientnetv2.errors import UserError, nearest
+from efficientnetv2.errors import UserError, did_you_mean
 
 # The safe loader, in C where PyYAML was built with it.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -47,9 +47,7 @@ def names(kind: str) -> list[str]:
 
 def suggest(name: str, valid: list[str]) -> str:
     """Returns ' Did you mean ...? Known: ...' for the end of a message."""
-    near = nearest(name, valid)
-    hint = f" Did you mean {near!r}?" if near else ""
-    return f"{hint} Known: {', '.join(valid)}."
+    return f"{did_you_mean(name, valid)} Known: {', '.join(valid)}."
 
 
 def read_yaml(path: str | os.PathLike) -> dict:

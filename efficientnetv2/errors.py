@@ -48,3 +48,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(folded, by_folded, n=1)
     close = close or [each for each in by_folded if each.endswith(f"-{folded}")]
     return by_folded[close[-1]] if close else ""
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Returns ' Did you mean ...?' for a message, or '' if no name is close."""
+    near = nearest(name, valid)
+    return f" Did you mean {near!r}?" if near else ""

@@ -10,7 +10,6 @@ import numpy as np
 
 from efficientnetv2 import checkpoints, engines, progress
 from efficientnetv2.data import faults, fingerprint, pipeline, sources
-from efficientnetv2.engines import losses
 from efficientnetv2.models import weights
 from efficientnetv2.runs import Run, Splits
 
@@ -31,7 +30,7 @@ def evaluate(
             engine, say.
         dataset: a `tf.data.Dataset` of images and labels, int64 [batch] or
             float32 [batch, classes] of zeros and ones.
-        loss_type: see `losses.cross_entropy`.
+        loss_type: see `engines.cross_entropy`.
         observe: called with each batch: images, labels as vectors, logits.
 
     Returns:
@@ -59,8 +58,8 @@ def evaluate(
     for batch_images, labels in batches:
         outputs = logits(batch_images)
         vectors = to_vectors(labels, outputs.shape[1])
-        found = np.asarray(losses.at_likeliest(vectors, outputs))
-        loss = float(losses.cross_entropy(vectors, outputs, loss_type))
+        found = np.asarray(engines.at_likeliest(vectors, outputs))
+        loss = float(engines.cross_entropy(vectors, outputs, loss_type))
         images += len(labels)
         entropy += loss * len(labels)
         top1 += float(found[:, 0].sum())
@@ -115,7 +114,7 @@ def evaluate_checkpoint(
     Args:
         config, data: of the run.
         run: of the checkpoint.
-        name: see `checkpoints.find`.
+        name: see `checkpoints.find_checkpoint`.
         observe: see `evaluate`.
         engine: whose network is used, its training being over; None: a new
             one.
@@ -124,7 +123,9 @@ def evaluate_checkpoint(
         The metrics of `evaluate`, with 'checkpoint', 'step', 'dataset' and
         'split'.
     """
-    checkpoint = checkpoints.load(checkpoints.find(run.model_dir, name))
+    checkpoint = checkpoints.read_checkpoint(
+        checkpoints.find_checkpoint(run.model_dir, name)
+    )
     engine = engine or engines.create(config, None)
     fingerprint.say_changes(config, run.model_dir, run.log)
     names = fingerprint.names_of_run(config, run.model_dir)
@@ -167,7 +168,10 @@ def measure_inference(
     """
     engine = engines.create(config, None)
     weights.load_averaged(
-        engine.network, checkpoints.load(checkpoints.find(model_dir, None))
+        engine.network,
+        checkpoints.read_checkpoint(
+            checkpoints.find_checkpoint(model_dir, None)
+        ),
     )
     size = config.eval.isize
     images = np.random.default_rng(0).uniform(

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from efficientnetv2 import formatting, progressive
+from efficientnetv2.data import registry
 from efficientnetv2.data.sources import ArraySource, EncodedSource, Source
 from efficientnetv2.models import structure
 from efficientnetv2.progressive import RunPlan
@@ -52,6 +53,26 @@ def announce(
         log(warning)
 
 
+def describe_data(config: ml_collections.ConfigDict, plan: RunPlan) -> str:
+    """Returns how many classes, images and steps a run has."""
+    info = registry.load_info(config.data.ds_name)
+    parts = [
+        f"{registry.num_images(info, split, config):,} images to {use} "
+        f"({split})"
+        for use, split in (
+            ("train", config.train.split),
+            ("validate", config.eval.val_split),
+            ("test", config.eval.split),
+        )
+        if split
+    ]
+    return (
+        f"{config.data.ds_name}: {info.num_classes:,} classes, "
+        f"{', '.join(parts)}; {plan.steps_per_epoch:,} steps per epoch, "
+        f"{plan.total_steps:,} in all"
+    )
+
+
 def expected_seconds(
     config: ml_collections.ConfigDict, plan: RunPlan, cores: int | None = None
 ) -> float:
@@ -68,6 +89,33 @@ def expected_seconds(
         images = (stage.last_step - stage.first_step) * stage.batch_size
         total += images * cost.multiply_adds
     return total / (_PER_CORE * cores)
+
+
+def measured_seconds(
+    config: ml_collections.ConfigDict,
+    plan: RunPlan,
+    training: Sequence[float],
+    evaluation: float,
+    start_seconds: float,
+) -> float:
+    """Returns the seconds of a whole run, from start to report.
+
+    Args:
+        training: images/s in each stage, with its pipeline.
+        evaluation: images/s.
+        start_seconds: until the first step is done.
+    """
+    seconds = start_seconds
+    for stage, rate in zip(plan.stages, training, strict=True):
+        steps = stage.last_step - stage.first_step
+        seconds += steps * stage.batch_size / rate
+    info = registry.load_info(config.data.ds_name)
+    images = registry.num_images(info, config.eval.split, config)
+    if config.eval.val_split:
+        times = sum(plan.evaluates(step) for step in range(1, plan.total_steps))
+        validation = registry.num_images(info, config.eval.val_split, config)
+        images += (times + 1) * validation
+    return seconds + images / evaluation
 
 
 def slow_warning(

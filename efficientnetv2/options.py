@@ -427,7 +427,7 @@ SECTIONS = {
 OPTIONS: dict[str, schema.Option] = {
     name: each
     for section, fields in SECTIONS.items()
-    for name, each in schema.describe(fields, f"{section}.").items()
+    for name, each in schema.list_options(fields, f"{section}.").items()
 }
 # Where '|' belongs to the value.
 REGULAR_EXPRESSIONS = tuple(
@@ -445,5 +445,5 @@ SHAPING_OPTIONS = (
 )
 
 if __name__ == "__main__":
-    for path, text in schema.files(SECTIONS).items():
+    for path, text in schema.written_files(SECTIONS).items():
         path.write_text(text, encoding="utf-8")

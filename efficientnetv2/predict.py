@@ -3,4 +3,6 @@
 from efficientnetv2 import cli, commands
 
 if __name__ == "__main__":
-    cli.start(commands.load("predict"), "python -m efficientnetv2.predict")
+    cli.start(
+        commands.load_command("predict"), "python -m efficientnetv2.predict"
+    )

@@ -7,11 +7,12 @@ it with a checkpoint. Keras callbacks of users are called as `fit` would.
 
 import contextlib
 import gc
-import importlib
 import os
+import pkgutil
 import signal
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -60,20 +61,13 @@ class WorkerLost(UserError):
     exit_code = 75
 
 
-class Stop:
-    """A request to stop after the current step.
-
-    Attributes:
-        signal: name of the signal that arrived; None: none did.
-    """
-
-    signal: str | None = None
-
-
 @contextlib.contextmanager
-def signals() -> Iterator[Stop]:
-    """Turns SIGTERM and Ctrl-C into a request while the context is open."""
-    stop = Stop()
+def signals() -> Iterator[types.SimpleNamespace]:
+    """Turns SIGTERM and Ctrl-C into a request while the context is open.
+
+    Its `signal` is the name of what arrived, or None.
+    """
+    stop = types.SimpleNamespace(signal=None)
     # Python delivers signals to the main thread only.
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -121,7 +115,6 @@ class Recovery:
     Args:
         on_nan: `train.on_nan`.
         batch_size: over all devices.
-        log: prints one line.
     """
 
     def __init__(
@@ -229,29 +222,26 @@ def load_callbacks(names: Sequence[str]) -> list[keras.callbacks.Callback]:
         UserError: for a module or name that is not there, or what is no
             callback.
     """
-    return [_load_callback(name) for name in names]
-
-
-def _load_callback(name: str) -> keras.callbacks.Callback:
-    module_name, _, attribute = name.partition(":")
-    here = os.getcwd()
+    here, found = os.getcwd(), []
     if here not in sys.path:
         # A console script has its own folder there.
         sys.path.append(here)
-    try:
-        made = getattr(importlib.import_module(module_name), attribute)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"train.callbacks: {name} cannot be created: {error}. Modules are "
-            f"looked for in {here} and among the installed ones; the class is "
-            "called without arguments."
-        ) from error
-    if not isinstance(made, keras.callbacks.Callback):
-        raise UserError(
-            f"train.callbacks: {name} gives {type(made).__name__}, which is "
-            "not a keras.callbacks.Callback."
-        )
-    return made
+    for name in names:
+        try:
+            made = pkgutil.resolve_name(name)()
+        except (ImportError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"train.callbacks: {name} cannot be created: {error}. Modules "
+                f"are looked for in {here} and among the installed ones; the "
+                "class is called without arguments."
+            ) from error
+        if not isinstance(made, keras.callbacks.Callback):
+            raise UserError(
+                f"train.callbacks: {name} gives {type(made).__name__}, which "
+                "is not a keras.callbacks.Callback."
+            )
+        found.append(made)
+    return found
 
 
 class UserCallbacks:
@@ -267,7 +257,6 @@ class UserCallbacks:
             callback that sets its `stop_training` ends the run after the
             step. On JAX the weights are for reading: the state that is
             trained is the engine's.
-        plan: of the run.
         first_step: from which it trains.
     """
 
@@ -298,8 +287,7 @@ class UserCallbacks:
             self.list.on_epoch_begin(first_step // plan.steps_per_epoch)
 
     def _reset(self) -> None:
-        self.sums, self.count, self.evaluated = {}, 0, {}
-        self.logs = {}
+        self.sums, self.count, self.evaluated, self.logs = {}, 0, {}, {}
 
     @property
     def stopped(self) -> bool:
@@ -319,24 +307,17 @@ class UserCallbacks:
         self.list.on_train_batch_begin(batch)
 
     def after(self, state: State, metrics: Mapping[str, float]) -> None:
-        """Is called after a step, and after the evaluation that follows it.
-
-        Args:
-            state: of the run, behind the step.
-            metrics: of this step.
-        """
+        """Is called after a step, and after the evaluation that follows it."""
         if self.list is None:
             return
         self.count += 1
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.logs = {n: total / self.count for n, total in self.sums.items()}
-        evaluations = state.history["evaluations"]
-        if evaluations and evaluations[-1]["step"] == state.step:
-            self.evaluated = {
-                f"val_{name}": evaluations[-1][name]
-                for name in ("top1", "top5", "cross_entropy")
-            }
+        last = (state.history["evaluations"] or [{"step": None}])[-1]
+        if last["step"] == state.step:
+            names = ("top1", "top5", "cross_entropy")
+            self.evaluated = {f"val_{name}": last[name] for name in names}
         epoch, batch = divmod(state.step - 1, self.plan.steps_per_epoch)
         # On JAX, whoever asks for the network updates its variables.
         self.network = self.engine.network

@@ -62,10 +62,6 @@ class State:
 class Splits:
     """The splits of a run's data, each loaded once.
 
-    Args:
-        config: of the run.
-        log: prints one line.
-
     Attributes:
         left_out: what was left out of them.
     """
@@ -92,7 +88,6 @@ class Run:
 
     Args:
         model_dir: where the run leaves its files.
-        log: prints one line.
         callbacks: of Keras, called while training.
     """
 
@@ -123,6 +118,31 @@ class Run:
         content = {**self.read_metrics(), **values}
         files.write_json(self.metrics_path, content)
         return content
+
+
+def as_begun(
+    run: Run, config: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+    """Returns the configuration with which a run of an older version resumes.
+
+    It keeps the values of its time for options that its `config.yaml` does
+    not know; the log says if others are asked for.
+    """
+    path = run.model_dir / config_lib.FILE
+    if not path.exists():
+        return config
+    config = config.copy_and_resolve_references().unlock()
+    kept = config_lib.later_options(declarative.read_yaml(path))
+    for key, value in kept.items():
+        section, option = key.split(".")
+        asked = config[section][option]
+        if asked != value:
+            run.log(
+                f"{path} is older than {key}: the run keeps {value!r}, not "
+                f"{asked!r}."
+            )
+            config[section][option] = value
+    return config.lock()
 
 
 @contextlib.contextmanager
@@ -167,16 +187,13 @@ def _write_config(run: Run, config: ml_collections.ConfigDict) -> None:
     if path.exists() and _has_begun(run):
         saved = declarative.read_yaml(path)
         # What an earlier version wrote lacks the options that came later.
-        changed = config_lib.differences(
-            saved,
-            config.to_dict(),
-            (
-                *config_lib.FREE_OPTIONS,
-                *fingerprint.free_options(saved, config, folder),
-            ),
-            only_common=True,
+        free = fingerprint.free_options(saved, config, folder)
+        free = (*config_lib.FREE_OPTIONS, *free)
+        changed = config_lib.differences(saved, config.to_dict(), free, True)
+        longer = changed and all(
+            key == "train.epochs" and now > then for key, then, now in changed
         )
-        if config.train.extend and _is_longer(changed):
+        if config.train.extend and longer:
             run.log(_describe_extension(config, saved["train"]["epochs"]))
             changed = []
         if changed:
@@ -196,12 +213,6 @@ def _has_begun(run: Run) -> bool:
     """Whether a folder holds a checkpoint to resume from, or a result."""
     found = checkpoints.folder(run.model_dir).glob("*.npz")
     return any(found) or bool(run.read_metrics().get("finished"))
-
-
-def _is_longer(changed) -> bool:
-    """Whether nothing differs but `train.epochs`, which is larger now."""
-    keys = [key for key, _, _ in changed]
-    return keys == ["train.epochs"] and changed[0][2] > changed[0][1]
 
 
 def _describe_extension(config: ml_collections.ConfigDict, epochs: float):

@@ -5,6 +5,7 @@ type and choices, the field default, range and meaning. The options of a run
 (`options`), dataset files and study files are all checked here.
 """
 
+import ast
 import dataclasses
 import json
 import math
@@ -13,11 +14,10 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from efficientnetv2.declarative import ConfigError, suggest
-from efficientnetv2.errors import nearest
 
 # Above it docs/options.md is written by hand.
 _MARK = "<!-- Below: written by `python -m efficientnetv2.options`. -->\n"
@@ -185,13 +185,15 @@ def _choices(kind: Any) -> tuple:
     return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
 
 
-def describe(schema: type, prefix: str = "") -> dict[str, Option]:
+def list_options(schema: type, prefix: str = "") -> dict[str, Option]:
     """Returns the options of a schema by name, in their order."""
     options = (Option.of(field, prefix) for field in dataclasses.fields(schema))
     return {each.name: each for each in options}
 
 
-def read(schema: type, content: Any, source: str, leave: tuple = ()) -> dict:
+def check_values(
+    schema: type, content: Any, source: str, leave: tuple = ()
+) -> dict:
     """Checks a mapping against a schema.
 
     Args:
@@ -209,18 +211,16 @@ def read(schema: type, content: Any, source: str, leave: tuple = ()) -> dict:
     """
     options = {
         name: each
-        for name, each in describe(schema).items()
+        for name, each in list_options(schema).items()
         if name not in leave
     }
     if not isinstance(content, Mapping):
         raise ConfigError(f"{source} must be a mapping, not {content!r}.")
     for key in content:
         if key not in options:
-            near = nearest(str(key), options)
-            hint = f" Did you mean {near!r}?" if near else ""
             raise ConfigError(
-                f"{source}: unknown option {key!r}.{hint} Known: "
-                f"{', '.join(options)}."
+                f"{source}: unknown option {key!r}."
+                + suggest(str(key), list(options))
             )
     values = {
         key: options[key].convert(value, source)
@@ -230,6 +230,85 @@ def read(schema: type, content: Any, source: str, leave: tuple = ()) -> dict:
         if each.default is dataclasses.MISSING and name not in values:
             raise ConfigError(f"{source} needs '{name}: ...'.")
     return values
+
+
+# --- Text -------------------------------------------------------------------
+
+
+def parse_pairs(
+    text: str, source: str, whole: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Parses 'train.batch_size=64,data.transformations=crop|flip'.
+
+    Args:
+        text: values are true, false, null, numbers, text, and lists as
+            'crop|flip'. Of a key that is given twice the last value counts.
+        source: what a message begins with.
+        whole: keys to whose values '|' belongs.
+
+    Returns:
+        A nested dict.
+
+    Raises:
+        ConfigError: if a part is no 'key=value'.
+    """
+    nested: dict = {}
+    for pair in filter(str.strip, text.split(",")):
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise ConfigError(
+                f"{source}: {pair.strip()!r} is not of the form key=value. "
+                "Lists are written with '|', as in crop|flip."
+            )
+        section = nested
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(
+                    f"{source}: {parent!r} in {key!r} is an option and not a "
+                    "section."
+                )
+        is_whole = key in whole and "|" in value
+        section[leaf] = value.strip() if is_whole else _parse_value(value)
+    return nested
+
+
+def _parse_value(text: str) -> Any:
+    text = text.strip()
+    if "|" in text:
+        return [_parse_value(part) for part in text.split("|")]
+    lowered = text.lower()
+    if lowered in ("true", "false"):
+        return lowered == "true"
+    if lowered in ("null", "none", ""):
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def flatten(nested: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Returns 'section.option' to value."""
+    flat = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, dict]:
+    """Returns section to options."""
+    nested: dict = {}
+    for key, value in flat.items():
+        section, _, option = key.rpartition(".")
+        place = nested.setdefault(section, {}) if section else nested
+        place[option] = value
+    return nested
 
 
 # --- Checks ---------------------------------------------------------------
@@ -275,13 +354,10 @@ def _values(each: Option) -> str:
     text = words.join(map(str, each.choices)) or kinds.get(
         each.kind, "true, false"
     )
-    low, high = each.low, each.high
-    if low is not None and high is not None:
-        text += f" from {low:g} to {high:g}"
-    elif low is not None:
-        text += f" from {low:g}"
-    elif high is not None:
-        text += f" up to {high:g}"
+    if each.low is not None:
+        text += f" from {each.low:g}"
+    if each.high is not None:
+        text += f" {'up ' * (each.low is None)}to {each.high:g}"
     return f"{text}, null" if each.nullable else text
 
 
@@ -295,7 +371,7 @@ def to_yaml(sections: Mapping[str, type]) -> str:
     ]
     for section, schema in sections.items():
         lines += ["", f"{section}:"]
-        for name, each in describe(schema).items():
+        for name, each in list_options(schema).items():
             left = f"  {name}: {_as_yaml(each.default)}"
             text = each.help
             if each.choices and not all(str(c) in text for c in each.choices):
@@ -317,7 +393,7 @@ def to_markdown(sections: Mapping[str, type]) -> str:
             "| option | default | values | meaning |",
             "| --- | --- | --- | --- |",
         ]
-        for name, each in describe(schema, f"{section}.").items():
+        for name, each in list_options(schema, f"{section}.").items():
             cells = (
                 f"`{name}`",
                 f"`{_as_yaml(each.default)}`",
@@ -329,7 +405,7 @@ def to_markdown(sections: Mapping[str, type]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def files(sections: Mapping[str, type]) -> dict[pathlib.Path, str]:
+def written_files(sections: Mapping[str, type]) -> dict[pathlib.Path, str]:
     """Returns what is written from the options of a run, path to text."""
     page = pathlib.Path("docs/options.md")
     head = page.read_text(encoding="utf-8").partition(_MARK)[0]

@@ -1,34 +1,45 @@
-"""How fast training and inference are, and what training waits for.
+"""How fast training and inference are, and what a run would cost.
 
 `efficientnetv2 benchmark`, studies and benchmarks/run.py measure by it. Each
-measurement is a process of its own (`apart`), so that the peak of memory is its
-own, and the threads are those that training or serving would have.
+of their measurements is a process of its own (`apart`), so that the peak of
+memory is its own, and the threads are those that training or serving would
+have. --dry_run measures in this process.
 """
 
 import functools
+import itertools
 import json
-import os
+import pathlib
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import keras
 import ml_collections
+import numpy as np
+import tensorflow as tf
 import yaml
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import formatting, progressive
-from efficientnetv2.data import faults, loading, registry
+from efficientnetv2 import engines, formatting, notices, progress, runs
+from efficientnetv2.data import faults, loading, pipeline, registry
 from efficientnetv2.errors import UserError
-from efficientnetv2.models import structure
+from efficientnetv2.models import architecture, kernels, structure
+from efficientnetv2.progressive import RunPlan, Stage
+from efficientnetv2.serving import converters
+from efficientnetv2.serving.spec import ServingSpec
 
 BATCH_SIZES = (1, 8, 32)
 """Of which the latency is measured."""
 _WARM_UP = 3
 # What `efficientnetv2 benchmark --model_dir` leaves in the folder of a run.
 INFERENCE = "inference.json"
+# Of each stage in a dry run: at most so many are timed, for at most so long.
+_DRY_STEPS, _DRY_SECONDS = 8, 20.0
 
 
 def _silent(_: str) -> None:
@@ -44,12 +55,7 @@ def measure(
     """Measures everything that `efficientnetv2 benchmark` shows.
 
     Args:
-        config: of the run.
         steps, calls: of training and of inference, in each measurement.
-        log: prints one line.
-
-    Raises:
-        UserError: for data that cannot be obtained.
     """
     machine = apart("machine", config)
     stages = measure_stages(config, steps, log)
@@ -76,37 +82,25 @@ def measure_stages(
 
 
 def waiting_share(stages: Sequence[Mapping]) -> float:
-    """Returns which part of its time a whole run waits for data, in [0, 1].
+    """Returns which part of its time a run waits for data, in [0, 1].
 
-    Args:
-        stages: of `measure_stages`; each counts by its time in the run.
+    Each stage, of `measure_stages`, counts by its time in the run.
     """
     seconds = [
         stage["steps"] * stage["batch_size"] / stage["both"] for stage in stages
     ]
-    waiting = sum(
-        stage["waiting_share"] * each
-        for stage, each in zip(stages, seconds, strict=True)
-    )
-    return waiting / sum(seconds)
+    shares = [stage["waiting_share"] for stage in stages]
+    return float(np.average(shares, weights=seconds))
 
 
 def apart(name: str, config: ml_collections.ConfigDict, *arguments):
-    """Returns what a measurement of `_MEASUREMENTS` gives in a new process.
+    """Returns what one of `_MEASUREMENTS` gives in a new process.
 
-    Args:
-        name: of the measurement.
-        config: of the run.
-        *arguments: further ones, as JSON has them.
-
-    Raises:
-        UserError: if it fails.
+    Its arguments are given as JSON has them. UserError if it fails.
     """
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "efficientnetv2.speed", name),
-            *map(json.dumps, arguments),
-        ],
+        [sys.executable, "-m", "efficientnetv2.speed", name]
+        + [json.dumps(each) for each in arguments],
         input=config_lib.to_yaml(config),
         capture_output=True,
         text=True,
@@ -122,38 +116,23 @@ def apart(name: str, config: ml_collections.ConfigDict, *arguments):
 def first_step_seconds(config: ml_collections.ConfigDict) -> float:
     """Returns the time from starting the program to its first step's end.
 
-    The main program runs as a process of its own, with all its imports, its
-    data and its building, and is ended when it shows its first loss.
-
-    Args:
-        config: of the run; its data must be prepared.
-
-    Raises:
-        UserError: if the program ends before.
+    With all imports and building; the data must be prepared. UserError if the
+    program ends before.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "config.yaml")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(config_lib.to_yaml(config))
+        path = pathlib.Path(folder, "config.yaml")
+        path.write_text(config_lib.to_yaml(config), encoding="utf-8")
         return seconds_to_line(
-            [
-                *(sys.executable, "-m", "efficientnetv2.main"),
-                *("--mode=train", f"--hparam_str={path}"),
-                f"--model_dir={folder}/run",
-            ],
+            [sys.executable, "-m", "efficientnetv2.main", "--mode=train"]
+            + [f"--hparam_str={path}", f"--model_dir={folder}/run"],
             " loss ",
         )
 
 
 def seconds_to_line(command: Sequence[str], text: str) -> float:
-    """Returns the time from starting a program to a line on its stdout.
+    """Returns the time from starting a program to a line with a text on stdout.
 
-    Args:
-        command: the program, which is ended then.
-        text: that the line contains.
-
-    Raises:
-        UserError: if the program ends without such a line.
+    The program is ended then. UserError if it ends without such a line.
     """
     with tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
@@ -194,8 +173,8 @@ def peak_memory() -> int:
 
 def stage_maker(
     config: ml_collections.ConfigDict,
-    plan: progressive.RunPlan,
-    stage: progressive.Stage,
+    plan: RunPlan,
+    stage: Stage,
     source: loading.Source,
     on_device: bool,
     steps: int,
@@ -203,15 +182,10 @@ def stage_maker(
     """Returns what makes the batches of one stage, as `Engine.dataset` asks.
 
     Args:
-        config, plan: of the run.
-        stage: of the plan.
-        source: of the images.
         on_device: see `pipeline.training_dataset`.
         steps: that are used, of twice as many: a pipeline that reads no
             further is faster.
     """
-    from efficientnetv2.data import pipeline
-
     return functools.partial(
         pipeline.training_dataset,
         source,
@@ -221,13 +195,27 @@ def stage_maker(
     )
 
 
+class _Steps:
+    """Makes a step each time it is called; `waited` seconds for batches."""
+
+    def __init__(self, engine, stage: Stage, batches: Iterator):
+        self.engine, self.stage, self.batches = engine, stage, batches
+        self.waited = 0.0
+
+    def __call__(self) -> None:
+        start = time.perf_counter()
+        batch = next(self.batches)
+        self.waited += time.perf_counter() - start
+        # Reading the loss waits for the end of the step.
+        float(self.engine.step(batch, self.stage.dropout_rate)["loss"])
+
+
 def measure_stage(
     config: ml_collections.ConfigDict, index: int, steps: int
 ) -> dict[str, float]:
     """Measures a stage of progressive learning.
 
     Args:
-        config: of the run.
         index: of the stage, from 0.
         steps: that are timed, after a few that are not.
 
@@ -239,10 +227,8 @@ def measure_stage(
         'peak_memory' of this process in bytes.
 
     Raises:
-        UserError: for data that cannot be obtained, or several replicas.
+        UserError: for several replicas.
     """
-    from efficientnetv2 import engines, runs
-
     plan, data = config_lib.run_plan(config), runs.Splits(config, _silent)
     engines.set_up(config)
     engine = engines.create(config, plan)
@@ -259,44 +245,28 @@ def measure_stage(
     def images_per_second(function):
         return steps * stage.batch_size / _repeat(function, steps)
 
-    waited = [0.0]
-
-    def train_on(batches):
-        def step():
-            start = time.perf_counter()
-            batch = next(batches)
-            waited[0] += time.perf_counter() - start
-            # Reading the loss waits for the end of the step.
-            return float(engine.step(batch, stage.dropout_rate)["loss"])
-
-        return step
-
-    result = {
-        "image_size": stage.image_size,
-        "batch_size": stage.batch_size,
-        "steps": stage.last_step - stage.first_step,
-    }
     with faults.named(source):
         read = iter(dataset).__next__
         _repeat(read, _WARM_UP)
-        result["pipeline"] = images_per_second(read)
+        reading = images_per_second(read)
         # Its pipeline ends here, and reads ahead no longer.
         del read
-        step = train_on(iter(dataset.take(1).cache().repeat()))
+        step = _Steps(engine, stage, iter(dataset.take(1).cache().repeat()))
         _repeat(step, _WARM_UP)
-        result["step"] = images_per_second(step)
-        step = train_on(iter(dataset))
+        training = images_per_second(step)
+        step = _Steps(engine, stage, iter(dataset))
         _repeat(step, _WARM_UP)
-        waited[0] = 0.0
-        result["both"] = images_per_second(step)
+        step.waited = 0.0
+        both = images_per_second(step)
     cost = structure.count_model(config.model.to_dict(), stage.image_size)
     operations = 3 * 2 * cost.multiply_adds
     return {
-        **result,
-        "waiting_share": waited[0]
-        * result["both"]
-        / (steps * stage.batch_size),
-        "gflops": result["step"] * operations / 1e9,
+        "image_size": stage.image_size,
+        "batch_size": stage.batch_size,
+        "steps": stage.last_step - stage.first_step,
+        **{"pipeline": reading, "step": training, "both": both},
+        "waiting_share": step.waited * both / (steps * stage.batch_size),
+        "gflops": training * operations / 1e9,
         "peak_memory": peak_memory(),
     }
 
@@ -304,31 +274,19 @@ def measure_stage(
 def measure_machine(size: int = 2048, repeats: int = 7) -> dict:
     """Returns versions, machine and the peak of its matrix products.
 
-    Args:
-        size: rows and columns of the float32 matrices.
-        repeats: products, of which the fastest counts.
-
     Returns:
         `runs.environment`, and 'matmul_gflops': 1e9 floating-point operations
-        a second, two for each multiply-add. NumPy's product on CPU, which
-        uses all cores whatever the threads of a run; elsewhere TensorFlow's.
+        a second, two for each multiply-add, of the fastest of some products of
+        float32 matrices. NumPy's on CPU, which uses all cores whatever the
+        threads of a run; elsewhere TensorFlow's.
     """
-    import numpy as np
-    import tensorflow as tf
+    ones = np.ones([size, size], np.float32)
+    matrix = tf.constant(ones)
 
-    from efficientnetv2 import runs
-    from efficientnetv2.models import kernels
-
-    if kernels.runs_on_tensorflow_cpu():
-        matrix = np.ones([size, size], np.float32)
-
-        def multiply():
-            return matrix @ matrix
-    else:
-        matrix = tf.ones([size, size])
-
-        def multiply():
-            return tf.reduce_sum(matrix @ matrix).numpy()
+    def multiply():
+        if kernels.runs_on_tensorflow_cpu():
+            return ones @ ones
+        return tf.reduce_sum(matrix @ matrix).numpy()
 
     _repeat(multiply, 1)
     fastest = min(_repeat(multiply, 1) for _ in range(repeats))
@@ -344,7 +302,6 @@ def measure_latency(
     """Measures inference at `eval.isize`, with random weights.
 
     Args:
-        config: of the run.
         calls: of each kind that are timed, after a few that are not.
 
     Returns:
@@ -352,13 +309,6 @@ def measure_latency(
         images) and SavedModel (uint8 images, so its preprocessing counts)
         and each 'batch_size': 'p50', 'p90' and 'p99' in milliseconds.
     """
-    import numpy as np
-    import tensorflow as tf
-
-    from efficientnetv2.models import architecture
-    from efficientnetv2.serving import converters
-    from efficientnetv2.serving.spec import ServingSpec
-
     network = architecture.build_network(config.model.to_dict())
     names = registry.load_info(config.data.ds_name).class_names
     spec = ServingSpec.from_config(config, names)
@@ -368,38 +318,31 @@ def measure_latency(
         loaded = tf.saved_model.load(path)
     serve = loaded.signatures["serving_default"]
     forms = {
-        "Keras": network.predict_on_batch,
-        "SavedModel": lambda images: serve(images=images)["label"].numpy(),
+        "Keras": (
+            network.predict_on_batch,
+            lambda images: images.astype(np.float32) / 128.0 - 1.0,
+        ),
+        "SavedModel": (
+            lambda images: serve(images=images)["label"].numpy(),
+            lambda images: tf.constant(images, tf.uint8),
+        ),
     }
     results = []
-    for form, call in forms.items():
-        for batch_size in BATCH_SIZES:
-            images = np.random.default_rng(0).integers(
-                0, 256, [batch_size, config.eval.isize, config.eval.isize, 3]
-            )
-            if form == "Keras":
-                images = images.astype(np.float32) / 128.0 - 1.0
-            else:
-                images = tf.constant(images, tf.uint8)
+    for form, (call, prepare) in forms.items():
+        for size in BATCH_SIZES:
+            shape = [size, config.eval.isize, config.eval.isize, 3]
+            images = prepare(np.random.default_rng(0).integers(0, 256, shape))
+            once = functools.partial(call, images)
+            _repeat(once, _WARM_UP)
+            times = [1e3 * _repeat(once, 1) for _ in range(calls)]
             results.append(
-                {
-                    "form": form,
-                    "batch_size": batch_size,
-                    **_percentiles(call, images, calls),
+                {"form": form, "batch_size": size}
+                | {
+                    f"p{k}": float(np.percentile(times, k))
+                    for k in (50, 90, 99)
                 }
             )
     return results
-
-
-def _percentiles(call, images, calls: int) -> dict[str, float]:
-    import numpy as np
-
-    _repeat(lambda: call(images), _WARM_UP)
-    times = [1e3 * _repeat(lambda: call(images), 1) for _ in range(calls)]
-    return {
-        f"p{percent}": float(np.percentile(times, percent))
-        for percent in (50, 90, 99)
-    }
 
 
 _MEASUREMENTS = {
@@ -419,6 +362,80 @@ def _answer(name: str, arguments: list[str], config_text: str) -> dict:
         return {"error": str(error)}
 
 
+# --- Before a run ------------------------------------------------------------
+
+
+def dry_run(
+    config: ml_collections.ConfigDict, log: Callable[[str], None] = progress.say
+) -> float:
+    """Logs data, model, stages, and the measured time and memory of a run.
+
+    Nothing is written. The data are fetched or prepared if they are not here.
+    Returns the estimated seconds of the whole run.
+    """
+    start = time.perf_counter()
+    plan, data = config_lib.run_plan(config), runs.Splits(config, log)
+    engines.set_up(config)
+    log(notices.describe_data(config, plan))
+    engine = engines.create(config, plan)
+    notices.announce(config, plan, engine, log)
+    source, rates, started = data[config.train.split], [], None
+    with faults.named(source):
+        for stage in plan.stages:
+            make_dataset = stage_maker(
+                config, plan, stage, source, engine.augments, 2 + _DRY_STEPS
+            )
+            step = _Steps(engine, stage, iter(engine.dataset(make_dataset)))
+            step()
+            started = started or time.perf_counter() - start
+            step()
+            rates.append(stage.batch_size / _seconds_per_call(step))
+    evaluation = _evaluation_rate(config, data, engine)
+    seconds = notices.measured_seconds(config, plan, rates, evaluation, started)
+    shown = "; ".join(f"{rate:,.0f}" for rate in rates)
+    log(f"Training, measured: {shown} images/s by stage.")
+    log(f"Evaluation, measured: {evaluation:,.0f} images/s.")
+    memory = f"Peak memory so far: {peak_memory() / 2**30:.1f} GiB"
+    if not notices.lacks_accelerator():
+        memory += f", of the device {_device_memory() / 2**30:.1f} GiB"
+    log(f"{memory}.")
+    text = formatting.format_seconds(seconds)
+    log(f"Estimated time of the whole run: {text}.")
+    log("Nothing was written; without --dry_run the run begins.")
+    return seconds
+
+
+def _seconds_per_call(function: Callable[[], None]) -> float:
+    """Returns the mean time of a call, without the slowest one."""
+    seconds: list[float] = []
+    while len(seconds) < 3 or (
+        len(seconds) < _DRY_STEPS and sum(seconds) < _DRY_SECONDS
+    ):
+        seconds.append(_repeat(function, 1))
+    return statistics.mean(sorted(seconds)[:-1])
+
+
+def _evaluation_rate(config, data, engine) -> float:
+    """Returns images/s of the evaluation, its pipeline included."""
+    source = data[config.eval.val_split or config.eval.split]
+    batches = pipeline.evaluation_dataset(source, config).as_numpy_iterator()
+    engine.logits(next(batches)[0])
+    start, images = time.perf_counter(), 0
+    for batch, _ in itertools.islice(batches, _DRY_STEPS):
+        engine.logits(batch)
+        images += len(batch)
+    seconds = time.perf_counter() - start
+    return images / seconds if images else float("inf")
+
+
+def _device_memory() -> int:
+    if keras.config.backend() == "jax":
+        import jax
+
+        found = jax.devices()[0].memory_stats() or {}
+        return found.get("peak_bytes_in_use", 0)
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+
+
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     print(json.dumps(_answer(sys.argv[1], sys.argv[2:], sys.stdin.read())))

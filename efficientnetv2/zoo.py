@@ -206,7 +206,7 @@ def resolve_source(
         return published.fetch(name, str(source))
     path = pathlib.Path(source).expanduser()
     if checkpoints.folder(path).is_dir():
-        return checkpoints.find(path, None)
+        return checkpoints.find_checkpoint(path, None)
     near = nearest(str(source), published.NAMES)
     bare = os.sep not in str(source) and "." not in str(source)
     exists = path.exists() or pathlib.Path(f"{path}.index").exists()

@@ -1,8 +1,12 @@
 """Fixtures that several test files share."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import pathlib
+import subprocess
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -51,6 +55,59 @@ TINY = (
 )
 
 
+# --- Programs and errors ------------------------------------------------------
+
+
+def run_program(*arguments, module="efficientnetv2.main", **kwargs):
+    """Runs a program of the package to its end; keeps what it writes."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=600, **kwargs
+    )
+
+
+def start_program(*arguments, module="efficientnetv2.main", **kwargs):
+    """Starts a program of the package, whose stdout has its stderr, too."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **kwargs,
+    )
+
+
+def run_code(code, **kwargs):
+    """Runs code in a process of its own, which must succeed; its stdout."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, **kwargs
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@contextlib.contextmanager
+def raises(kind, *words):
+    """Expects an error whose message has all the words."""
+    with pytest.raises(kind) as error:
+        yield
+    for word in words:
+        assert str(word) in str(error.value), (word, str(error.value))
+
+
+def assert_same(arrays, expected, atol=0, leave=None):
+    """Compares arrays by name; `leave` is in the names of those left out."""
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        if leave is None or leave not in name:
+            np.testing.assert_allclose(
+                array, expected[name], rtol=0, atol=atol, err_msg=name
+            )
+
+
+# --- Data and runs ------------------------------------------------------------
+
+
 @pytest.fixture(scope="session")
 def reference() -> pathlib.Path:
     """The folder with numbers of the reference implementation."""
@@ -84,6 +141,36 @@ def make_source():
 def source():
     """The examples of `make_source`."""
     return make_source()
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory, source):
+    """A folder of the examples of `make_source`, the same in each split."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    return write_photos(folder, lambda _: source)
+
+
+def encode(image, form="JPEG", **options) -> bytes:
+    """Returns an image of Pillow as a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def write_photos(
+    folder, load, form="folder", images_per_class=None, **changes
+) -> str:
+    """Writes splits, which `load` returns by name; returns their --dataset.
+
+    `changes` are those to what the registry says of Fashion-MNIST.
+    """
+    from efficientnetv2.data import output, registry
+
+    info = registry.load_info("fashion_mnist")
+    changes = {"class_names": load("train").class_names, **changes}
+    info = dataclasses.replace(info, **changes)
+    args = info, load, pathlib.Path(folder), form, images_per_class
+    return str(output.write_dataset(*args))
 
 
 @pytest.fixture

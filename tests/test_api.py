@@ -1,6 +1,5 @@
 """The package as a Python user has it."""
 
-import subprocess
 import sys
 
 import keras
@@ -9,10 +8,11 @@ import pytest
 
 import efficientnetv2
 from efficientnetv2.errors import UserError
+from tests.conftest import run_code
 
 
 def test_the_import_waits_for_nothing():
-    program = """
+    run_code("""
 import sys
 import efficientnetv2
 assert {"build_model", "train"} <= set(dir(efficientnetv2))
@@ -21,8 +21,7 @@ config = efficientnetv2.load_config(
 assert config.train.epochs == 2
 slow = {"tensorflow", "keras", "numpy", "matplotlib", "PIL"} & set(sys.modules)
 assert not slow, slow
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
+""")
 
 
 def test_every_name_is_there():

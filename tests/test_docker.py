@@ -52,7 +52,7 @@ def given_flags() -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(("module", "words"), given_flags())
 def test_flags_exist(module, words):
-    command = by_mode if module == "main" else commands.load(module)
+    command = by_mode if module == "main" else commands.load_command(module)
     cli.parse(command, words)
     for word in words:
         assert not re.match(r"--(model_dir|model)=(?!runs(/|$))", word)

@@ -122,7 +122,7 @@ def command_of(words: list[str]) -> tuple[str, list[str]] | None:
 
 
 def module_of(name: str):
-    return run.by_mode if name == "main" else commands.load(name)
+    return run.by_mode if name == "main" else commands.load_command(name)
 
 
 def check(name: str, arguments: list[str]) -> None:
@@ -272,7 +272,7 @@ def test_commands_and_code_run(page, small):
 
 def all_flags() -> set[str]:
     found = {"help", "helpfull"}
-    for module in (run.by_mode, *map(commands.load, commands.NAMES)):
+    for module in (run.by_mode, *map(commands.load_command, commands.NAMES)):
         values = cli.own_flags(module)
         for name in values:
             found.add(name)

@@ -1,17 +1,16 @@
 """Before and after a run: its estimated cost, and what to type next."""
 
-import os
 import pathlib
 import shlex
-import subprocess
 import sys
 import types
 
 import numpy as np
 import pytest
 
-from efficientnetv2 import api, dry_run, formatting, notices, runs
+from efficientnetv2 import api, formatting, notices, runs, speed
 from efficientnetv2 import config as config_lib
+from tests.conftest import run_program
 
 
 @pytest.mark.slow
@@ -22,7 +21,7 @@ def test_a_dry_run_measures_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     lines = []
     config = tiny_config("train.epochs=1,train.stages=2")
-    seconds = dry_run.report(config, lines.append)
+    seconds = speed.dry_run(config, lines.append)
     text = "\n".join(lines)
     assert 0 < seconds < 600
     assert "10 classes, 200 images to train (train), 200 images" in text
@@ -36,15 +35,14 @@ def test_a_dry_run_measures_and_writes_nothing(
 
 
 def test_the_estimate_adds_up_the_run(tiny_config):
-    config = config_lib.load(
-        "fashion_mnist",
-        hparam_str="train.epochs=2,train.stages=2,eval.every_epochs=1",
-    )
+    text = "train.epochs=2,train.stages=2,eval.every_epochs=1"
+    config = config_lib.load("fashion_mnist", hparam_str=text)
     plan = config_lib.run_plan(config)
-    timing = dry_run.Timing([100.0, 50.0], 1000.0, 30.0, 0, None)
     # 429 steps of 128 images in each stage; 5,000 images twice, 10,000 once.
     expected = 30 + 429 * 128 / 100 + 429 * 128 / 50 + 20_000 / 1000
-    assert dry_run.estimate(config, plan, timing) == pytest.approx(expected)
+    assert notices.measured_seconds(
+        config, plan, [100.0, 50.0], 1000.0, 30.0
+    ) == pytest.approx(expected)
 
 
 def test_a_slow_choice_is_announced(monkeypatch):
@@ -74,20 +72,10 @@ def test_one_device_is_no_mirror(tiny_config):
     def described(**flags):
         config = tiny_config(flags=flags)
         strategy = types.SimpleNamespace(num_replicas_in_sync=1)
-        return strategies.describe(config, strategy, 1)
+        return strategies.describe_devices(config, strategy, 1)
 
     assert "changes nothing" in described(**{"runtime.strategy": "mirrored"})
     assert "changes nothing" not in described()
-
-
-def test_the_flag_of_the_command(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "efficientnetv2.main", "--mode=eval"]
-        + ["--dry_run", f"--model_dir={tmp_path}"],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 2 and "for training" in result.stderr
 
 
 def test_the_weakest_classes_come_first():
@@ -123,12 +111,7 @@ def test_a_run_ends_with_classes_and_commands(tiny_config, tmp_path):
     assert board[-1] == f"--logdir={folder}"
     # Ready to paste.
     at = prediction.index("predict")
-    result = subprocess.run(
-        [sys.executable, "-m", "efficientnetv2", *prediction[at:]],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )
+    result = run_program(*prediction[at:], module="efficientnetv2")
     assert result.returncode == 0, result.stderr
     assert "class " in result.stdout
 

@@ -78,15 +78,6 @@ def test_decoupled_decay_is_that_of_adamw(variables):
     assert values[5] > values[4]
 
 
-@pytest.mark.parametrize("name", ["nesterov", "adamw", "lion"])
-def test_further_optimizers_lower_a_loss(name):
-    optimizer = _optimizer(f"train.optimizer={name}")
-    variable = keras.Variable([3.0])
-    for _ in range(60):
-        optimizer.apply([2 * variable.value], [variable])
-    assert abs(float(variable.numpy()[0])) < 1.0
-
-
 def test_without_options_an_optimizer_is_plain():
     assert type(_optimizer("train.optimizer=rmsprop")) is optimizers.RMSProp
 

@@ -4,13 +4,11 @@ import multiprocessing
 import pathlib
 import random
 
-import numpy as np
 import pytest
 
 from efficientnetv2 import checkpoints
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import export, registry
-from tests.conftest import TINY
+from tests.conftest import TINY, assert_same
 
 pytestmark = pytest.mark.slow
 
@@ -56,11 +54,8 @@ def _result(model_dir: pathlib.Path):
     ]
 
 
-def test_twenty_kills_change_nothing(tmp_path, source, process):
-    info = registry.load_info("fashion_mnist")
-    dataset = str(tmp_path / "photos")
-    export.write(info, lambda _: source, pathlib.Path(dataset), "folder")
-    whole = process(dataset, str(tmp_path / "whole"))
+def test_twenty_kills_change_nothing(tmp_path, photos, process):
+    whole = process(photos, str(tmp_path / "whole"))
     whole.join()
     assert whole.exitcode == 0
     expected, evaluations = _result(tmp_path / "whole")
@@ -71,7 +66,7 @@ def test_twenty_kills_change_nothing(tmp_path, source, process):
         runs += 1
         finished = False
         while not finished:
-            child = process(dataset, str(model_dir))
+            child = process(photos, str(model_dir))
             if kills < KILLS:
                 child.join(chance.uniform(0, MOST_SECONDS))
             else:
@@ -84,6 +79,4 @@ def test_twenty_kills_change_nothing(tmp_path, source, process):
                 kills += 1
         arrays, again = _result(model_dir)
         assert again == evaluations
-        assert arrays.keys() == expected.keys()
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(array, expected[name], err_msg=name)
+        assert_same(arrays, expected)

@@ -14,9 +14,9 @@ LAYERS = (
     "models.structure checkpoints schema",
     "options",
     # What data there are: names, classes, fingerprints; reads no image.
-    "data.listing data.class_list data.folders data.fashion_mnist "
+    "data.listing data.folders data.fashion_mnist "
     "data.registry data.fingerprint",
-    "cli combinations",
+    "cli",
     "progressive",
     "config",
     # These two do not know each other.
@@ -27,7 +27,7 @@ LAYERS = (
     "evaluation recovery lr_finder notices",
     "serving train",
     "speed",
-    "study dry_run",
+    "study",
     "reports overview",
     "demo",
     "api",

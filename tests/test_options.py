@@ -25,6 +25,7 @@ PLAIN = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),
     _NAMES,
 )
+_LEAVES = PLAIN | st.lists(PLAIN, min_size=2, max_size=4)
 
 
 def _as_text(value):
@@ -44,11 +45,11 @@ def typed(value):
 
 
 def test_base_yaml_and_the_page_of_options_follow_from_the_schema():
-    for path, text in schema.files(SECTIONS).items():
+    for path, text in schema.written_files(SECTIONS).items():
         message = f"{path}: run `python -m efficientnetv2.options`"
         assert path.read_text() == text, message
     base = yaml.safe_load(pathlib.Path("hparams/base.yaml").read_text())
-    assert typed(base) == typed(config_lib._nest(config_lib.defaults()))
+    assert typed(base) == typed(schema.nest(config_lib.defaults()))
 
 
 def _apply(nested):
@@ -67,7 +68,7 @@ def _apply(nested):
 )
 def test_any_value_has_the_right_type_or_is_a_clear_error(key, value):
     try:
-        flat = _apply(config_lib._nest({key: value}))
+        flat = _apply(schema.nest({key: value}))
     except ConfigError as error:
         assert key in str(error)
     else:
@@ -77,21 +78,14 @@ def test_any_value_has_the_right_type_or_is_a_clear_error(key, value):
 @examples(60)
 @given(
     nested=st.dictionaries(
-        _NAMES,
-        st.dictionaries(
-            _NAMES,
-            PLAIN | st.lists(PLAIN, min_size=2, max_size=4),
-            min_size=1,
-            max_size=3,
-        ),
-        max_size=3,
+        _NAMES, st.dictionaries(_NAMES, _LEAVES, min_size=1, max_size=3)
     ),
     blank=st.sampled_from(["", " "]),
 )
 def test_any_pairs_parse_to_their_values(nested, blank):
     text = ",".join(
         f"{blank}{key}{blank}={blank}{_as_text(value)}{blank}"
-        for key, value in config_lib._flatten(nested).items()
+        for key, value in schema.flatten(nested).items()
     )
     assert typed(config_lib.parse_hparam_str(text)) == typed(nested)
 
@@ -134,7 +128,7 @@ def _valid(key):
 def test_valid_options_are_taken_and_come_back_from_yaml(options):
     text = ",".join(f"{key}={_as_text(v)}" for key, v in options.items())
     flat = _apply(config_lib.parse_hparam_str(text))
-    config = ml_collections.ConfigDict(config_lib._nest(flat))
+    config = ml_collections.ConfigDict(schema.nest(flat))
     again = _apply(yaml.safe_load(config_lib.to_yaml(config)))
     assert flat == {**config_lib.defaults(), **options}
     once = dict.fromkeys(ONE_TIME_OPTIONS, False)

@@ -119,15 +119,13 @@ def test_mistakes_are_told_without_tensorflow(
 def test_a_reader_that_ends_early(arguments):
     """As `| head` does."""
     program = """
-import sys
 from efficientnetv2 import cli
-def define_flags(values):
-    pass
-def run(given, words):
+@cli.command()
+def prints(given, words):
+    "Prints."
     for number in range(100000):
         print(number)
-__doc__ = "Prints."
-cli.start(sys.modules[__name__], "prints")
+cli.start(prints, "prints")
 """
     with subprocess.Popen(
         [sys.executable, "-c", program, *arguments],

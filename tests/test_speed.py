@@ -16,6 +16,7 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2.commands import study
 from efficientnetv2.errors import UserError
 from efficientnetv2.models import structure
+from tests.conftest import run_program
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 
@@ -85,17 +86,9 @@ def test_measurements_run_apart(tiny_config):
 
 
 def test_the_report_shows_what_was_measured():
-    stage = {
-        "image_size": 32,
-        "batch_size": 128,
-        "steps": 100,
-        "pipeline": 5000.0,
-        "step": 1280.0,
-        "both": 1000.0,
-        "waiting_share": 0.02,
-        "gflops": 21.0,
-        "peak_memory": 2**30,
-    }
+    stage = dict(image_size=32, batch_size=128, steps=100, peak_memory=2**30)
+    stage |= dict(pipeline=5000.0, step=1280.0, both=1000.0)
+    stage |= dict(waiting_share=0.02, gflops=21.0)
     # A third of the images at a third of the speed: as much time.
     stages = [stage, {**stage, "steps": 50, "both": 500, "waiting_share": 0.1}]
     latency = [
@@ -103,19 +96,11 @@ def test_the_report_shows_what_was_measured():
     ]
     share = speed.waiting_share(stages)
     assert share == pytest.approx(0.06)
+    machine = {"matmul_gflops": 84.0, "cpu_count": 2, "devices": ["CPU"]}
     text = study.format_speed(
-        {
-            "model_name": "efficientnetv2-b0",
-            "machine": {
-                "matmul_gflops": 84.0,
-                "cpu_count": 2,
-                "devices": ["CPU"],
-            },
-            "stages": stages,
-            "waiting_share": share,
-            "latency": latency,
-            "first_step_seconds": 9.87,
-        }
+        {"model_name": "efficientnetv2-b0", "machine": machine}
+        | {"stages": stages, "waiting_share": share, "latency": latency}
+        | {"first_step_seconds": 9.87}
     )
     table = text.splitlines()
     assert table[3].split()[:3] == ["stage", "image", "batch"]
@@ -145,17 +130,7 @@ def test_mistakes_end_with_a_message():
         (["--hparam_str=train.stage=3"], "train.stages"),
         (["x"], "'x'"),
     ):
-        result = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "efficientnetv2",
-                "benchmark",
-                *arguments,
-            ],
-            capture_output=True,
-            text=True,
-        )
+        result = run_program("benchmark", *arguments, module="efficientnetv2")
         assert result.returncode in (1, 2)
         assert word in result.stderr and "Traceback" not in result.stderr
 
@@ -193,14 +168,8 @@ def test_scripts_run_alternately_and_medians_count(driver):
     assert slow["median"] == 50 and slow["ratio"] == 4.0
     assert slow["reaches"] is False
     assert none["skipped"] == "There is no peer."
-    text = driver.markdown(
-        {
-            "command": "python benchmarks/run.py",
-            "machine": {"cores": 2},
-            "repeats": 3,
-            "comparisons": [result],
-        }
-    )
+    head = {"command": "python benchmarks/run.py", "machine": {"cores": 2}}
+    text = driver.markdown({**head, "repeats": 3, "comparisons": [result]})
     assert "| ours (peer 1.0) | 200 | 300, 100, 200 |  |  |" in text
     assert "| 4.00 | at least 4.5: no |" in text
     assert "There is no peer." in text and "python slow 2" in text
@@ -252,29 +221,27 @@ def test_every_subject_is_compared_and_answers_are_read(driver, monkeypatch):
 
 @pytest.mark.slow
 def test_one_command_renews_the_results(tmp_path):
-    """A peer that is not installed is skipped with its reason."""
     out = tmp_path / "benchmarks"
     subprocess.run(
         [
             *(sys.executable, "benchmarks/run.py", f"--out={out}"),
-            *("--only=randaugment", "--repeats=1", "--seconds=0.01"),
+            *("--only=jpeg", "--repeats=1", "--seconds=0.01"),
         ],
         check=True,
         capture_output=True,
         cwd=FOLDER.parent,
     )
     content = json.loads(out.with_suffix(".json").read_text())
-    assert len(content["comparisons"]) == 3
-    for comparison in content["comparisons"]:
-        ours, keras = comparison["rows"]
-        assert ours["median"] > 0 and keras["ratio"] > 0
+    [comparison] = content["comparisons"]
+    crop, whole = comparison["rows"]
+    assert crop["median"] > 0 and whole["ratio"] > 0
     text = out.with_suffix(".md").read_text()
-    assert "## RandAugment, 2 layers, magnitude 10, 224 px" in text
-    assert "python benchmarks/ours.py randaugment --size=32" in text
+    assert "## Photographs of 500 x 375 in JPEG to 224 px" in text
+    assert "python benchmarks/ours.py jpeg --size=224 --on_device" in text
 
 
 def test_the_inference_of_a_finished_run(folder_run, tmp_path):
-    command = commands.load("benchmark")
+    command = commands.load_command("benchmark")
     shutil.copytree(folder_run, tmp_path / "run")
     arguments = [f"--model_dir={tmp_path / 'run'}", "--inference_batch_size=4"]
     command.run(*cli.parse(command, arguments))

@@ -15,8 +15,7 @@ import numpy as np
 import pyte
 import pytest
 
-from efficientnetv2.data import export, registry
-from tests.conftest import TINY
+from tests.conftest import TINY, write_photos
 
 pytestmark = pytest.mark.slow
 
@@ -80,13 +79,12 @@ def lines_of(written: bytes) -> list[str]:
 def written(tmp_path_factory, source):
     """What a small run writes into a terminal, from data to export."""
     folder = tmp_path_factory.mktemp("terminal")
-    info = registry.load_info("fashion_mnist")
     # No image is in two splits.
     splits = {
         split: dataclasses.replace(source, images=source.images + np.uint8(k))
         for k, split in enumerate(("train", "minival", "eval"))
     }
-    export.write(info, splits.get, folder / "photos", "folder")
+    write_photos(folder / "photos", splits.get)
     return run_in_terminal(
         [
             *(sys.executable, "-m", "efficientnetv2.main"),

@@ -1,6 +1,7 @@
 """The commands that list: datasets, models and runs."""
 
 import csv
+import functools
 import os
 import pathlib
 import sys
@@ -24,9 +25,8 @@ from efficientnetv2.errors import UserError
 from efficientnetv2.models import structure
 from efficientnetv2.overview import RunEntry
 
-# Classes whose images are counted in a line.
+# Classes in a line.
 _MOST_SHOWN = 12
-ACTIONS = ("preview", "export", "check")
 _HEAD = ("run", "dataset", "model", "top-1", "of", "minutes", "state")
 
 
@@ -65,27 +65,20 @@ def data(given: flags.FlagValues, words: Sequence[str]) -> int | None:
     exit status is then 1.
     """
     action, *more = words or [None]
-    if action is not None and action not in ACTIONS:
+    actions = {"preview": _preview, "export": _export, "check": _check}
+    if action is not None and action not in actions:
         raise UserError(
             f"Unknown action {action!r}."
-            + declarative.suggest(action, list(ACTIONS))
+            + declarative.suggest(action, list(actions))
             + " A dataset is named by --dataset."
         )
     cli.no_words(more)
     folder = registry.data_dir(given.data_dir)
     if action and not given.dataset:
         raise UserError("--dataset is missing, such as fashion_mnist.")
-    if action == "preview":
-        _preview(given)
-    elif action == "export":
-        _export(given, folder)
-    elif action == "check":
-        return _check(given, folder)
-    elif given.dataset:
-        _dataset(given.dataset, folder)
-    else:
-        _datasets(folder)
-    return None
+    if action:
+        return actions[action](given, folder)
+    return _dataset(given.dataset, folder) if given.dataset else _list(folder)
 
 
 def _place(
@@ -102,19 +95,15 @@ def _place(
     return " or ".join(map(str, places))
 
 
-def _datasets(folder: pathlib.Path) -> None:
+def _list(folder: pathlib.Path) -> None:
     lines = [("dataset", "source", "classes", "train", "eval", "here")]
     for name in declarative.names("datasets"):
         info = registry.load_info(name)
+        parts = (info.splits[split] for split in ("train", "eval"))
+        counts = (f"{part.num_images:,}" for part in parts)
+        here = registry.state(info, folder)
         lines.append(
-            (
-                name,
-                info.source,
-                f"{info.num_classes:,}",
-                f"{info.splits['train'].num_images:,}",
-                f"{info.splits['eval'].num_images:,}",
-                registry.state(info, folder),
-            )
+            (name, info.source, f"{info.num_classes:,}", *counts, here)
         )
     print(formatting.align_table(lines, left=[0, 1, 5]))
     print(f"\nSearched {folder}\n--dataset=NAME shows the details of one.")
@@ -122,8 +111,9 @@ def _datasets(folder: pathlib.Path) -> None:
 
 def _dataset(name: str, folder: pathlib.Path) -> None:
     info = registry.load_info(name)
-    names = ", ".join(info.class_names[:12])
-    more = info.num_classes - 12
+    names = ", ".join(info.class_names[:_MOST_SHOWN])
+    more = info.num_classes - _MOST_SHOWN
+    names += f" and {more:,} more" if more > 0 else ""
     rows = [
         ("classes", f"{info.num_classes:,}: {names}"),
         ("source", " ".join(filter(None, (info.source, info.tfds_name)))),
@@ -133,8 +123,6 @@ def _dataset(name: str, folder: pathlib.Path) -> None:
         ("citation", info.citation),
         ("how to get", info.how_to_get),
     ]
-    if more > 0:
-        rows[0] = (rows[0][0], f"{rows[0][1]} and {more:,} more")
     for split, content in info.splits.items():
         where = content.tfds_split or content.part or content.files or ""
         shards = [n for n in content.shards if n is not None]
@@ -142,7 +130,7 @@ def _dataset(name: str, folder: pathlib.Path) -> None:
         if shards:
             text += f", shards {list(content.shards)}"
         if info.source in registry.LISTED:
-            text += _by_class(registry.listing(info.folder).counts(split))
+            text += _by_class(registry.list_images(info.folder).counts(split))
         rows.append((split, text.rstrip()))
     rows += [("note", note) for note in registry.notes(info)]
     for label, text in rows:
@@ -161,12 +149,12 @@ def _by_class(counts: dict[str, int]) -> str:
     )
 
 
-def _preview(given: flags.FlagValues) -> None:
+def _preview(given: flags.FlagValues, _) -> None:
     config = load_config(given)
     with backend.importing_tensorflow():
-        from efficientnetv2.data import preview
-    folder = pathlib.Path(given.output_dir or preview.FOLDER)
-    for path in preview.write(config, folder, given.images):
+        from efficientnetv2.data import output
+    folder = pathlib.Path(given.output_dir or output.PREVIEW)
+    for path in output.write_preview(config, folder, given.images):
         print(path)
 
 
@@ -175,22 +163,19 @@ def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
         raise UserError("--output_dir is missing, such as photos.")
     info = registry.load_info(given.dataset)
     with backend.importing_tensorflow():
-        from efficientnetv2.data import export, loading
-    path = export.write(
+        from efficientnetv2.data import loading, output
+    path = output.write_dataset(
         info,
-        lambda split: loading.load_from(info, split, folder),
+        functools.partial(loading.load_from, info, folder=folder),
         pathlib.Path(given.output_dir),
         given.format,
         given.images_per_class,
     )
     written = registry.load_info(str(path))
-    counts = {
-        split: written.splits[split].num_images
-        for split in ("train", "minival", "eval")
-        if split in written.splits
-    }
-    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    print(f"{sum(counts.values()):,} images ({parts}) in {given.output_dir}")
+    splits = [s for s in ("train", "minival", "eval") if s in written.splits]
+    counts = [written.splits[split].num_images for split in splits]
+    parts = ", ".join(map("{} {:,}".format, splits, counts))
+    print(f"{sum(counts):,} images ({parts}) in {given.output_dir}")
     name = pathlib.Path(given.output_dir).name
     print(
         f"Train on them: {formatting.program()} train --dataset={path} "
@@ -202,10 +187,8 @@ def _check(given: flags.FlagValues, folder: pathlib.Path) -> int:
     info = registry.load_info(given.dataset)
     with backend.importing_tensorflow():
         from efficientnetv2.data import faults, loading
-    wrong = faults.check(
-        info, lambda split: loading.load_from(info, split, folder)
-    )
-    return 1 if wrong else 0
+    load = functools.partial(loading.load_from, info, folder=folder)
+    return 1 if faults.check_dataset(info, load) else 0
 
 
 @cli.command(
@@ -236,10 +219,7 @@ def models(given: flags.FlagValues, words: Sequence[str]) -> None:
     Top-1 is on ImageNet, as the authors publish it with their weights.
     """
     cli.no_words(words)
-    if given.model_name:
-        _model(given)
-    else:
-        _models(given)
+    return _model(given) if given.model_name else _models(given)
 
 
 def _load_model(name: str, given: flags.FlagValues) -> tuple[dict, int]:
@@ -277,33 +257,18 @@ def _model(given: flags.FlagValues) -> None:
 
 
 def _models(given: flags.FlagValues) -> None:
-    lines = [
-        (
-            "model",
-            "image size",
-            "blocks",
-            "parameters",
-            "multiply-adds",
-            "ImageNet top-1",
-            "with more data",
-        )
-    ]
+    head = "model,image size,blocks,parameters,multiply-adds"
+    lines = [(*head.split(","), "ImageNet top-1", "with more data")]
     for name in declarative.names("models"):
         model, size = _load_model(name, given)
         sums = structure.count_model(model, size)
         top1 = catalog.describe_model(name).top1
         further = [value for key, value in top1.items() if key != "imagenet"]
-        lines.append(
-            (
-                name,
-                str(size),
-                str(sums.layers - 3),
-                formatting.format_count(sums.trainable),
-                formatting.format_count(sums.multiply_adds),
-                _percent(top1.get("imagenet")),
-                _percent(max(further, default=None)),
-            )
+        counts = map(
+            formatting.format_count, (sums.trainable, sums.multiply_adds)
         )
+        best = map(_percent, (top1.get("imagenet"), max(further, default=None)))
+        lines.append((name, str(size), str(sums.layers - 3), *counts, *best))
     print(formatting.align_table(lines, left=[0]))
     print(
         "\nTop-1 as published with the weights.\n"
@@ -348,23 +313,14 @@ def runs(given: flags.FlagValues, words: Sequence[str]) -> None:
 
 def _row(run: RunEntry, name: str, as_csv: bool) -> tuple[str, ...]:
     """Returns what `_HEAD` names; numbers are rounded for people."""
-    top1, minutes = run.top1, run.minutes
-    if as_csv:
-        numbers = ("" if n is None else str(n) for n in (top1, minutes))
-        top1, minutes = numbers
-        return (
-            *(name, run.dataset, run.model),
-            *(top1, run.split, minutes, run.state),
-        )
-    return (
-        name,
-        run.dataset,
-        run.model,
-        "-" if top1 is None else f"{top1:.2%}",
-        run.split or "-",
-        "-" if minutes is None else f"{minutes:.1f}",
-        run.state,
+    forms = ("{}", "{}") if as_csv else ("{:.2%}", "{:.1f}")
+    none = "" if as_csv else "-"
+    top1, minutes = (
+        none if value is None else form.format(value)
+        for form, value in zip(forms, (run.top1, run.minutes), strict=True)
     )
+    names = (name, run.dataset, run.model)
+    return (*names, top1, run.split or none, minutes, run.state)
 
 
 def _compare(

@@ -13,7 +13,7 @@ from absl import flags
 
 from efficientnetv2 import backend, cli, files, progress
 from efficientnetv2.cli import Flag
-from efficientnetv2.data import folders
+from efficientnetv2.data import listing
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.serving import formats
 
@@ -164,7 +164,8 @@ def _predict(
             classifier.class_names,
             loading.averaging(classifier.classify, given.tta),
         )
-    write = _writer(given)
+    write = _write_json if given.json else _write_text
+    write = _csv_writer() if given.csv else write
     done = []
     found = prediction.predict_stream(
         averaged,
@@ -195,7 +196,7 @@ def _write_files(given, classifier, path: str, best, is_sure: bool) -> None:
     from efficientnetv2.serving import inspection
 
     if given.sort_to:
-        name = folders.folder_name(best.name) if is_sure else UNSURE
+        name = listing.folder_name(best.name) if is_sure else UNSURE
         folder = pathlib.Path(given.sort_to) / name
         shutil.copy(path, inspection.free_place(folder, path))
     if given.annotate_to:
@@ -221,10 +222,7 @@ def _write_features(path: str, classifier, paths, batch_size: int) -> None:
     )
 
 
-def _writer(given: flags.FlagValues) -> Callable:
-    if given.json:
-        return _write_json
-    return _csv_writer() if given.csv else _write_text
+_FIELDS = ("label", "name", "probability")
 
 
 def _write_text(path, predictions) -> None:
@@ -236,26 +234,18 @@ def _write_text(path, predictions) -> None:
 
 
 def _write_json(path, predictions) -> None:
-    classes = [
-        {
-            "label": each.label,
-            "name": each.name,
-            "probability": each.probability,
-        }
-        for each in predictions
-    ]
+    classes = [{k: getattr(each, k) for k in _FIELDS} for each in predictions]
     print(json.dumps({"file": path, "predictions": classes}))
 
 
 def _csv_writer() -> Callable:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("file", "rank", "label", "name", "probability"))
+    writer.writerow(("file", "rank", *_FIELDS))
 
     def write(path, predictions):
         for rank, each in enumerate(predictions, 1):
-            writer.writerow(
-                (path, rank, each.label, each.name, each.probability)
-            )
+            values = (getattr(each, k) for k in _FIELDS)
+            writer.writerow((path, rank, *values))
 
     return write
 

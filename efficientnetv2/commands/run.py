@@ -68,30 +68,21 @@ def load_config(
     Raises:
         ConfigError: see `config.load`.
     """
-    arguments = {
-        name: cli.value_of(given, name)
-        for name in ("dataset", "model_name", "recipe")
-    }
+    names = ("dataset", "model_name", "recipe")
+    arguments = {name: cli.value_of(given, name) for name in names}
     text = cli.value_of(given, "hparam_str") or ""
     arguments |= {"hparam_str": text, "saved": saved}
     found = cli.overrides(given)
     size = cli.value_of(given, "image_size")
     if size is not None:
-        found |= _image_size(size, config_lib.load(**arguments), text)
+        found |= {"eval.isize": size, "train.isize": size}
+        by_hand = config_lib.parse_hparam_str(text).get("data", {})
+        if "ibase" not in by_hand:
+            before = config_lib.load(**arguments)
+            last = progressive.resolve_image_size(before)
+            scaled = round(before.data.ibase * size / last)
+            found["data.ibase"] = max(MIN_IMAGE_SIZE, scaled)
     return config_lib.load(**arguments, flags=found)
-
-
-def _image_size(
-    size: int, config: ml_collections.ConfigDict, hparam_str: str
-) -> dict[str, Any]:
-    """Returns the options that --image_size sets."""
-    found: dict[str, Any] = {"eval.isize": size, "train.isize": size}
-    by_hand = config_lib.parse_hparam_str(hparam_str).get("data", {})
-    if "ibase" not in by_hand:
-        before = progressive.resolve_image_size(config)
-        scaled = round(config.data.ibase * size / before)
-        found["data.ibase"] = max(MIN_IMAGE_SIZE, scaled)
-    return found
 
 
 def config_of_run(
@@ -144,10 +135,6 @@ def train(given: flags.FlagValues, words: Sequence[str]) -> None:
     Rerun the command to resume.
     """  # noqa: E501
     cli.no_words(words)
-    _train(given)
-
-
-def _train(given: flags.FlagValues) -> None:
     if not given.dry_run and not given.model_dir:
         raise UserError(_NO_MODEL_DIR)
     config = load_config(given)
@@ -155,8 +142,8 @@ def _train(given: flags.FlagValues) -> None:
         _execute(config, given, given.mode)
         return
     with backend.importing_tensorflow(given.backend):
-        from efficientnetv2 import dry_run
-    dry_run.report(config)
+        from efficientnetv2 import speed
+    speed.dry_run(config)
 
 
 @cli.command(
@@ -236,6 +223,7 @@ def export(given: flags.FlagValues, words: Sequence[str]) -> None:
     """
     _take_model_dir(given, words)
     formats.check_formats(given.formats or formats.DEFAULT)
+    _backend_for(given, "export")
     _execute(config_of_run(given), given, "export")
 
 
@@ -261,11 +249,9 @@ def find_lr(given: flags.FlagValues, words: Sequence[str]) -> None:
     result = lr_finder.find_learning_rate(config, given.steps)
     lr_finder.draw_range_test(result, given.output)
     text = f"The loss falls fastest at --lr={result.suggestion:.2g}"
-    if len(result.losses) < given.steps:
-        text += (
-            f", and diverged after {len(result.losses):,} of {given.steps:,} "
-            "steps"
-        )
+    done = len(result.losses)
+    if done < given.steps:
+        text += f", and diverged after {done:,} of {given.steps:,} steps"
     print(f"{text}. Plot: {given.output}")
 
 
@@ -294,25 +280,14 @@ def by_mode(given: flags.FlagValues, words: Sequence[str]) -> None:
     cli.no_words(words)
     if given.dry_run and given.mode not in TRAINING_MODES:
         raise UserError("--dry_run is for training.")
-    if given.weights:
-        if given.mode != "eval":
-            raise UserError("--weights is for --mode=eval.")
-        _evaluate_weights(given)
-        return
-    if not given.model_dir and not given.dry_run:
-        raise UserError(_NO_MODEL_DIR)
-    if given.mode == "export":
-        formats.check_formats(given.formats or formats.DEFAULT)
-        _backend_for(given, given.mode)
-    elif given.formats is not None:
+    if given.weights and given.mode != "eval":
+        raise UserError("--weights is for --mode=eval.")
+    if given.formats is not None and given.mode != "export":
         raise UserError(
             "--formats is for --mode=export; training ends with a SavedModel."
         )
-    if given.mode in TRAINING_MODES:
-        _train(given)
-    else:
-        config = config_of_run(given, given.mode == "eval")
-        _execute(config, given, given.mode)
+    command = {"eval": evaluate, "report": report, "export": export}
+    command.get(given.mode, train).run(given, words)
 
 
 def _backend_for(given: flags.FlagValues, mode: str) -> str | None:

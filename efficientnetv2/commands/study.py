@@ -135,13 +135,13 @@ def benchmark(given: flags.FlagValues, words: Sequence[str]) -> None:
         result = evaluation.measure_inference(
             config_of_run(given), given.model_dir, given.inference_batch_size
         )
-        files.write_json(
-            pathlib.Path(given.model_dir) / speed.INFERENCE, result
+        path = pathlib.Path(given.model_dir) / speed.INFERENCE
+        files.write_json(path, result)
+        text = (
+            "{images_per_second:,.0f} images/s in batches of {batch_size} at "
+            "{image_size} pixels"
         )
-        print(
-            f"{result['images_per_second']:,.0f} images/s in batches of "
-            f"{result['batch_size']} at {result['image_size']} pixels"
-        )
+        print(text.format(**result))
     else:
         config = load_config(given)
         result = speed.measure(config, given.steps, given.calls)
@@ -160,36 +160,25 @@ def format_speed(result: Mapping) -> str:
             *("of peak", "memory MiB"),
         )
     ]
+    form = (
+        "{image_size} {batch_size} {pipeline:,.0f} {step:,.0f} {both:,.0f} "
+        "{waiting_share:.1%} {gflops:.1f} {of_peak:.0%} {memory:,.0f}"
+    )
     for number, stage in enumerate(result["stages"], 1):
-        rows.append(
-            (
-                str(number),
-                str(stage["image_size"]),
-                str(stage["batch_size"]),
-                *(f"{stage[key]:,.0f}" for key in ("pipeline", "step", "both")),
-                f"{stage['waiting_share']:.1%}",
-                f"{stage['gflops']:.1f}",
-                f"{stage['gflops'] / peak:.0%}",
-                f"{stage['peak_memory'] / 2**20:,.0f}",
-            )
-        )
+        stage = {**stage, "of_peak": stage["gflops"] / peak}
+        stage["memory"] = stage["peak_memory"] / 2**20
+        rows.append((str(number), *form.format(**stage).split()))
     calls = [("inference", "batch size", "p50 ms", "p90 ms", "p99 ms")]
     for each in result["latency"]:
-        times = (f"{each[key]:.2f}" for key in ("p50", "p90", "p99"))
-        calls.append((each["form"], str(each["batch_size"]), *times))
-    return "\n".join(
-        (
-            f"{result['model_name']}, {result['machine']['cpu_count']} CPU "
-            f"cores, devices {', '.join(result['machine']['devices'])}",
-            f"Matrix products of float32: {peak:.0f} GFLOP/s",
-            "",
-            formatting.align_table(rows),
-            "",
-            f"A whole run waits for data {result['waiting_share']:.1%} of its "
-            "time.\nThe first step ends "
-            f"{result['first_step_seconds']:.1f} s after the start of the "
-            "program.",
-            "",
-            formatting.align_table(calls, left=[0]),
-        )
+        times = "{p50:.2f} {p90:.2f} {p99:.2f}".format(**each)
+        calls.append((each["form"], str(each["batch_size"]), *times.split()))
+    machine, seconds = result["machine"], result["first_step_seconds"]
+    return (
+        f"{result['model_name']}, {machine['cpu_count']} CPU cores, devices "
+        f"{', '.join(machine['devices'])}\n"
+        f"Matrix products of float32: {peak:.0f} GFLOP/s\n\n"
+        f"{formatting.align_table(rows)}\n\n"
+        f"A whole run waits for data {result['waiting_share']:.1%} of its "
+        f"time.\nThe first step ends {seconds:.1f} s after the start of the "
+        f"program.\n\n{formatting.align_table(calls, left=[0])}"
     )

@@ -3,4 +3,4 @@
 from efficientnetv2 import cli, commands
 
 if __name__ == "__main__":
-    cli.start(commands.load("data"), "python -m efficientnetv2.data")
+    cli.start(commands.load_command("data"), "python -m efficientnetv2.data")

@@ -39,7 +39,7 @@ BELOW_HALF = np.nextafter(np.float32(0.5), np.float32(0.0))
 # Pixels from which on an accelerator augments.
 _SMALLEST = 96
 
-# What `apply` takes besides images.
+# What `apply_layers` takes besides images.
 _LAYERS = ("operation", "argument", "centre", "sources")
 
 # Of autocontrast, by the distance of the darkest and the brightest value. A
@@ -231,8 +231,8 @@ def _layer(images, operation, argument, centre, sources):
     return results
 
 
-def apply(images, operation, argument, centre, sources):
-    """Applies the layers of a policy, as `policies.apply` does on the host.
+def apply_layers(images, operation, argument, centre, sources):
+    """Applies the layers of a policy, as `policies.apply_layers` on the host.
 
     Args:
       images: uint8 [batch, height, width, 3], sides at least 3.
@@ -267,7 +267,7 @@ def blend(
         images, others: floating point [batch, size, size, channels].
         labels, other_labels: float32 [batch, classes].
         line: int32 [size], from 0.
-        image_part, box, label_part: see `mixing.parameters`.
+        image_part, box, label_part: see `mixing.draw_parts`.
         ops: a module with `cast` and `where`: TensorFlow or `keras.ops`.
 
     Returns:
@@ -311,7 +311,7 @@ def finish(batch: Mapping, mode: str) -> tuple:
     Args:
       batch: 'images', uint8 [batch, size, size, 1 or 3], or float32, already
         normalized; 'labels', float32 [batch, classes]; and, as far as the run
-        has them, what `apply` and `blend` take.
+        has them, what `apply_layers` and `blend` take.
       mode: of normalization, one of `normalizations.MODES`.
 
     Returns:
@@ -326,7 +326,7 @@ def finish(batch: Mapping, mode: str) -> tuple:
         layers = {key: batch.pop(key) for key in _LAYERS if key in batch}
         images = ops.cast(images, "float32")
         if layers:
-            images = apply(images, **layers)
+            images = apply_layers(images, **layers)
         images = normalizations.normalize(images, mode)
     if "partner" in batch:
         partner = batch.pop("partner")

@@ -66,7 +66,7 @@ _APT = (
 ).split()
 
 
-def load(
+def load_part(
     data_dir: pathlib.Path, part: str, log: Callable[[str], object] = print
 ) -> tuple["np.ndarray", "np.ndarray"]:
     """Returns all images and labels of a part, read once per process.

@@ -3,7 +3,7 @@
 A pipeline reads and decodes in TensorFlow's graph, whose errors name an
 operation and no file: which example it was is looked for only afterwards, by
 `named`. `before_training` reads the first bytes of every file, which takes
-seconds for a hundred thousand; `check` decodes everything.
+seconds for a hundred thousand; `check_dataset` decodes everything.
 """
 
 import concurrent.futures
@@ -88,7 +88,7 @@ def named(*read_from: Source):
         yield
     except READ_ERRORS as error:
         for source in read_from:
-            for fault in every(source):
+            for fault in find_faults(source):
                 raise DataError(fault) from error
         raise
 
@@ -277,7 +277,7 @@ def _shapes(source: Source) -> Iterator[tuple[int, int]]:
 # --- Everything -------------------------------------------------------------
 
 
-def check(
+def check_dataset(
     info: DatasetInfo,
     load: Callable[[str], Source],
     log: Callable[[str], None] = progress.say,
@@ -297,7 +297,7 @@ def check(
         source = load(split)
         count += len(source)
         with progress.bar(f"Reading {split}", len(source)) as bar:
-            for fault in every(source, bar.update):
+            for fault in find_faults(source, bar.update):
                 log(fault)
                 wrong += 1
         if isinstance(source, EncodedSource):
@@ -324,45 +324,52 @@ def _dark(source: EncodedSource) -> Iterator[str]:
                 )
 
 
-def every(
+def find_faults(
     source: Source, advance: Callable[[int], object] = lambda _: None
 ) -> Iterator[str]:
     """Yields what is wrong with each bad example, in order.
 
-    Reads and decodes every example, several in parallel.
-
-    Args:
-        advance: called with a number of examples when they are done.
+    Reads and decodes every example, several in parallel, and calls `advance`
+    with a number of examples when they are done.
     """
     if isinstance(source, ArraySource):
         advance(len(source))
-        return
+    elif isinstance(source, StreamSource):
+        yield from _in_shards(source, advance)
+    else:
+        for index, reason in enumerate(reasons_of_items(source)):
+            advance(1)
+            if reason:
+                yield (
+                    f"{source.describe(index)} cannot be read: {reason}. "
+                    "Repair or remove it."
+                )
+
+
+def reasons_of_items(source: EncodedSource) -> Iterator[str | None]:
+    """Yields why each example cannot be read, in order; None if it can be."""
+
+    def reason_of(item):
+        try:
+            data = tf.io.read_file(item) if source.in_files else item
+            return fault_of_image(tf.constant(data))
+        except READ_ERRORS as error:
+            return _reason(error)
+
     with concurrent.futures.ThreadPoolExecutor(_DECODERS) as pool:
-        if isinstance(source, StreamSource):
-            yield from _in_shards(source, pool, advance)
-            return
-        fault_of = functools.partial(fault_of_item, source)
         # Whoever wants one fault alone need not wait for the others.
         for first in range(0, len(source), _AT_ONCE):
-            part = source.items[first : first + _AT_ONCE]
-            for index, reason in enumerate(pool.map(fault_of, part), first):
-                advance(1)
-                if reason:
-                    yield (
-                        f"{source.describe(index)} cannot be read: {reason}. "
-                        "Repair or remove it."
-                    )
+            yield from pool.map(reason_of, source.items[first:][:_AT_ONCE])
 
 
-def _in_shards(source, pool, advance) -> Iterator[str]:
-    total = 0
-    for first in range(0, len(source.shards), _DECODERS):
-        part = source.shards[first : first + _DECODERS]
-        for count, faults in pool.map(
-            lambda shard: _in_shard(source, shard, advance), part
-        ):
-            total += count
-            yield from faults
+def _in_shards(source, advance) -> Iterator[str]:
+    total, look = 0, functools.partial(_in_shard, source, advance)
+    with concurrent.futures.ThreadPoolExecutor(_DECODERS) as pool:
+        for first in range(0, len(source.shards), _DECODERS):
+            part = source.shards[first : first + _DECODERS]
+            for count, faults in pool.map(look, part):
+                total += count
+                yield from faults
     if total < source.num_images:
         yield (
             f"The shards hold {total:,} examples, fewer than the "
@@ -371,9 +378,7 @@ def _in_shards(source, pool, advance) -> Iterator[str]:
         )
 
 
-def _in_shard(
-    source: StreamSource, shard: sources.Shard, advance
-) -> tuple[int, list[str]]:
+def _in_shard(source, advance, shard) -> tuple[int, list[str]]:
     """Returns the number of a shard's records, and what is wrong."""
     number, faults = shard.skip, []
     records = iter(sources.records(shard))
@@ -411,15 +416,6 @@ def _decode():
         input_signature=[tf.TensorSpec([], tf.string)],
         autograph=False,
     )
-
-
-def fault_of_item(source: EncodedSource, item: bytes | str) -> str | None:
-    """Returns why an item of a source cannot be read, None if it can be."""
-    try:
-        data = tf.io.read_file(item) if source.in_files else item
-        return fault_of_image(tf.constant(data))
-    except READ_ERRORS as error:
-        return _reason(error)
 
 
 def fault_of_image(data: tf.Tensor) -> str | None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import ml_collections
 
-from efficientnetv2.data import class_list, fashion_mnist, registry
+from efficientnetv2.data import fashion_mnist, listing, registry
 from efficientnetv2.data.registry import DatasetInfo, Split
 from efficientnetv2.errors import DataError, UserError
 
@@ -34,7 +34,7 @@ class ChangedDataError(UserError):
     """Data other than the run's."""
 
 
-def take(
+def take_fingerprint(
     info: DatasetInfo,
     folder: str | None = None,
     images_per_class: int | None = None,
@@ -93,7 +93,7 @@ def take(
 
 
 def _images(info: DatasetInfo, splits: Iterable[str]) -> Files:
-    index = registry.listing(info.folder)
+    index = registry.list_images(info.folder)
     files: Files = {}
     try:
         for split in splits:
@@ -145,7 +145,7 @@ def _to_csv(files: Files) -> str:
     return buffer.getvalue()
 
 
-def read(model_dir: str | os.PathLike) -> dict | None:
+def read_fingerprint(model_dir: str | os.PathLike) -> dict | None:
     """Returns the fingerprint stored with a run, or None.
 
     Raises:
@@ -184,17 +184,17 @@ def class_names(model_dir: str | os.PathLike) -> list[str] | None:
         ChangedDataError: if class_names.txt was edited; shows both lists.
     """
     model_dir = pathlib.Path(model_dir)
-    path = model_dir / class_list.FILE
+    path = model_dir / listing.NAMES_FILE
     try:
-        names = class_list.read(path) if path.is_file() else None
+        names = listing.read_names(path) if path.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         raise ChangedDataError(f"Cannot read {path}: {error}.") from None
-    content = read(model_dir)
+    content = read_fingerprint(model_dir)
     if content is None:
         return names
     known = content["class_names"]
     if names is not None and names != known:
-        lists = class_list.both(known, names, FILE, class_list.FILE)
+        lists = listing.compare_names(known, names, FILE, listing.NAMES_FILE)
         raise ChangedDataError(
             f"{path} was edited: its names are not the run's.\n{lists}\n"
             f"Restore those of {FILE}, or remove {path}."
@@ -221,7 +221,7 @@ def free_options(
     fingerprint, by which it knows its data. `saved` is the file's content.
     """
     names = [saved.get("data", {}).get("ds_name"), config.data.ds_name]
-    known = read(model_dir) is not None
+    known = read_fingerprint(model_dir) is not None
     same = registry.normalized(str(names[0])) == names[1]
     local = not any(registry.is_registered(str(name)) for name in names)
     return ["data.ds_name"] if same or (local and known) else []
@@ -229,7 +229,7 @@ def free_options(
 
 def remember(model_dir: str | os.PathLike, name: str) -> None:
     """Lets a run be used without its dataset, see `registry.remember`."""
-    content = read(model_dir)
+    content = read_fingerprint(model_dir)
     if content is None:
         return
     images = {k: part["images"] for k, part in content["splits"].items()}
@@ -269,8 +269,10 @@ def claim(
     """
     info = registry.load_info(config.data.ds_name)
     _check_names(info, model_dir)
-    new, files = take(info, config.data.data_dir, config.data.images_per_class)
-    old = read(model_dir) if begun else None
+    new, files = take_fingerprint(
+        info, config.data.data_dir, config.data.images_per_class
+    )
+    old = read_fingerprint(model_dir) if begun else None
     if old is None and begun and info.source in registry.LISTED:
         log(
             f"{model_dir} was started by a version that kept no fingerprint of "
@@ -289,7 +291,7 @@ def claim(
             )
         log(f"Continuing although {info.name} has changed:\n{changes}")
     return {
-        class_list.FILE: class_list.to_text(info.class_names),
+        listing.NAMES_FILE: listing.names_to_text(info.class_names),
         FILE: json.dumps(new, indent=1, ensure_ascii=False) + "\n",
         **({FILES: _to_csv(files)} if files else {}),
     }
@@ -300,11 +302,13 @@ def _check_names(info: DatasetInfo, model_dir: pathlib.Path) -> None:
     if names is None or names == info.class_names:
         return
     # A run of an earlier version may have them in another normal form.
-    if list(map(class_list.normal_form, names)) == info.class_names:
+    if list(map(listing.normal_form, names)) == info.class_names:
         return
     same = sorted(names) == sorted(info.class_names)
     what = "another class order" if same else "other class names"
-    lists = class_list.both(names, info.class_names, str(model_dir), info.name)
+    lists = listing.compare_names(
+        names, info.class_names, str(model_dir), info.name
+    )
     raise ChangedDataError(
         f"{info.name} has {what} than {model_dir}:\n{lists}\nUse the names "
         "and the order of the run, or name another --model_dir."
@@ -320,13 +324,15 @@ def say_changes(
 
     Nothing is said about other data, nor where the run has no fingerprint.
     """
-    old = read(model_dir)
+    old = read_fingerprint(model_dir)
     if old is None or old["dataset"] != config.data.ds_name:
         return
     info = registry.load_info(config.data.ds_name)
     if info.source == registry.ABSENT:
         return
-    new, files = take(info, config.data.data_dir, config.data.images_per_class)
+    new, files = take_fingerprint(
+        info, config.data.data_dir, config.data.images_per_class
+    )
     changes = _changes(old, new, model_dir, files)
     if changes:
         log(
@@ -350,10 +356,10 @@ def check_is_of_run(
     name = registry.normalized(name)
     if name == registry.normalized(str(of_run)):
         return
-    old = read(model_dir)
+    old = read_fingerprint(model_dir)
     if old is not None:
         info = registry.load_info(name)
-        new, _ = take(info, None, old.get("images_per_class"))
+        new, _ = take_fingerprint(info, None, old.get("images_per_class"))
         # Wherever they lie.
         if new | {"dataset": None} == old | {"dataset": None}:
             return
@@ -423,14 +429,12 @@ def _changes_of_files(before: Files, now: Files) -> list[str]:
 def _changes_of_counts(old: Mapping, new: Mapping) -> list[str]:
     lines = []
     for split in sorted(old.keys() | new.keys()):
-        one, other = old.get(split, {}), new.get(split, {})
-        if one != other:
-            of = [
-                f" {each['of']}" if "of" in each else ""
-                for each in (one, other)
-            ]
+        pair = old.get(split, {}), new.get(split, {})
+        then, now = (f" {each['of']}" if "of" in each else "" for each in pair)
+        one, other = (each.get("images", 0) for each in pair)
+        if pair[0] != pair[1]:
             lines.append(
-                f"{split}: {one.get('images', 0):,} images{of[0]} then, "
-                f"{other.get('images', 0):,}{of[1]} now, not all the same"
+                f"{split}: {one:,} images{then} then, {other:,}{now} now, not "
+                "all the same"
             )
     return lines

@@ -17,7 +17,7 @@ import pathlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
-from efficientnetv2.data import class_list
+from efficientnetv2.data import listing
 from efficientnetv2.data.listing import (
     Listing,
     divide,
@@ -26,7 +26,7 @@ from efficientnetv2.data.listing import (
     some,
     split_of,
 )
-from efficientnetv2.errors import DataError, nearest
+from efficientnetv2.errors import DataError, did_you_mean
 
 # Every usual suffix of the formats that `preprocessing.decode` reads.
 SUFFIXES = (
@@ -128,11 +128,7 @@ def _read(path: str, above: frozenset = frozenset()) -> _Tree:
 
 
 def images_below(folder: str | os.PathLike) -> list[str]:
-    """Returns the images of a folder and all its sub-folders, in no order.
-
-    Raises:
-        DataError: if a folder cannot be read.
-    """
+    """Returns the images of a folder and all its sub-folders, in no order."""
     tree = _read(os.fspath(folder))
     return [os.path.join(tree.path, name) for name in tree.files("images")]
 
@@ -142,15 +138,11 @@ def images_below(folder: str | os.PathLike) -> list[str]:
 
 @functools.lru_cache(maxsize=8)
 def scan(root: pathlib.Path) -> Listing:
-    """Lists the images of a folder; opens none of them.
-
-    An absolute path is listed once until `registry.forget` is called.
+    """Lists the images of a folder once, until `registry.forget`; opens none.
 
     Raises:
-        DataError: if the folder is missing, holds no class folders, a class
-            or split has no images, two classes have one name but for case,
-            spaces and encoding, class_names.txt names other classes, or it is
-            not clear what are classes and what are splits.
+        DataError: if it is not clear what are classes and what are splits, or
+            they are not as they must be.
     """
     if not root.is_dir():
         raise DataError(
@@ -158,7 +150,7 @@ def scan(root: pathlib.Path) -> Listing:
             "sub-folder per class, or the name of a dataset."
         )
     tree = _read(str(root))
-    names_file = root / class_list.FILE
+    names_file = root / listing.NAMES_FILE
     declared = _declared(names_file) if names_file.exists() else None
     parts, unused = _parts(tree, declared)
     notes = []
@@ -176,20 +168,16 @@ def scan(root: pathlib.Path) -> Listing:
         _check_declared(names_file, declared, found)
     class_names = found if declared is None else declared
     labels = {
-        class_list.folder_name(name): k for k, name in enumerate(class_names)
+        listing.folder_name(name): k for k, name in enumerate(class_names)
     }
-    entries = {
-        split: sorted(
-            (
-                labels[name],
-                f"{name}/{normal_form(file)}",
-                f"{folder.path}/{file}",
-            )
-            for name, folder in classes.items()
-            for file in folder.files("images")
-        )
-        for split, classes in listed.items()
-    }
+    entries = {split: [] for split in listed}
+    for split, classes in listed.items():
+        for name, folder in classes.items():
+            for file in folder.files("images"):
+                own = f"{name}/{normal_form(file)}"
+                path = f"{folder.path}/{file}"
+                entries[split].append((labels[name], own, path))
+        entries[split].sort()
     notes += _notes_on_files(tree, parts, listed, unused)
     return divide(entries, str(root), class_names, notes)
 
@@ -202,7 +190,7 @@ def _parts(
     If the class folders lie in the folder itself, it is the split 'train'.
     """
     folders = tree.folders
-    named = {class_list.folder_name(name) for name in declared or ()}
+    named = {listing.folder_name(name) for name in declared or ()}
     if named and named == {folder.name for folder in folders}:
         return {"train": tree}, []
     alike: dict[str, list[_Tree]] = {}
@@ -260,7 +248,7 @@ def _parts(
 def _if_classes(tree: _Tree) -> str:
     return (
         "If these are classes, write their names into "
-        f"{tree.path}/{class_list.FILE}, one per line."
+        f"{tree.path}/{listing.NAMES_FILE}, one per line."
     )
 
 
@@ -334,11 +322,9 @@ def _check_classes(parts, listed, found: list[str]) -> None:
     """Refuses classes that only some split has, and a single class."""
     for split, classes in listed.items():
         for unknown in sorted(classes.keys() - set(found))[:1]:
-            near = nearest(unknown, found)
-            hint = f" Did you mean {near!r}?" if near else ""
             raise DataError(
                 f"{parts[split].path} has the class {unknown!r}, which "
-                f"{parts['train'].path} lacks.{hint}"
+                f"{parts['train'].path} lacks.{did_you_mean(unknown, found)}"
             )
     if len(found) < 2:
         raise DataError(
@@ -349,7 +335,7 @@ def _check_classes(parts, listed, found: list[str]) -> None:
 
 def _declared(path: pathlib.Path) -> list[str]:
     try:
-        return [normal_form(name) for name in class_list.read(path)]
+        return [normal_form(name) for name in listing.read_names(path)]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {path}: {error}.") from None
 
@@ -358,7 +344,7 @@ def _check_declared(
     path: pathlib.Path, names: list[str], found: list[str]
 ) -> None:
     """Checks that each name matches exactly one folder found."""
-    named = sorted(map(class_list.folder_name, names))
+    named = sorted(map(listing.folder_name, names))
     if named != sorted(found):
         wrong = sorted(set(named) ^ set(found)) or [
             name for name in found if named.count(name) > 1
@@ -375,7 +361,7 @@ def _notes_on_files(tree, parts, listed, unused) -> list[str]:
     left_out = [
         name
         for name in tree.files("others")
-        if os.path.basename(name) != class_list.FILE
+        if os.path.basename(name) != listing.NAMES_FILE
     ]
     stray = [
         f"{each.name}/{n}" for each in unused for n in each.files("images")

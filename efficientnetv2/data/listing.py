@@ -1,4 +1,6 @@
-"""Images that are listed by file: in folders, or in a CSV file.
+"""Images that are listed by file, in folders or in a CSV file; their classes.
+
+A CSV file:
 
     file,label,split
     scans/1.jpg,cat,train
@@ -10,7 +12,8 @@ an image may have several, joined by '|': 'cat|indoors'. Without the column
 of their paths, as for folders.
 
 Classes are numbered in the order of their names; if all are whole numbers, in
-the order of these.
+the order of these. class_names.txt has one name per line, in the order of the
+labels. A folder of images may have one; a run and a SavedModel leave one.
 """
 
 import csv
@@ -21,10 +24,15 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from efficientnetv2.errors import DataError
+from efficientnetv2.declarative import declarative_dir
+from efficientnetv2.errors import DataError, did_you_mean
 
+NAMES_FILE = "class_names.txt"
+_SYNSET = re.compile(r"n\d{8}")
+# Lists of classes up to this length are shown whole.
+_MOST_CLASSES = 24
 _CSV = (".csv", ".tsv")
 _ALIASES = {
     "train": "train training trn",
@@ -167,16 +175,8 @@ def divide(
     parts: dict[str, list] = {split: [] for split in ("train", *lacking)}
     for entry in entries["train"]:
         place = share(entry[1])
-        parts[
-            next(
-                (
-                    k
-                    for k, (low, high) in lacking.items()
-                    if low <= place < high
-                ),
-                "train",
-            )
-        ].append(entry)
+        chosen = (k for k, (low, end) in lacking.items() if low <= place < end)
+        parts[next(chosen, "train")].append(entry)
     total = len(entries["train"])
     entries |= parts
     remedy = (
@@ -218,14 +218,10 @@ def divide(
 
 @functools.lru_cache(maxsize=8)
 def scan_csv(path: pathlib.Path) -> Listing:
-    """Reads a list of images; opens none of them.
-
-    A list is read once until `registry.forget` is called.
+    """Reads a list of images once, until `registry.forget`; opens none.
 
     Raises:
-        DataError: if the file cannot be read or has no such columns, a row
-            has no file, label or known split, a file is listed twice or is
-            not there, or a split has no images. The message names the row.
+        DataError: names the row that is wrong.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -257,7 +253,7 @@ def scan_csv(path: pathlib.Path) -> Listing:
         if not cells["file"]:
             raise DataError(f"{where}: no file.")
         place = os.path.normpath(path.parent / cells["file"])
-        if "\\" in place and not os.path.isfile(place):
+        if not os.path.isfile(place):
             # As Windows writes them.
             place = os.path.normpath(place.replace("\\", "/"))
         # The same wherever the list and its images lie.
@@ -373,3 +369,90 @@ def _is_joined(name: str, names: list[str]) -> bool:
     return bool(re.search("[,;/]", name)) or (
         len(words) > 1 and set(words) < set(names)
     )
+
+
+# --- Names of classes ---------------------------------------------------------
+
+
+def names_to_text(names: Iterable[str]) -> str:
+    """Returns the content of the file."""
+    return "".join(f"{name}\n" for name in names)
+
+
+def read_names(path: str | os.PathLike) -> list[str]:
+    """Returns the names of a file; OSError, UnicodeDecodeError as Python."""
+    text = pathlib.Path(path).read_text(encoding="utf-8-sig")
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def read_names_in_words(path: str | os.PathLike) -> dict[str, str]:
+    """Returns the classes of a file with a name and, after a tab, words.
+
+    Lines that begin with # are for people; a name without words stands for
+    itself. For errors see `read_names`.
+    """
+    rows = [line.split("\t") for line in read_names(path) if line[:1] != "#"]
+    return {name: (words or [name])[0] for name, *words in rows}
+
+
+@functools.cache
+def _imagenet() -> dict[str, str]:
+    return read_names_in_words(
+        declarative_dir("datasets") / "imagenet_classes.txt"
+    )
+
+
+def in_words(names: Sequence[str]) -> list[str]:
+    """Returns 'tiger cat' for 'n02123159'; any other name stays."""
+    if not any(_SYNSET.fullmatch(name) for name in names):
+        return list(names)
+    return [_imagenet().get(name, name) for name in names]
+
+
+def folder_name(class_name: str) -> str:
+    """Returns a class name as a folder name: 'T-shirt-top'."""
+    return normal_form(class_name).replace("/", "-").lstrip(".")
+
+
+def match_names(found: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """Returns where each of some names stands in a list of names.
+
+    Args:
+        found: names of classes, or of their folders.
+        wanted: known names; each of `found` must be one of them.
+
+    Raises:
+        DataError: shows both lists, and names what is not in `wanted`.
+    """
+    by_name: dict[str, list[int]] = {}
+    for place, name in enumerate(wanted):
+        for key in {name, folder_name(name)}:
+            by_name.setdefault(key, []).append(place)
+    order = []
+    for name in found:
+        known = by_name.get(name) or by_name.get(folder_name(name), [])
+        if len(known) != 1:
+            hint = "" if known else did_you_mean(name, wanted)
+            what = "has several classes" if known else "does not know the class"
+            raise DataError(
+                f"The model {what} {name!r}.{hint}\n"
+                f"{compare_names(wanted, found, 'the model', 'the data')}"
+            )
+        order.append(known[0])
+    return order
+
+
+def compare_names(
+    one: Sequence[str], other: Sequence[str], one_is: str, other_is: str
+) -> str:
+    """Returns two lists of names for an error; of long ones what differs."""
+    lines = []
+    for label, names, others in ((one_is, one, other), (other_is, other, one)):
+        few = len(names) <= _MOST_CLASSES
+        shown = [
+            f"{k} {name!r}"
+            for k, name in enumerate(names)
+            if few or [name] != list(others[k : k + 1])
+        ][:_MOST_CLASSES] + ["..."] * (not few)
+        lines.append(f"  {label}: {len(names):,} classes: {', '.join(shown)}")
+    return "\n".join(lines)

@@ -1,12 +1,9 @@
 """Finds a split of a dataset, and prepares the dataset if needed."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import http.client
-import os
 import pathlib
 import re
 import threading
@@ -52,11 +49,7 @@ def parse_slice(text: str) -> tuple[str, slice]:
 
 
 class LeftOut:
-    """Counts images that cannot be decoded and are left out.
-
-    Args:
-        log: prints one line.
-    """
+    """Counts images that cannot be decoded and are left out."""
 
     def __init__(self, log: Callable[[str], None]):
         self.log = log
@@ -75,15 +68,9 @@ class LeftOut:
             return source
         if isinstance(source, StreamSource):
             return dataclasses.replace(source, is_good=self._is_good)
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            fault_of = functools.partial(faults.fault_of_item, source)
-            found = list(pool.map(fault_of, source.items))
-        good = [k for k, fault in enumerate(found) if not fault]
-        bad = [
-            f"{source.describe(k)}: {fault}"
-            for k, fault in enumerate(found)
-            if fault
-        ]
+        found = list(enumerate(faults.reasons_of_items(source)))
+        good = [k for k, reason in found if not reason]
+        bad = [f"{source.describe(k)}: {why}" for k, why in found if why]
         if not good:
             raise DataError(
                 f"No image of {name} can be decoded; the first is {bad[0]}."
@@ -170,7 +157,7 @@ def load_from(
         return open_shards(info, expected, folder)
     if info.source == "idx":
         part, rows = parse_slice(expected.part)
-        images, labels = fashion_mnist.load(folder, part, log)
+        images, labels = fashion_mnist.load_part(folder, part, log)
         source = ArraySource(images[rows], labels[rows], info.class_names)
         log(f"{info.name}: {len(source):,} images ({split})")
         advice = "Correct its YAML file."
@@ -192,7 +179,7 @@ def load_from(
 def _load_listed(
     info: DatasetInfo, split: str, log: Callable[[str], None]
 ) -> EncodedSource:
-    index = registry.listing(info.folder)
+    index = registry.list_images(info.folder)
     part = index.splits[split]
     place = formatting.relative_path(info.folder)
     log(f"{registry.title(info.name)}: {len(part):,} images ({split}), {place}")

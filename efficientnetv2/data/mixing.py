@@ -75,7 +75,7 @@ def _cutmix_boxes(size, uniforms: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
     return tf.clip_by_value(tf.stack([centre - half, centre + half]), 0, size)
 
 
-def parameters(
+def draw_parts(
     size,
     seed: tf.Tensor,
     mixup_alpha,
@@ -135,15 +135,15 @@ def parameters(
     }
 
 
-def apply(
+def mix(
     images: tf.Tensor, labels: tf.Tensor, partner: tf.Tensor, **parts: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mixes a batch by its `parameters`.
+    """Mixes a batch by its `draw_parts`.
 
     Args:
         images: float32, float16 or bfloat16 [batch, size, size, channels].
         labels: float32 [batch, classes].
-        partner, **parts: see `parameters`.
+        partner, **parts: see `draw_parts`.
 
     Returns:
         Mixed images and labels of the same shapes and types.

@@ -135,17 +135,11 @@ class _Schedule:
         self.stage_of_steps = tf.constant(plan.stage_of_steps)
         stages = plan.stages
         self.sizes = tf.constant([s.image_size for s in stages], tf.int32)
-        self.magnitudes = tf.constant(
-            [s.randaugment_magnitude for s in stages], tf.float64
-        )
-        self.alphas = tf.constant(
-            [[stage.mixup_alpha, stage.cutmix_alpha] for stage in stages],
-            tf.float32,
-        )
+        magnitudes = [stage.randaugment_magnitude for stage in stages]
+        self.magnitudes = tf.constant(magnitudes, tf.float64)
+        alphas = [[stage.mixup_alpha, stage.cutmix_alpha] for stage in stages]
+        self.alphas = tf.constant(alphas, tf.float32)
         self.mixes = any(s.mixup_alpha or s.cutmix_alpha for s in stages)
-
-    def stage(self, step) -> tf.Tensor:
-        return self.stage_of_steps[step]
 
     def examples(self, step) -> tf.Tensor:
         """Returns the examples of a step: int64 [rows]."""
@@ -167,7 +161,7 @@ class _Schedule:
         """Crops, resizes and flips; returns images and unused draws."""
         height, width = tf.unstack(tf.shape(images)[1:3])
         boxes, flip, uniforms = _boxes(self.config, uniforms, height, width)
-        size, antialias = self.sizes[self.stage(step)], self.antialias
+        size, antialias = self.sizes[self.stage_of_steps[step]], self.antialias
         images = preprocessing.crop_resize_flip(
             images, boxes, flip, size, antialias
         )
@@ -181,12 +175,15 @@ class _Schedule:
             return self.crop(image[tf.newaxis], uniforms, step)
 
         def decode_part():
-            size, antialias = self.sizes[self.stage(step)], self.antialias
-            turned = decoding.orientation(encoded, decoding.JPEG)
-            height, width = tf.unstack(
-                preprocessing.upright_shape(encoded, turned)
+            size, antialias = (
+                self.sizes[self.stage_of_steps[step]],
+                self.antialias,
             )
-            boxes, flip, unused = _boxes(self.config, uniforms, height, width)
+            turned = decoding.orientation(encoded, decoding.JPEG)
+            shape = preprocessing.upright_shape(encoded, turned)
+            boxes, flip, unused = _boxes(
+                self.config, uniforms, *tf.unstack(shape)
+            )
             image, box = preprocessing.decode_part(
                 encoded, boxes[0], size, antialias, turned
             )
@@ -219,7 +216,7 @@ class _Schedule:
         Returns:
             Images and labels, or what `device.finish` makes them from.
         """
-        config, stage = self.config, self.stage(step)
+        config, stage = self.config, self.stage_of_steps[step]
         batch, classes = len(self.rows), config.model.num_classes
         size = self.sizes[stage]
         labels = to_vectors(labels, classes)
@@ -236,15 +233,13 @@ class _Schedule:
                 chosen=uniforms[:, 0] < config.data.aug_prob,
             )
         else:
-            images = preprocessing.normalize(
-                preprocessing.to_rgb(images), self.mode
-            )
+            images = preprocessing.to_rgb(images)
+            images = preprocessing.normalize(images, self.mode)
         if self.policy == "cutout":
-            images = mixing.random_cutout(
-                images, uniforms, self.seed(_NOISE, step)
-            )
+            noise = self.seed(_NOISE, step)
+            images = mixing.random_cutout(images, uniforms, noise)
         if self.mixes:
-            mixing_parts = mixing.parameters(
+            mixing_parts = mixing.draw_parts(
                 size,
                 self.seed(_MIX, step),
                 *tf.unstack(self.alphas[stage]),
@@ -256,13 +251,13 @@ class _Schedule:
             images.set_shape([batch, None, None, images.shape[-1]])
             parts = {"images": images, "labels": labels, **mixing_parts}
             if layers:
-                parts |= policies.parameters(layers, size, size)
+                parts |= policies.layer_arrays(layers, size, size)
             return parts
         if self.policy in policies.POLICIES:
-            images = policies.apply(preprocessing.to_rgb(images), layers)
+            images = policies.apply_layers(preprocessing.to_rgb(images), layers)
             images = preprocessing.normalize(images, self.mode)
         if mixing_parts:
-            images, labels = mixing.apply(images, labels, **mixing_parts)
+            images, labels = mixing.mix(images, labels, **mixing_parts)
         images.set_shape([batch, None, None, 3])
         labels.set_shape([batch, classes])
         return images, labels
@@ -440,7 +435,6 @@ def evaluation_dataset(
         dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(batch)
         dataset = in_parallel(dataset, preprocess)
     else:
-        dataset = in_parallel(sources.encoded_examples(source), decode).batch(
-            batch
-        )
+        dataset = in_parallel(sources.encoded_examples(source), decode)
+        dataset = dataset.batch(batch)
     return dataset.prefetch(tf.data.AUTOTUNE)

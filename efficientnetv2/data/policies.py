@@ -73,6 +73,14 @@ _FUNCTIONS = {
     "Cutout": ops.cutout,
     "SolarizeAdd": ops.solarize_add,
 }
+# At full strength, where the argument is a whole number.
+_WHOLE = {"Posterize": 4.0, "Solarize": 256.0, "SolarizeAdd": 110.0}
+# What full strength adds to the least argument, and that.
+_STRENGTHS = {
+    "Rotate": (30.0, 0.0),
+    **dict.fromkeys("Color Contrast Brightness Sharpness".split(), (1.8, 0.1)),
+    **dict.fromkeys(("ShearX", "ShearY"), (0.3, 0.0)),
+}
 _SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 # Of an operation in a layer: which one or whether, its sign, and the centre
 # (y, x) of its cutout.
@@ -92,8 +100,8 @@ def level_to_arg(
         magnitude: number or scalar tensor, at least 0; 10 is full strength,
             and more is allowed. Both are computed in double precision; where
             an integer hangs on more than seven digits, pass float64.
-        cutout_const: half the side of the cutout at magnitude 10, pixels.
-        translate_const: the translation at magnitude 10, pixels.
+        cutout_const, translate_const: half the side of the cutout and the
+            translation at magnitude 10, pixels.
 
     Returns:
         None for an operation without argument; int (int32) for Posterize
@@ -106,21 +114,9 @@ def level_to_arg(
     """
     if name in ("AutoContrast", "Equalize", "Invert"):
         return None
-    blend, shear, shift = (1.8, 0.1), (0.3, 0.0), (float(translate_const), 0.0)
-    strengths = {
-        "Rotate": (30.0, 0.0),
-        **dict.fromkeys(
-            ("Color", "Contrast", "Brightness", "Sharpness"), blend
-        ),
-        **dict.fromkeys(("ShearX", "ShearY"), shear),
-        **dict.fromkeys(("TranslateX", "TranslateY"), shift),
-    }
-    whole = {
-        "Posterize": 4.0,
-        "Solarize": 256.0,
-        "SolarizeAdd": 110.0,
-        "Cutout": float(cutout_const),
-    }
+    shift = (float(translate_const), 0.0)
+    strengths = _STRENGTHS | {"TranslateX": shift, "TranslateY": shift}
+    whole = _WHOLE | {"Cutout": float(cutout_const)}
     is_tensor = tf.is_tensor(magnitude)
     level = tf.cast(magnitude, tf.float64) if is_tensor else magnitude
     level = level / _MAX_LEVEL
@@ -175,14 +171,9 @@ def _where(condition: tf.Tensor, on: Layer, off: Layer) -> Layer:
 
 
 def _rand_augment(uniforms, magnitude, num_layers, *constants) -> list[Layer]:
+    levels = [level_to_arg(n, magnitude, *constants) for n in RAND_AUGMENT_OPS]
     arguments = tf.stack(
-        [
-            tf.cast(0.0 if argument is None else argument, tf.float32)
-            for argument in (
-                level_to_arg(name, magnitude, *constants)
-                for name in RAND_AUGMENT_OPS
-            )
-        ]
+        [tf.cast(0.0 if v is None else v, tf.float32) for v in levels]
     )
     layers = []
     for draws in tf.split(uniforms, num_layers, axis=1) if num_layers else ():
@@ -218,18 +209,11 @@ def _auto_augment(uniforms, sub_policies: Sequence) -> list[Layer]:
 
 
 def draws(policy: str | Sequence, num_layers: int = 2) -> int:
-    """Returns how many uniforms an image needs, see `layers`.
-
-    Raises:
-        ValueError: if the policy's name is unknown.
-    """
+    """Returns how many uniforms an image needs, see `layers`."""
     if not isinstance(policy, str):
         return 1 + max(map(len, policy)) * _DRAWS
-    counts = dict(
-        randaug=num_layers * _DRAWS,
-        autoaug=1 + 2 * _DRAWS,
-        ra_aa=1 + max(num_layers * _DRAWS, 1 + 2 * _DRAWS),
-    )
+    rand, auto = num_layers * _DRAWS, 1 + 2 * _DRAWS
+    counts = {"randaug": rand, "autoaug": auto, "ra_aa": 1 + max(rand, auto)}
     if policy not in counts:
         raise ValueError(
             f"Unknown augmentation {policy!r}; known: {', '.join(POLICIES)}."
@@ -279,13 +263,9 @@ def layers(
     shared = uniforms[:, 1:] if policy == "ra_aa" else uniforms
     rand, auto = [], []
     if policy in ("randaug", "ra_aa"):
-        rand = _rand_augment(
-            shared[:, : draws("randaug", num_layers)],
-            magnitude,
-            num_layers,
-            cutout_const,
-            translate_const,
-        )
+        own = shared[:, : draws("randaug", num_layers)]
+        constants = (cutout_const, translate_const)
+        rand = _rand_augment(own, magnitude, num_layers, *constants)
     if policy != "randaug":
         is_named = isinstance(policy, str)
         auto = _auto_augment(shared, AUTO_AUGMENT if is_named else policy)
@@ -332,8 +312,10 @@ def _sources(layer: Layer, height, width) -> tf.Tensor:
     return results
 
 
-def parameters(layers: Sequence[Layer], height, width) -> dict[str, tf.Tensor]:
-    """Returns what `device.apply` takes besides images of that size.
+def layer_arrays(
+    layers: Sequence[Layer], height, width
+) -> dict[str, tf.Tensor]:
+    """Returns what `device.apply_layers` takes besides images of that size.
 
     Args:
         layers: at least one.
@@ -365,8 +347,8 @@ def _apply(images: tf.Tensor, layer: Layer) -> tf.Tensor:
 
 
 @tf.autograph.experimental.do_not_convert
-def apply(images: tf.Tensor, layers: Sequence[Layer]) -> tf.Tensor:
-    """Applies layers to a batch; `device.apply` does it on an accelerator.
+def apply_layers(images: tf.Tensor, layers: Sequence[Layer]) -> tf.Tensor:
+    """Applies layers to a batch; on an accelerator: `device.apply_layers`.
 
     Raises:
         ValueError: if `images` have another dtype or rank.
@@ -386,5 +368,5 @@ def apply(images: tf.Tensor, layers: Sequence[Layer]) -> tf.Tensor:
 def distort(
     images: tf.Tensor, uniforms: tf.Tensor, policy: str | Sequence, *args
 ) -> tf.Tensor:
-    """Augments a batch by a policy, see `layers` and `apply`."""
-    return apply(images, layers(uniforms, policy, *args))
+    """Augments a batch by a policy, see `layers` and `apply_layers`."""
+    return apply_layers(images, layers(uniforms, policy, *args))

@@ -13,8 +13,14 @@ from typing import Any, Literal
 import ml_collections
 
 from efficientnetv2 import schema
-from efficientnetv2.data import class_list, fashion_mnist, folders
-from efficientnetv2.data.listing import Listing, is_csv, scan_csv
+from efficientnetv2.data import fashion_mnist, folders
+from efficientnetv2.data.listing import (
+    NAMES_FILE,
+    Listing,
+    is_csv,
+    read_names_in_words,
+    scan_csv,
+)
 from efficientnetv2.declarative import (
     ConfigError,
     declarative_dir,
@@ -188,11 +194,11 @@ def state(info: DatasetInfo, folder: pathlib.Path) -> str:
             for path in place.glob(split.files)
         }
         return f"{len(found)} shards" if found else "-"
-    here = info.source in LISTED
-    if info.source == "idx":
-        here = fashion_mnist.is_here(folder)
-    if info.source == "tfds":
-        here = bool(tfds_versions(info, folder))
+    here = (
+        info.source in LISTED
+        or (info.source == "idx" and fashion_mnist.is_here(folder))
+        or (info.source == "tfds" and tfds_versions(info, folder))
+    )
     return "here" if here else "-"
 
 
@@ -243,7 +249,7 @@ def forget() -> None:
     scan_csv.cache_clear()
 
 
-def listing(path: str | os.PathLike) -> Listing:
+def list_images(path: str | os.PathLike) -> Listing:
     """Returns the images of a folder or of a CSV file.
 
     Raises:
@@ -256,7 +262,7 @@ def listing(path: str | os.PathLike) -> Listing:
 def notes(info: DatasetInfo) -> list[str]:
     """Returns what the user may not expect of a dataset, one per line."""
     if info.source in LISTED:
-        return listing(info.folder).notes
+        return list_images(info.folder).notes
     if is_registered(info.name) and pathlib.Path(info.name).is_dir():
         return [
             f"--dataset={info.name} is the registered dataset, not the folder "
@@ -297,7 +303,7 @@ def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
         class_names = _read_class_names(name, class_names, where)
     if classes is None:
         classes = len(class_names or [])
-    known = schema.describe(DatasetInfo)["num_classes"]
+    known = schema.list_options(DatasetInfo)["num_classes"]
     classes = known.convert(classes, where)
     if class_names is None:
         class_names = list(range(classes))
@@ -308,7 +314,7 @@ def parse_info(name: str, content: Mapping[str, Any]) -> DatasetInfo:
         )
     values["num_classes"] = classes
     values["class_names"] = [str(each) for each in class_names]
-    values = schema.read(DatasetInfo, values, where, leave=("name",))
+    values = schema.check_values(DatasetInfo, values, where, leave=("name",))
     source = values["source"]
     if source == "tfds" and not values.get("tfds_name"):
         raise ConfigError(f"{where}: source tfds needs 'tfds_name: NAME'.")
@@ -328,7 +334,7 @@ def _read_class_names(name: str, file: str, where: str) -> list[str]:
     if name.endswith(_YAML):
         folder = pathlib.Path(name).parent
     try:
-        return list(class_list.read_table(folder / file))
+        return list(read_names_in_words(folder / file))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{where}: class_names: cannot read {folder / file}: {error}."
@@ -336,7 +342,7 @@ def _read_class_names(name: str, file: str, where: str) -> list[str]:
 
 
 def _parse_split(content: Any, source: str, where: str) -> Split:
-    values = schema.read(Split, content, where)
+    values = schema.check_values(Split, content, where)
     if not values.get(_NEEDED[source]):
         raise ConfigError(f"{where} needs '{_NEEDED[source]}: ...'.")
     return Split(**values | {"shards": tuple(values.get("shards", [None] * 2))})
@@ -353,10 +359,12 @@ def _parse_listed(name: str, values: dict, where: str) -> DatasetInfo:
         if key in values:
             raise ConfigError(
                 f"{where}: {key} does not apply to source {source}, whose "
-                f"folder determines it; {class_list.FILE} in the folder sets "
+                f"folder determines it; {NAMES_FILE} in the folder sets "
                 "the order of the classes."
             )
-    values = schema.read(DatasetInfo, values, where, ("name", *of_folder))
+    values = schema.check_values(
+        DatasetInfo, values, where, ("name", *of_folder)
+    )
     base = pathlib.Path(name).parent if name.endswith(_YAML) else "."
     path = folders.expand(pathlib.Path(base, values["folder"]))
     if is_csv(path) != (source == "csv"):
@@ -366,7 +374,7 @@ def _parse_listed(name: str, values: dict, where: str) -> DatasetInfo:
 
 
 def _listed_info(name: str, path: pathlib.Path) -> DatasetInfo:
-    index = listing(path)
+    index = list_images(path)
     return DatasetInfo(
         name=name,
         source="csv" if is_csv(path) else "folder",

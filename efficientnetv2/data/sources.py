@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2.data import class_list, decoding
+from efficientnetv2.data import decoding, listing
 from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import DataError
 
@@ -197,7 +197,7 @@ def in_order_of(source: Source, class_names: Sequence[str]) -> Source:
     class_names = list(class_names)
     if list(source.class_names) == class_names:
         return source
-    order = class_list.places(source.class_names, class_names)
+    order = listing.match_names(source.class_names, class_names)
     classes = len(class_names)
 
     def reorder(labels):
@@ -319,10 +319,9 @@ def class_weights(
                 f"such as train.class_weights={names[0]}:2."
             )
         labels = np.asarray(source.labels)
+        counts = labels.sum(axis=0)
         if labels.ndim == 1:
             counts = np.bincount(labels, minlength=len(names))
-        else:
-            counts = labels.sum(axis=0)
         weights = len(labels) / (len(names) * np.maximum(counts, 1))
         return weights.astype(np.float32)
     for entry in option:
@@ -333,12 +332,11 @@ def class_weights(
                 f"'CLASS:NUMBER' of a class.{suggest(name or text, names)}"
             )
         try:
-            weight = float(text)
+            weights[names.index(name)] = weight = float(text)
         except ValueError:
             weight = 0.0
         if not 0.0 < weight < np.inf:
             raise DataError(
                 f"train.class_weights: {entry!r} has no positive number."
             )
-        weights[names.index(name)] = weight
     return weights

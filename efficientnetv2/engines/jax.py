@@ -19,15 +19,15 @@ import keras
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from efficientnetv2 import progressive
+from efficientnetv2 import engines, progressive
 from efficientnetv2.data import device as augmentation
-from efficientnetv2.engines import base, jax_devices, losses, optimizers
+from efficientnetv2.engines import jax_devices, optimizers
 
 set_up = jax_devices.set_up
 is_chief = jax_devices.is_chief
 
 
-class Engine(base.BaseEngine):
+class Engine(engines.BaseEngine):
     """The engine of `engines` on JAX.
 
     The state on the devices is what counts; the variables of Keras give it
@@ -38,11 +38,11 @@ class Engine(base.BaseEngine):
         super().__init__(config, plan)
         self._devices = set_up(config, plan is not None)
         self.replicas = len(self._devices)
-        jax_devices.check(config, self.replicas)
+        jax_devices.check_replicas(config, self.replicas)
         self.augments = augmentation.is_chosen(
             config, self._devices[0].platform != "cpu"
         )
-        self.device = jax_devices.describe(self._devices)
+        self.device = jax_devices.describe_devices(self._devices)
         self._everywhere, self._split = jax_devices.shardings(self._mesh())
         self._state = self._infer = self._running = None
         self._rows: dict[tuple[int, ...], int] = {}
@@ -54,7 +54,7 @@ class Engine(base.BaseEngine):
         self._variables = {
             f"{group}/{name}": variable
             for group, members in variables.items()
-            for name, variable in base.named(members).items()
+            for name, variable in engines.named(members).items()
         }
         self._trained = self._names(self.trained)
         self._others = self._names(self._network.non_trainable_variables)
@@ -109,7 +109,9 @@ class Engine(base.BaseEngine):
     def restore(self, arrays: Mapping[str, np.ndarray], source) -> None:
         """Sets the whole state, or if it does not fit leaves it as it was."""
         state = {n: v for n, v in self._state.items() if n != "first_bad"}
-        base.check({n: v.shape for n, v in state.items()}, arrays, source)
+        engines.check_shapes(
+            {n: v.shape for n, v in state.items()}, arrays, source
+        )
         self._set_state(
             {n: np.array(arrays[n], v.dtype) for n, v in state.items()}
         )
@@ -179,14 +181,9 @@ class Engine(base.BaseEngine):
     def step_function(self, devices: Sequence | None = None):
         """Returns the compiled step, as `step` calls it.
 
-        Args:
-            devices: to compile for, which may be those of another machine; by
-                default the engine's.
-
-        Returns:
-            A jitted function from (state, batch, dropout rate) to (state,
-            metrics), to be called, lowered or exported; `step_arguments` says
-            of what shapes.
+        A jitted function from (state, batch, dropout rate) to (state, metrics),
+        to be called, lowered or exported for devices, which may be those of
+        another machine; `step_arguments` says of what shapes.
         """
         mesh = self._mesh(devices)
         everywhere, split = jax_devices.shardings(mesh)
@@ -203,10 +200,7 @@ class Engine(base.BaseEngine):
     def step_arguments(self, image_size: int, batch=None) -> tuple:
         """Returns shapes and types of the arguments of `step_function`.
 
-        Args:
-            image_size: of a stage, in pixels.
-            batch: shapes and types of a batch where it is not images and
-                labels, see `step`; None: it is.
+        `batch` are those of a batch that is not images and labels, see `step`.
         """
         if batch is None:
             size = self.config.train.batch_size
@@ -317,7 +311,7 @@ class Engine(base.BaseEngine):
             logits, changed = self._call(
                 {**state, **trained}, images, training=True, rate=rate
             )
-            cross_entropy = losses.cross_entropy(
+            cross_entropy = engines.cross_entropy(
                 labels,
                 logits,
                 train.loss_type,
@@ -330,7 +324,7 @@ class Engine(base.BaseEngine):
         gradients, (cross_entropy, logits, changed) = jax.grad(
             loss, has_aux=True
         )(trained)
-        return cross_entropy, losses.hits(labels, logits), gradients, changed
+        return cross_entropy, engines.hits(labels, logits), gradients, changed
 
     def _call(self, values, images, training, rate=None):
         """Returns logits, and what the layers changed."""
@@ -353,13 +347,8 @@ class Engine(base.BaseEngine):
     def logits(self, images) -> np.ndarray:
         """Returns what the averaged weights say, else the raw ones.
 
-        Args:
-            images: float32 [batch, size, size, 3]. A batch that is smaller
-                than one before is filled up, so that nothing is compiled
-                anew.
-
-        Returns:
-            float32 [batch, classes].
+        A batch that is smaller than one before is filled up, so that nothing
+        is compiled anew.
         """
         images = np.asarray(images)
         rows, shape = len(images), images.shape[1:]

@@ -9,7 +9,7 @@ import ml_collections
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from efficientnetv2 import backend
-from efficientnetv2.engines import base
+from efficientnetv2.engines import check_batch
 from efficientnetv2.errors import StrategyError
 
 # The axis of a mesh.
@@ -60,7 +60,7 @@ def _resolve_precision(
     return backend.gpu_precision((int(major), int(minor or 0)))
 
 
-def describe(devices: Sequence[jax.Device]) -> str:
+def describe_devices(devices: Sequence[jax.Device]) -> str:
     """Returns what computes and how, such as '1 x TPU v5 lite, ...'."""
     name = f"{len(devices)} x {devices[0].device_kind}"
     if devices[0].platform == "cpu":
@@ -98,9 +98,9 @@ def _choose_devices(strategy: str) -> list:
     return devices if strategy == "tpu" else devices[:1]
 
 
-def check(config: ml_collections.ConfigDict, replicas: int) -> None:
+def check_replicas(config: ml_collections.ConfigDict, replicas: int) -> None:
     """Checks that this many devices can train a configuration on JAX."""
-    base.check_batch(config, replicas, replicas)
+    check_batch(config, replicas, replicas)
     if config.runtime.jit_compile is False:
         raise StrategyError(
             "runtime.jit_compile=false: JAX always compiles with XLA. Leave "

@@ -49,10 +49,9 @@ class RMSProp(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
+        slot = {"name": "mean_square", "initializer": "ones"}
         self._mean_squares = [
-            self.add_variable_from_reference(
-                variable, name="mean_square", initializer="ones"
-            )
+            self.add_variable_from_reference(variable, **slot)
             for variable in variables
         ]
         self._momentums = self.add_optimizer_variables(variables, "momentum")
@@ -102,12 +101,8 @@ class RMSProp(keras.optimizers.Optimizer):
         return True
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "rho": self.rho,
-            "momentum": self.momentum,
-            "epsilon": self.epsilon,
-        }
+        own = {"rho": self.rho, "momentum": self.momentum}
+        return {**super().get_config(), **own, "epsilon": self.epsilon}
 
 
 class LayerwiseRates:
@@ -163,17 +158,14 @@ class LayerwiseRates:
 def _places(paths: Sequence[str]) -> list[int]:
     """Returns the number of each variable's layer: the stem's is 0."""
     layers = [path.partition("/")[0] for path in paths]
-    blocks = [
-        int(layer.removeprefix("blocks_"))
+    places = {
+        layer: 1 + int(layer.removeprefix("blocks_"))
         for layer in layers
         if layer.startswith("blocks_")
-    ]
-    last = 1 + max(blocks, default=0)
-    ends = {"stem": 0, "head": last + 1, "logits": last + 2}
-    return [
-        ends[layer] if layer in ends else 1 + int(layer.rpartition("_")[2])
-        for layer in layers
-    ]
+    }
+    last = max(places.values(), default=1)
+    places |= {"stem": 0, "head": last + 1, "logits": last + 2}
+    return [places[layer] for layer in layers]
 
 
 # --- Schedules --------------------------------------------------------------
@@ -306,19 +298,14 @@ def build_optimizer(
     """Returns the optimizer that the configuration names, with its schedule.
 
     Under `mixed_float16` it is wrapped into dynamic loss scaling.
-
-    Args:
-        config, plan: of the run.
     """
     train = config.train
+    momentum = {"momentum": train.momentum}
+    decay = {"rho": train.rmsprop_decay, "epsilon": train.rmsprop_epsilon}
     options = {
-        "rmsprop": {
-            "rho": train.rmsprop_decay,
-            "momentum": train.momentum,
-            "epsilon": train.rmsprop_epsilon,
-        },
-        "momentum": {"momentum": train.momentum},
-        "nesterov": {"momentum": train.momentum, "nesterov": True},
+        "rmsprop": momentum | decay,
+        "momentum": momentum,
+        "nesterov": momentum | {"nesterov": True},
     }
     kind = _CLASSES[train.optimizer]
     is_layerwise = (

@@ -17,7 +17,7 @@ import ml_collections
 import tensorflow as tf
 
 from efficientnetv2 import backend
-from efficientnetv2.engines import base
+from efficientnetv2.engines import check_batch
 from efficientnetv2.errors import StrategyError
 from efficientnetv2.models import kernels
 
@@ -35,13 +35,11 @@ def resolve_precision(config: ml_collections.ConfigDict) -> str:
     """Returns the dtype policy: `runtime.mixed_precision`, or the device's."""
     if config.runtime.mixed_precision:
         return config.runtime.mixed_precision
-    gpus = tf.config.get_visible_devices("GPU")
-    capabilities = (
-        tf.config.experimental.get_device_details(gpu).get(
-            "compute_capability", (0, 0)
-        )
-        for gpu in gpus
+    details = map(
+        tf.config.experimental.get_device_details,
+        tf.config.get_visible_devices("GPU"),
     )
+    capabilities = (each.get("compute_capability", (0, 0)) for each in details)
     return backend.gpu_precision(min(capabilities, default=(0, 0)))
 
 
@@ -101,7 +99,7 @@ def _check_bfloat16_products() -> None:
         )
 
 
-def describe(
+def describe_devices(
     config: ml_collections.ConfigDict,
     strategy: tf.distribute.Strategy,
     parts: int,
@@ -147,16 +145,11 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     """Returns the strategy of a run, in a process always the same one.
 
     Args:
-        name: of `runtime.strategy`:
-
-            - auto: multi_worker if TF_CONFIG names workers, mirrored for
-              several GPUs, else gpu or cpu;
-            - one: the default device, whatever else there is;
-            - cpu: one replica, GPUs stay unused;
-            - gpu: one replica on the first GPU;
-            - mirrored: a replica on each GPU of this machine, or on each
-              logical CPU if it has no GPU;
-            - multi_worker: by TF_CONFIG, see TensorFlow's guide.
+        name: of `runtime.strategy`, or 'one' for the default device, whatever
+            else there is. 'auto' is multi_worker if TF_CONFIG names workers,
+            mirrored for several GPUs, else gpu or cpu. 'cpu' leaves GPUs
+            unused, 'gpu' is the first of them, and 'mirrored' has a replica
+            on each, or on each logical CPU if there is none.
 
     Raises:
         StrategyError: if there is no such device, or TF_CONFIG is wrong.
@@ -201,11 +194,9 @@ def _worker_index() -> int:
     )
     try:
         content = json.loads(text)
-        workers = content["cluster"]["worker"]
-        index = content["task"]["index"]
-        valid = content["task"]["type"] == "worker" and 0 <= index < len(
-            workers
-        )
+        count, task = len(content["cluster"]["worker"]), content["task"]
+        index = task["index"]
+        valid = task["type"] == "worker" and 0 <= index < count
     except (ValueError, KeyError, TypeError):
         valid = False
     if not valid:
@@ -225,23 +216,21 @@ def is_chief(config: ml_collections.ConfigDict) -> bool:
     return not several or _worker_index() == 0
 
 
-def check(
+def check_replicas(
     strategy: tf.distribute.Strategy, config: ml_collections.ConfigDict
 ) -> None:
     """Checks that a strategy can train a configuration.
 
     Raises:
-        StrategyError: if the global batch cannot be split over the replicas,
-            with a size that can; if the part of one cannot be split into
-            micro-batches; or if several should mix what each has only a part
-            of.
+        StrategyError: see `check_batch`; or if several replicas should mix
+            what each has only a part of.
     """
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
         return
     # Four for the pairs of Mixup and CutMix, see `pipeline.rows_of_part`.
     unit = math.lcm(replicas, 4 * _number_of_workers(strategy))
-    base.check_batch(config, replicas, unit)
+    check_batch(config, replicas, unit)
     if config.data.augment_on == "device":
         raise StrategyError(
             f"data.augment_on=device is for one replica, not {replicas}: each "
@@ -264,7 +253,6 @@ def distribute(
     """Returns batches as the replicas of a strategy take them.
 
     Args:
-        strategy: of the run.
         make_dataset: from `part`, (number, workers), to the batches of this
             worker, see `pipeline.training_dataset`; without it, to all.
 

@@ -11,20 +11,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2 import progressive
+from efficientnetv2 import engines, progressive
 from efficientnetv2.data import device
-from efficientnetv2.engines import base, losses, optimizers, strategies
+from efficientnetv2.engines import optimizers, strategies
 
 set_up = strategies.set_up
 is_chief = strategies.is_chief
 
 
-class Engine(base.BaseEngine):
+class Engine(engines.BaseEngine):
     """The engine of `engines` on TensorFlow.
 
-    The loss is cross-entropy (see `losses`) plus L2, whose coefficient may
-    ramp with the step. The moving average covers weights and batch-norm
-    statistics.
+    The loss is cross-entropy plus L2, whose coefficient may ramp with the
+    step. The moving average covers weights and batch-norm statistics.
     """
 
     def __init__(self, config, plan):
@@ -39,12 +38,14 @@ class Engine(base.BaseEngine):
         self.augments = device.is_chosen(
             config, self.replicas == 1 and not strategies.on_cpu()
         )
-        self.device = strategies.describe(config, self.strategy, self.parts)
+        self.device = strategies.describe_devices(
+            config, self.strategy, self.parts
+        )
         self._logits_function = self._element_spec = self.averages = None
         with self.strategy.scope():
             self._build()
             if plan:
-                strategies.check(self.strategy, config)
+                strategies.check_replicas(self.strategy, config)
                 self._build_averages()
 
     def _build_averages(self) -> None:
@@ -69,9 +70,9 @@ class Engine(base.BaseEngine):
             ("network", self.network.variables),
             ("optimizer", self.optimizer.variables),
         ):
-            for name, variable in base.named(variables).items():
+            for name, variable in engines.named(variables).items():
                 state[f"{group}/{name}"] = variable.value
-        names = base.named(self.network.weights)
+        names = engines.named(self.network.weights)
         for name, average in zip(names, self.averages or (), strict=False):
             state[f"ema/{name}"] = average
         return state
@@ -84,7 +85,7 @@ class Engine(base.BaseEngine):
         """Sets the whole state, or if it does not fit leaves it as it was."""
         variables = self._state()
         shapes = {name: var.shape for name, var in variables.items()}
-        base.check(shapes, arrays, source)
+        engines.check_shapes(shapes, arrays, source)
         for name, variable in variables.items():
             variable.assign(arrays[name])
 
@@ -185,7 +186,7 @@ class Engine(base.BaseEngine):
             gradients = [gradient / self.replicas for gradient in gradients]
         self.optimizer.apply(gradients, self.trained)
         self._update_averages(step)
-        top1, top5 = losses.hits(labels, logits)
+        top1, top5 = engines.hits(labels, logits)
         metrics = self._mean_of_replicas(
             {
                 "loss": cross_entropy + l2,
@@ -217,36 +218,29 @@ class Engine(base.BaseEngine):
             return self._side_by_side(images, labels, variables, scale)
 
         def add(index, cross_entropy, logits, gradients):
+            rows = slice(index * size, (index + 1) * size)
             part = [
-                tf.ensure_shape(
-                    values[index * size : (index + 1) * size],
-                    [size, *values.shape[1:]],
-                )
+                tf.ensure_shape(values[rows], [size, *values.shape[1:]])
                 for values in (images, labels)
             ]
             more = self._side_by_side(*part, variables, scale)
+            pairs = zip(gradients, more[2], strict=True)
             return (
                 index + 1,
                 cross_entropy + more[0] / count,
                 logits.write(index, tf.cast(more[1], tf.float32)),
-                [
-                    gradient + addend / count
-                    for gradient, addend in zip(gradients, more[2], strict=True)
-                ],
+                [gradient + addend / count for gradient, addend in pairs],
             )
 
+        shape = [size, labels.shape[1]]
+        start = (
+            0,
+            tf.zeros([]),
+            tf.TensorArray(tf.float32, count, element_shape=shape),
+            [tf.zeros_like(variable) for variable in variables],
+        )
         _, cross_entropy, logits, gradients = tf.while_loop(
-            lambda index, *_: index < count,
-            add,
-            (
-                0,
-                tf.zeros([]),
-                tf.TensorArray(
-                    tf.float32, count, element_shape=[size, labels.shape[1]]
-                ),
-                [tf.zeros_like(variable) for variable in variables],
-            ),
-            parallel_iterations=1,
+            lambda index, *_: index < count, add, start, parallel_iterations=1
         )
         return cross_entropy, logits.concat(), gradients
 
@@ -261,13 +255,11 @@ class Engine(base.BaseEngine):
         parts = list(
             zip(tf.split(images, count), tf.split(labels, count), strict=True)
         )
+        scale /= count
         if self.replicas == 1 and tf.inside_function():
-            results = self._call_on_parts(parts, variables, scale / count)
+            results = self._call_on_parts(parts, variables, scale)
         else:
-            results = [
-                self._part_step(*part, variables, scale / count)
-                for part in parts
-            ]
+            results = [self._part_step(*p, variables, scale) for p in parts]
         cross_entropy = tf.add_n([r[0] for r in results]) / count
         logits = tf.concat([r[1] for r in results], 0)
         gradients = [
@@ -329,7 +321,7 @@ class Engine(base.BaseEngine):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             logits = self.network(images, training=True)
-            cross_entropy = losses.cross_entropy(
+            cross_entropy = engines.cross_entropy(
                 labels,
                 logits,
                 self.config.train.loss_type,
@@ -347,9 +339,8 @@ class Engine(base.BaseEngine):
         """
         added, squares = [], []
         factor = coefficient * scale
-        for gradient, variable, decayed in zip(
-            gradients, variables, self._decayed, strict=True
-        ):
+        rows = zip(gradients, variables, self._decayed, strict=True)
+        for gradient, variable, decayed in rows:
             if decayed:
                 value = tf.convert_to_tensor(variable)
                 gradient += factor * value
@@ -370,9 +361,8 @@ class Engine(base.BaseEngine):
         if self.averages is None:
             return
         part = 1.0 - optimizers.ema_decay(self.config, step)
-        for average, weight in zip(
-            self.averages, self.network.weights, strict=True
-        ):
+        pairs = zip(self.averages, self.network.weights, strict=True)
+        for average, weight in pairs:
             # average -= part * (average - weight). Raw operations take less
             # time to trace. One buffer for all variables, and an update by
             # XLA, were measured on a CPU: they are slower.
@@ -391,14 +381,7 @@ class Engine(base.BaseEngine):
     # --- Inference ----------------------------------------------------------
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Returns the logits of the averaged weights.
-
-        Args:
-            images: float32 [batch, height, width, 3], any batch.
-
-        Returns:
-            float32 [batch, classes].
-        """
+        """Returns the logits of the averaged weights, for any batch."""
         if self._logits_function is None:
             self._logits_function = self._make_logits()
         # A convolution of no image at all has a wrong shape in TensorFlow.
@@ -418,13 +401,9 @@ class Engine(base.BaseEngine):
             cuts = [size * k // self.parts for k in range(self.parts + 1)]
             mapping = []
             if self.averages is not None:
-                mapping = [
-                    (weight, tf.convert_to_tensor(average))
-                    for weight, average in zip(
-                        self.network.weights, self.averages, strict=True
-                    )
-                ]
-            with keras.StatelessScope(mapping):
+                averages = map(tf.convert_to_tensor, self.averages)
+                mapping = zip(self.network.weights, averages, strict=True)
+            with keras.StatelessScope(list(mapping)):
                 parts = [
                     self.network(images[first:last], training=False)
                     for first, last in itertools.pairwise(cuts)

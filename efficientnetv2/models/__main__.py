@@ -3,4 +3,6 @@
 from efficientnetv2 import cli, commands
 
 if __name__ == "__main__":
-    cli.start(commands.load("models"), "python -m efficientnetv2.models")
+    cli.start(
+        commands.load_command("models"), "python -m efficientnetv2.models"
+    )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import files, progressive, reports, runs
-from efficientnetv2.data import fingerprint, preprocessing, preview, registry
+from efficientnetv2.data import fingerprint, output, preprocessing, registry
 from efficientnetv2.engines import optimizers
 from efficientnetv2.formatting import format_count, format_seconds
 from efficientnetv2.models import structure
@@ -107,11 +107,11 @@ def _cards(
 
 def _stage(plan, run, facts: dict[str, str], stage: progressive.Stage) -> dict:
     """Returns what the strip on top shows of a stage."""
-    sheet = run.model_dir / preview.FOLDER / f"stage_{facts['stage']}.png"
+    sheet = run.model_dir / output.PREVIEW / f"stage_{facts['stage']}.png"
     images = []
     if sheet.exists():
-        images = preview.cut(sheet, min(_SEEN, plan.num_images))
-    size = min(stage.image_size, preview.CELL)
+        images = output.cut(sheet, min(_SEEN, plan.num_images))
+    size = min(stage.image_size, output.CELL)
     largest = max(each.image_size for each in plan.stages)
     return {
         "title": f"Stage {facts['stage']}: {stage.image_size} px",
@@ -275,7 +275,7 @@ def _mistakes(
     if images:
         title = "The most confident mistakes"
         below = "label, then the prediction with its probability"
-        sheet = preview.draw(np.stack(images), captions, title, below)
+        sheet = output.draw(np.stack(images), captions, title, below)
         sheet.save(run.model_dir / PLOTS / "mistakes.png")
     pictures = [reports.data_uri(Image.fromarray(each)) for each in images]
     return list(zip(pictures, captions, strict=True))

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from efficientnetv2 import backend
-from efficientnetv2.data import class_list, preprocessing
+from efficientnetv2.data import listing, preprocessing
 from efficientnetv2.serving.spec import ServingError, ServingSpec
 
 LITERT_KINDS = ("float32", "float16", "int8")
@@ -147,8 +147,8 @@ def write_saved_model(
     """
     module = ServingModel(_constant(network), spec)
     with tempfile.TemporaryDirectory() as temporary:
-        names = pathlib.Path(temporary) / class_list.FILE
-        text = class_list.to_text(spec.class_names)
+        names = pathlib.Path(temporary) / listing.NAMES_FILE
+        text = listing.names_to_text(spec.class_names)
         names.write_text(text, encoding="utf-8")
         module.class_names_file = tf.saved_model.Asset(str(names))
         tf.saved_model.save(
@@ -167,9 +167,9 @@ def read_class_names(folder: str | os.PathLike) -> list[str]:
     Raises:
         ServingError: if it has none.
     """
-    path = pathlib.Path(folder) / "assets" / class_list.FILE
+    path = pathlib.Path(folder) / "assets" / listing.NAMES_FILE
     try:
-        return class_list.read(path)
+        return listing.read_names(path)
     except OSError as error:
         raise ServingError(
             f"{path} with the names of the classes cannot be read "

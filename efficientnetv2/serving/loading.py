@@ -14,9 +14,9 @@ import tensorflow as tf
 from efficientnetv2 import checkpoints, declarative, zoo
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import (
-    class_list,
     decoding,
     fingerprint,
+    listing,
     preprocessing,
     registry,
 )
@@ -68,7 +68,7 @@ def load_classifier(
                 f"{model} is a SavedModel, which prepares its images and names "
                 f"its classes itself: leave out {', '.join(given)}."
             )
-        names = class_list.in_words(converters.read_class_names(found.path))
+        names = listing.in_words(converters.read_class_names(found.path))
         return Classifier(names, converters.load_saved_model(found.path))
     with _float32():
         if found.kind == "keras":
@@ -99,7 +99,7 @@ def _classifier(
         spec,
         image_size=image_size,
         mode=spec.mode if takes_pixels else mode,
-        class_names=class_list.in_words(names),
+        class_names=listing.in_words(names),
     )
 
     def infer(images):
@@ -264,7 +264,9 @@ def _from_run(found: Location, checkpoint: str | None):
     if names is None:
         names = registry.load_info(config["data"]["ds_name"]).class_names
     network = architecture.build_network(config["model"])
-    best = checkpoints.load(checkpoints.find(found.path, checkpoint))
+    best = checkpoints.read_checkpoint(
+        checkpoints.find_checkpoint(found.path, checkpoint)
+    )
     weights.load_averaged(network, best)
     return network, ServingSpec.from_config(config, names)
 

@@ -12,7 +12,7 @@ import PIL.Image
 import tensorflow as tf
 
 from efficientnetv2 import progress
-from efficientnetv2.data import class_list, decoding, faults, sources
+from efficientnetv2.data import decoding, faults, listing, sources
 from efficientnetv2.data.sources import ArraySource, Source
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.serving.loading import Classifier, load_classifier
@@ -196,11 +196,11 @@ def evaluate_classifier(
             cannot be read.
     """
     known = list(classifier.class_names)
-    names = class_list.in_words(source.class_names)
+    names = listing.in_words(source.class_names)
     places = np.arange(len(known))
     if names != known:
         # Of two classes of ImageNet called crane only the order tells which.
-        places = np.array(class_list.places(names, known))
+        places = np.array(listing.match_names(names, known))
     top1 = top5 = images = 0
     batches = _encoded(source).batch(batch_size)
     total = -(-len(source) // batch_size)

@@ -227,7 +227,7 @@ def to_dict(study: Study) -> dict:
 
 def _read(kind: type, content: Any, where: str, leave: tuple = ()) -> dict:
     """Returns the values of a dataclass; texts are unwrapped."""
-    values = schema.read(kind, content, where, leave)
+    values = schema.check_values(kind, content, where, leave)
     for key, each in values.items():
         if isinstance(each, str):
             values[key] = " ".join(each.split())

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from efficientnetv2.data import ops, policies
+from tests.conftest import raises
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "testdata" / "reference"
 LEVELS = json.loads((REFERENCE / "randaugment_levels.json").read_text())
@@ -55,25 +56,13 @@ def uniforms_for(name, sign=0.0, y=0.0, x=0.0):
     return [(index + 0.5) / len(policies.RAND_AUGMENT_OPS), sign, y, x]
 
 
-def chi_square(counts, expected):
-    return float(((counts - expected) ** 2 / expected).sum())
-
-
 def test_reference_covers_every_operation_but_cutout():
     assert {parse(case)[0] for case in CASES} == set(FUNCTIONS)
     assert list(policies._FUNCTIONS) == list(policies.RAND_AUGMENT_OPS)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_operation_equals_reference(case):
-    name, arguments = parse(case)
-    for image in INPUTS:
-        result = apply(name, ARRAYS[f"input/{image}"][None], *arguments)
-        np.testing.assert_array_equal(result[0], ARRAYS[f"{case}/{image}"])
-
-
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_operation_takes_one_argument_per_image(name):
+def test_operation_equals_reference(name):
     cases = [case for case in CASES if parse(case)[0] == name]
     arguments = [parse(case)[1] for case in cases]
     # Traced without any shape, as in a pipeline with ramped image sizes.
@@ -84,9 +73,11 @@ def test_operation_takes_one_argument_per_image(name):
     for image in INPUTS:
         batch = np.stack([ARRAYS[f"input/{image}"]] * len(cases))
         per_image = [vector(values) for values in zip(*arguments, strict=True)]
-        expected = [ARRAYS[f"{case}/{image}"] for case in cases]
-        result = function(batch, *per_image)
-        np.testing.assert_array_equal(result, np.stack(expected))
+        expected = np.stack([ARRAYS[f"{case}/{image}"] for case in cases])
+        np.testing.assert_array_equal(function(batch, *per_image), expected)
+        for row, values in enumerate(arguments):
+            result = apply(name, batch[:1], *values)
+            np.testing.assert_array_equal(result[0], expected[row])
         empty = function(batch[:0], *(values[:0] for values in per_image))
         assert empty.shape == batch[:0].shape
 
@@ -213,25 +204,10 @@ def test_geometric_operation_equals_the_projective_kernel(name):
 def test_levels_equal_reference(magnitude):
     for name, expected in LEVELS[magnitude].items():
         number = policies.level_to_arg(name, float(magnitude))
-        tensor = policies.level_to_arg(name, tf.constant(float(magnitude)))
-        if not expected:
-            assert number is None and tensor is None
-        else:
-            assert [number] == expected
-            assert [tensor.numpy()] == expected
-
-
-@pytest.mark.parametrize("magnitude", [0, 5, 25 / 3, 9, 10, 35 / 3, 15, 22.5])
-@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
-def test_magnitude_as_tensor_gives_the_argument_of_the_number(magnitude, dtype):
-    tensor = tf.constant(magnitude, dtype)
-    for name in policies.RAND_AUGMENT_OPS:
-        expected = policies.level_to_arg(name, magnitude, 100, 250)
-        result = policies.level_to_arg(name, tensor, 100, 250)
-        assert (expected is None) == (result is None)
-        if expected is not None:
-            exact = {"abs": 0, "rel": 0 if isinstance(expected, int) else 1e-6}
-            assert float(result) == pytest.approx(expected, **exact)
+        assert (number is None) if not expected else [number] == expected
+        for dtype in (tf.float32, tf.float64):
+            level = tf.constant(float(magnitude), dtype)
+            assert policies.level_to_arg(name, level) == number
 
 
 def test_level_of_unknown_operation_names_the_known():
@@ -288,43 +264,6 @@ def test_rand_augment_cutout_centre():
     expected = images.copy()
     expected[:, 12 - 8 : 12 + 8, 19 - 8 :] = 128
     np.testing.assert_array_equal(result, expected)
-
-
-def test_operations_are_equally_likely_and_so_are_signs(monkeypatch):
-    count, layers, seen = 20_000, 2, []
-
-    def record(images, layer):
-        seen.append(layer.operation.numpy())
-        return images
-
-    monkeypatch.setattr(policies, "_apply", record)
-    draws = uniforms(count, policies.draws("randaug", layers), seed=7)
-    blank = np.zeros([count, 3, 3, 3], np.uint8)
-    policies.distort(blank, draws, "randaug", 10, layers)
-    assert len(seen) == layers
-    kinds = len(policies.RAND_AUGMENT_OPS)
-    for choice in seen:
-        counts = np.bincount(choice, minlength=kinds)
-        # 99.9th percentile of chi-square at 15 degrees of freedom.
-        assert chi_square(counts, count / kinds) < 37.7
-    # Layers are independent: so are pairs of operations (255 degrees).
-    pairs = np.bincount(seen[0] * kinds + seen[1], minlength=kinds**2)
-    assert chi_square(pairs, count / kinds**2) < 330.5
-
-
-def test_geometric_signs_are_equally_likely():
-    count = 2_000
-    image = np.zeros([1, 8, 8, 3], np.uint8)
-    image[:, :, 4] = 255
-    draws = np.array(uniforms(count, 4, seed=11))
-    draws[:, 0] = uniforms_for("TranslateX")[0]
-    result = policies.distort(
-        image.repeat(count, 0), draws, "randaug", 1, 1, 40, 20
-    ).numpy()
-    left = (result[:, 0, 2, 0] == 255).sum()
-    right = (result[:, 0, 6, 0] == 255).sum()
-    assert left + right == count
-    assert abs(left - count / 2) < 3.3 * np.sqrt(count) / 2
 
 
 @pytest.mark.parametrize("name", policies.POLICIES)
@@ -389,39 +328,9 @@ def test_auto_augment_applies_the_sub_policies():
     draws[:, 0] = (np.arange(count) % 25 + 0.5) / 25
     result = policies.distort(images, draws, "autoaug")
     for index in range(count):
-        np.testing.assert_array_equal(
-            result[index],
-            sub_policy_by_hand(
-                images[index],
-                sub_policies[index % 25],
-                draws[index, 1:].reshape(2, -1),
-            ),
-        )
-
-
-def test_auto_augment_draws_sub_policies_equally():
-    # Sub-policy k of 25 turns black into level k.
-    policy = [[("SolarizeAdd", 1.0, (level + 0.5) / 11)] for level in range(25)]
-    count = 20_000
-    draws = uniforms(count, policies.draws(policy), seed=9)
-    blank = np.zeros([count, 3, 3, 3], np.uint8)
-    result = policies.distort(blank, draws, policy).numpy()
-    counts = np.bincount(result[:, 0, 0, 0], minlength=25)
-    assert len(counts) == 25
-    # 99.9th percentile of chi-square at 24 degrees of freedom.
-    assert chi_square(counts, count / 25) < 51.2
-
-
-def test_auto_augment_probabilities():
-    policy = [[("Invert", 0.3, 0), ("Posterize", 0.8, 2.5)]]
-    count = 4_000
-    draws = uniforms(count, policies.draws(policy), seed=1)
-    images = np.full([count, 3, 3, 3], 255, np.uint8)
-    result = policies.distort(images, draws, policy)[:, 0, 0, 0].numpy()
-    inverted = (result == 0).mean()
-    assert abs(inverted - 0.3) < 3.3 * np.sqrt(0.21 / count)
-    posterized = (result[result > 0] == 128).mean()
-    assert abs(posterized - 0.8) < 3.3 * np.sqrt(0.16 / (0.7 * count))
+        chosen, own = sub_policies[index % 25], draws[index, 1:].reshape(2, -1)
+        expected = sub_policy_by_hand(images[index], chosen, own)
+        np.testing.assert_array_equal(result[index], expected)
 
 
 def test_auto_augment_takes_sub_policies_of_any_length_and_cutout():
@@ -452,9 +361,7 @@ def test_ra_aa_uses_both_policies():
 
 def test_unknown_names_name_the_known():
     images, draws = textures(1), uniforms(1, 8)
-    with pytest.raises(
-        ValueError, match="randaugment.*randaug, autoaug, ra_aa"
-    ):
+    with raises(ValueError, "randaugment", "randaug, autoaug, ra_aa"):
         policies.distort(images, draws, "randaugment")
     with pytest.raises(ValueError, match="Blur.*Sharpness"):
         policies.distort(images, uniforms(1, 5), [[("Blur", 1.0, 1)]])

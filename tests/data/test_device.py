@@ -5,8 +5,6 @@ Run with both backends: the last test starts the others again with JAX.
 
 import functools
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -15,6 +13,7 @@ import tensorflow as tf
 
 from efficientnetv2 import engines, progressive
 from efficientnetv2.data import device, pipeline, policies, sources
+from tests.conftest import assert_same, run_program
 from tests.data.test_augment import textures
 
 # Without mixing, whose sums a compiler may round otherwise.
@@ -40,7 +39,7 @@ def compiled(function):
 def test_every_operation_equals_the_hosts():
     size = (37, 64)
     random = np.random.default_rng(0)
-    apply = compiled(lambda parts: device.apply(**parts))
+    apply = compiled(lambda parts: device.apply_layers(**parts))
     count = 48
     images = textures(count, *size)
     images[::6] = random.integers(0, 256, images[::6].shape)
@@ -59,9 +58,9 @@ def test_every_operation_equals_the_hosts():
             tf.constant(np.float32(arguments)),
             tf.constant(random.random((count, 3), np.float32)),
         )
-        expected = policies.apply(images, [layer]).numpy()
+        expected = policies.apply_layers(images, [layer]).numpy()
         assert (name is None) == np.array_equal(expected, images)
-        parts = policies.parameters([layer], *size)
+        parts = policies.layer_arrays([layer], *size)
         result = apply(
             {"images": images, **{k: v.numpy() for k, v in parts.items()}}
         )
@@ -84,10 +83,8 @@ def batches(source, config, on_device, steps=2):
         ("data.augname=randaug,data.ra_num_layers=0", np.uint8),
         ("data.augname=ft", np.float32),
         ("data.augname=null", np.float32),
-        (
-            "data.augname=randaug,data.mixup_alpha=0.5,data.cutmix_alpha=1",
-            np.uint8,
-        ),
+        ("data.augname=randaug,data.mixup_alpha=0.5", np.uint8),
+        ("data.augname=randaug,data.cutmix_alpha=1", np.uint8),
     ],
 )
 def test_batches_equal_the_hosts(tiny_config, source, options, sent):
@@ -162,9 +159,7 @@ def test_a_run_trains_the_same_on_both(tiny_config, source):
         for _ in range(3):
             engine.step(next(batches), 0.1)
         weights.append(engine.arrays())
-    host, device_ = weights
-    for name, values in host.items():
-        np.testing.assert_allclose(values, device_[name], atol=1e-5)
+    assert_same(*weights, atol=1e-5)
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="lowers by JAX")
@@ -182,20 +177,17 @@ def test_it_compiles_for_accelerators_without_calling_the_host(
         jax.jit(device.batch_maker(config)), platforms=["tpu", "cuda"]
     )(parts)
     assert "callback" not in exported.mlir_module()
-    assert [each.shape for each in exported.out_avals] == [
-        (32, 24, 24, 3),
-        (32, 10),
-    ]
+    shapes = [each.shape for each in exported.out_avals]
+    assert shapes == [(32, 24, 24, 3), (32, 10)]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(BACKEND == "jax", reason="starts itself")
 def test_on_jax():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        + ["-p", "no:xdist", "-k", "operation or trains or compiles", __file__],
+    done = run_program(
+        *("-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
+        *("-k", "operation or trains or compiles", __file__),
+        module="pytest",
         env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,6 +18,7 @@ import pytest
 from efficientnetv2.data import fashion_mnist as fm
 from efficientnetv2.data import registry
 from efficientnetv2.errors import DataError
+from tests.conftest import raises
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LABELS = "t10k-labels-idx1-ubyte.gz"
@@ -29,7 +30,7 @@ def data_dir():
     """The folder of the data, with the real archives or a way to them."""
     folder = registry.data_dir()
     try:
-        fm.load(folder, "test")
+        fm.load_part(folder, "test")
     except DataError as error:
         if "Could not obtain" in str(error):
             pytest.skip(f"neither network nor Debian's package: {error}")
@@ -88,20 +89,20 @@ def test_order_and_pixels_are_those_of_tensorflow_datasets(data_dir):
         ),
     }
     for part, hashes in expected.items():
-        arrays = images, labels = fm.load(data_dir, part)
+        arrays = images, labels = fm.load_part(data_dir, part)
         assert images.shape == (len(labels), 28, 28, 1)
         assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
         for array, sha256 in zip(arrays, hashes, strict=True):
             assert hashlib.sha256(array.tobytes()).hexdigest() == sha256
             assert not array.flags.writeable
-        assert fm.load(data_dir, part)[0] is images
+        assert fm.load_part(data_dir, part)[0] is images
 
 
 @pytest.mark.parametrize("sub", ["", "manual", "downloads/manual"])
 def test_archives_of_the_users_are_read_where_they_lie(archives, nowhere, sub):
     shutil.copytree(archives, nowhere / sub)
     assert fm.is_here(nowhere)
-    images, labels = fm.load(nowhere, "test")
+    images, labels = fm.load_part(nowhere, "test")
     content = gzip.decompress((archives / SMALL[0]).read_bytes())
     pixels = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 784)
     assert sorted(map(bytes, pixels)) == sorted(
@@ -117,42 +118,36 @@ def test_installed_package_is_restored(archives, nowhere, tmp_path):
         content = (archives / name).read_bytes()
         (fm.INSTALLED / name).write_bytes(as_debian_has_it(content))
         assert fm._read(fm.INSTALLED / name) == content
-    assert fm.load(nowhere, "test")[0].shape == (10_000, 28, 28, 1)
+    assert fm.load_part(nowhere, "test")[0].shape == (10_000, 28, 28, 1)
     assert not nowhere.exists()
 
 
 # --- Damage -----------------------------------------------------------------
 
 
-def _cut(content):
-    return content[:-1]
-
-
 def _flip(content):
     return content[:2000] + bytes([content[2000] ^ 1]) + content[2001:]
 
 
-@pytest.mark.parametrize("damage", [_cut, _flip, lambda _: b""])
+@pytest.mark.parametrize("damage", [_flip, lambda content: content[:-1]])
 def test_damaged_archive_is_named(archives, nowhere, damage):
     shutil.copytree(archives, nowhere)
     path = nowhere / LABELS
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError) as error:
-        fm.load(nowhere, "test")
-    for word in (str(path), "damaged", fm.ARCHIVES[LABELS][0], "Remove it"):
-        assert word in str(error.value)
+    with raises(
+        DataError, path, "damaged", fm.ARCHIVES[LABELS][0], "Remove it"
+    ):
+        fm.load_part(nowhere, "test")
     path.unlink()
     path.mkdir()
     with pytest.raises(DataError, match=f"{LABELS}: cannot be read: Is a dir"):
-        fm.load(nowhere, "test")
+        fm.load_part(nowhere, "test")
 
 
 def test_no_source_at_all(nowhere):
-    with pytest.raises(DataError) as error:
-        fm.load(nowhere, "train")
     words = ["Could not obtain Fashion-MNIST", "'apt-get'", *fm.MIRRORS]
-    for word in (*words, *fm.ARCHIVES, str(nowhere / "fashion_mnist")):
-        assert word in str(error.value)
+    with raises(DataError, *words, *fm.ARCHIVES, nowhere / "fashion_mnist"):
+        fm.load_part(nowhere, "train")
 
 
 @pytest.mark.parametrize("place", [".", "fashion_mnist"])
@@ -160,7 +155,7 @@ def test_file_where_a_folder_is_needed(nowhere, place):
     (nowhere / place).parent.mkdir(parents=True, exist_ok=True)
     (nowhere / place).write_text("mine")
     with pytest.raises(DataError, match="Could not write .*--data_dir"):
-        fm.load(nowhere, "test")
+        fm.load_part(nowhere, "test")
     assert (nowhere / place).read_text() == "mine"
 
 
@@ -170,7 +165,7 @@ def test_full_disk(nowhere, monkeypatch):
 
     monkeypatch.setattr(fm, "_download", fill)
     with pytest.raises(DataError, match=r"31 MB.*No space left.*--data_dir"):
-        fm.load(nowhere, "test")
+        fm.load_part(nowhere, "test")
 
 
 # --- The web and Debian -----------------------------------------------------
@@ -230,14 +225,14 @@ def mirror(archives, nowhere, monkeypatch):
 def test_download_from_the_first_mirror_that_has_it(mirror, nowhere):
     urls, asked = mirror("gone", "portal", "cut", "well")
     said = []
-    images, _ = fm.load(nowhere, "test", said.append)
+    images, _ = fm.load_part(nowhere, "test", said.append)
     folder = nowhere / "fashion_mnist"
     assert said == [f"Fashion-MNIST: from {urls[3]}, verified, in {folder}"]
     assert len(images) == 10_000
     assert {path.name for path in folder.iterdir()} == set(fm.ARCHIVES)
     asked.clear()
     fm._decode.cache_clear()
-    assert len(fm.load(nowhere, "test", said.append)[0]) == 10_000
+    assert len(fm.load_part(nowhere, "test", said.append)[0]) == 10_000
     assert not asked and len(said) == 1
 
 
@@ -245,7 +240,7 @@ def test_download_takes_up_where_it_ended(mirror, nowhere, archives):
     (nowhere / "fashion_mnist").mkdir(parents=True)
     shutil.copy(archives / SMALL[0], nowhere / "fashion_mnist")
     _, asked = mirror("well")
-    fm.load(nowhere, "test", lambda _: None)
+    fm.load_part(nowhere, "test", lambda _: None)
     assert sorted(asked) == sorted(set(fm.ARCHIVES) - {SMALL[0]})
 
 
@@ -286,7 +281,7 @@ def test_debian_package(archives, nowhere, tmp_path, monkeypatch, way):
         if way == "apt-get":
             (tmp_path / "lists").touch()
     said = []
-    assert len(fm.load(nowhere, "test", said.append)[0]) == 10_000
+    assert len(fm.load_part(nowhere, "test", said.append)[0]) == 10_000
     assert f"Debian's package {fm.PACKAGE}" in said[0]
     stored = nowhere / "fashion_mnist"
     for name in fm.ARCHIVES:
@@ -300,16 +295,16 @@ def test_damaged_package_is_named(nowhere, tmp_path, monkeypatch):
     (nowhere / f"{fm.PACKAGE}_1_all.deb").write_bytes(b"!<arch>\ngarbage")
     fake_tool(tmp_path, "dpkg-deb", 'exec /usr/bin/dpkg-deb "$@"')
     with pytest.raises(DataError, match=r"Debian's .*_1_all\.deb"):
-        fm.load(nowhere, "test")
+        fm.load_part(nowhere, "test")
 
 
 def test_two_processes_at_once(mirror, nowhere):
     [url], _ = mirror("well")
     program = (
-        "import pathlib, sys; from efficientnetv2.data import fashion_mnist;"
-        "fashion_mnist.MIRRORS = (sys.argv[2],);"
-        "fashion_mnist.INSTALLED = pathlib.Path('/nowhere');"
-        "print(len(fashion_mnist.load(pathlib.Path(sys.argv[1]), 'test')[0]))"
+        "import pathlib, sys\n"
+        "from efficientnetv2.data import fashion_mnist as f;"
+        "f.MIRRORS, f.INSTALLED = (sys.argv[2],), pathlib.Path('/nowhere');"
+        "print(len(f.load_part(pathlib.Path(sys.argv[1]), 'test')[0]))"
     )
     both = [
         subprocess.Popen(

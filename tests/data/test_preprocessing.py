@@ -79,14 +79,9 @@ def _theirs(count, shape, boxes, **options):
 @pytest.mark.parametrize("shape", [(28, 28), (32, 32), (30, 40)])
 def test_crop_boxes_have_tensorflows_distribution(shape):
     count = 30_000
-    theirs = _theirs(
-        count,
-        shape,
-        tf.zeros([0, 0, 4]),
-        area_range=(0.05, 1.0),
-        min_object_covered=0.0,
-        use_image_if_no_bounding_boxes=True,
-    )
+    options = {"area_range": (0.05, 1.0), "min_object_covered": 0.0}
+    options["use_image_if_no_bounding_boxes"] = True
+    theirs = _theirs(count, shape, tf.zeros([0, 0, 4]), **options)
     uniforms = tf.random.stateless_uniform([count, 40], [1, 2])
     ours = preprocessing.random_crop_boxes(uniforms, *shape, 0.05).numpy()
     # Each column alone, and the joint size and place in coarser bins.
@@ -94,12 +89,8 @@ def test_crop_boxes_have_tensorflows_distribution(shape):
     pairs.append([(box // 4) @ [1, 16, 256, 4096] for box in (ours, theirs)])
     for pair in pairs:
         values, inverse = np.unique(np.concatenate(pair), return_inverse=True)
-        counts = np.stack(
-            [
-                np.bincount(part, minlength=len(values))
-                for part in np.split(inverse, 2)
-            ]
-        )
+        halves = np.split(inverse, 2)
+        counts = np.stack([np.bincount(h, None, len(values)) for h in halves])
         rare = counts.sum(axis=0) < 20
         table = np.c_[counts[:, ~rare], counts[:, rare].sum(axis=1)]
         table = table[:, table.sum(axis=0) > 0]
@@ -127,10 +118,8 @@ def test_crops_of_v1_are_those_of_its_released_preprocessing():
         ).numpy()
         np.testing.assert_allclose(ours.mean(0), theirs.mean(0), rtol=0.02)
         np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.02)
-    assert (
-        config_lib.load("imagenet", "efficientnetv2-s").data.crop_area_min
-        == 0.05
-    )
+    released = config_lib.load("imagenet", "efficientnetv2-s")
+    assert released.data.crop_area_min == 0.05
     tuned = config_lib.load("cifar10", model_name="efficientnetv2-s")
     assert tuned.data.transformations == ["flip"]
 

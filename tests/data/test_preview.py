@@ -1,8 +1,7 @@
 """Contact sheets, and datasets written as folders and shards."""
 
 import dataclasses
-import subprocess
-import sys
+import functools
 
 import numpy as np
 import pytest
@@ -12,40 +11,31 @@ from PIL import Image
 from efficientnetv2 import api
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import (
-    class_list,
     decoding,
-    export,
     fingerprint,
+    listing,
     loading,
+    output,
     pipeline,
     preprocessing,
-    preview,
     registry,
     sources,
 )
 from efficientnetv2.errors import DataError
-from tests.conftest import TINY
+from tests.conftest import TINY, run_program, write_photos
 
 pytestmark = pytest.mark.slow
 
 SPLITS = ("train", "minival", "eval")
 
 
-def _info(source, **changes):
-    return dataclasses.replace(
-        registry.load_info("fashion_mnist"),
-        class_names=source.class_names,
-        **changes,
-    )
-
-
 @pytest.mark.parametrize("mode", preprocessing.MODES)
 def test_denormalize_undoes_normalize(mode):
     images = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
-    again = preprocessing.denormalize(
-        preprocessing.normalize(images, mode), mode
+    normal = preprocessing.normalize(images, mode)
+    np.testing.assert_array_equal(
+        preprocessing.denormalize(normal, mode), images
     )
-    np.testing.assert_array_equal(again, images)
 
 
 def test_captions():
@@ -56,14 +46,14 @@ def test_captions():
         ([0.5, 0.3, 0.2], ["0.50 cat", "and 2 more"]),
         ([1, 1, 0], ["cat", "dog"]),
     ):
-        assert preview.caption(np.array(label, np.float32), names) == lines
+        assert output.caption(np.array(label, np.float32), names) == lines
 
 
 @pytest.mark.usefixtures("small_data")
 def test_a_sheet_shows_the_images_of_its_stage(tmp_path, source, tiny_config):
     config = tiny_config("train.stages=2,data.ram=10,data.cutmix_alpha=1")
-    config = preview.with_batch_size(config, 8)
-    first, second = preview.write_sheets(
+    config = output.with_batch_size(config, 8)
+    first, second = output.write_sheets(
         source, config, tmp_path / "new", "title"
     )
     assert (first.name, second.name) == ("stage_1.png", "stage_2.png")
@@ -73,8 +63,8 @@ def test_a_sheet_shows_the_images_of_its_stage(tmp_path, source, tiny_config):
     assert images.shape == (8, 20, 20, 3)
     pixels = np.array(Image.open(first))
     # Each pixel of an image is a square of the sheet.
-    left, upper = preview.place(0, 6)
-    cell = preview.CELL
+    left, upper = output.place(0, 6)
+    cell = output.CELL
     shown = pixels[upper + 4 : upper + cell : 8, left + 4 : left + cell : 8]
     np.testing.assert_array_equal(
         shown, preprocessing.denormalize(images[0], "v2")
@@ -84,15 +74,13 @@ def test_a_sheet_shows_the_images_of_its_stage(tmp_path, source, tiny_config):
 
 
 def test_a_preview_of_fewer_images_than_a_sheet_holds(source, tiny_config):
-    config = preview.with_batch_size(tiny_config(), 10**6)
+    config = output.with_batch_size(tiny_config(), 10**6)
     assert config.train.batch_size == 55_000
 
 
 def test_a_folder_written_from_a_dataset(tmp_path, source):
-    path = export.write(
-        _info(source), lambda split: source, tmp_path / "out", "folder", 3
-    )
-    info = registry.load_info(str(path))
+    path = write_photos(tmp_path / "out", lambda _: source, images_per_class=3)
+    info = registry.load_info(path)
     assert info.class_names == source.class_names
     assert info.recipe == "own_images"
     for split in SPLITS:
@@ -111,26 +99,24 @@ def test_a_folder_written_from_a_dataset(tmp_path, source):
 def test_a_list_of_classes_orders_a_folder(tmp_path, source):
     # Which are not sorted, and of which one is no folder's name.
     names = ["T-shirt/top", *(f"{9 - k} things" for k in range(9))]
-    info = dataclasses.replace(_info(source), class_names=names)
-    path = export.write(
-        info, lambda split: source, tmp_path / "out", "folder", 1
-    )
-    assert registry.load_info(str(path)).class_names == names
-    read = loading.load_from(registry.load_info(str(path)), "train", tmp_path)
+    out, few = tmp_path / "out", {"images_per_class": 1, "class_names": names}
+    info = registry.load_info(write_photos(out, lambda _: source, **few))
+    assert info.class_names == names
+    read = loading.load_from(info, "train", tmp_path)
     for file, label in zip(read.items, read.labels, strict=True):
-        assert class_list.folder_name(names[label]) in file
+        assert listing.folder_name(names[label]) in file
     other = tmp_path / "other"
-    path.rename(other)
-    (other / class_list.FILE).unlink()
+    out.rename(other)
+    (other / listing.NAMES_FILE).unlink()
     sorted_info = registry.load_info(str(other))
     assert sorted_info.class_names[-1] == "T-shirt-top"
-    assert class_list.folder_name("../up") == "-up"
+    assert listing.folder_name("../up") == "-up"
     # A model of the first order is evaluated all the same.
     read = loading.load_from(sorted_info, "train", tmp_path)
     again = sources.in_order_of(read, names)
     assert again.class_names == names and again.describe(0)
     for file, label in zip(again.items, again.labels, strict=True):
-        assert class_list.folder_name(names[label]) in file
+        assert listing.folder_name(names[label]) in file
     with pytest.raises(DataError, match="does not know the class '1 things'"):
         sources.in_order_of(read, ["3 thing", *names[:6]])
 
@@ -143,33 +129,26 @@ def test_evaluation_on_classes_in_another_order(folder_run, source, tmp_path):
     expected = api.evaluate(folder_run, log=print)
     assert names == source.class_names and expected["top1"] > 0.5
     for form in ("folder", "tfrecord"):
-        path = export.write(
-            _info(backwards), lambda split: backwards, tmp_path / form, form
-        )
-        assert registry.load_info(str(path)).class_names == names[::-1]
+        path = write_photos(tmp_path / form, lambda _: backwards, form)
+        assert registry.load_info(path).class_names == names[::-1]
         result = api.evaluate(folder_run, hparam_str=f"data.ds_name={path}")
-        assert result["dataset"] == str(path)
-        assert result["images"] == expected["images"] == 200
-        assert result["top1"] == expected["top1"]
-        assert result["cross_entropy"] == pytest.approx(
-            expected["cross_entropy"]
-        )
+        assert result["dataset"] == path and result["images"] == 200
+        for key in ("top1", "cross_entropy"):
+            assert result[key] == pytest.approx(expected[key])
 
 
 def test_shards_written_from_a_dataset(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(export, "_SHARD", 64)
-    path = export.write(
-        _info(source), lambda split: source, tmp_path / "out", "tfrecord"
-    )
+    monkeypatch.setattr(output, "_SHARD", 64)
+    path = write_photos(tmp_path / "out", lambda _: source, "tfrecord")
     assert len(list(tmp_path.glob("out/train-*"))) == 4
-    info = registry.load_info(str(path))
+    info = registry.load_info(path)
     # The shards are found beside their YAML file.
     read = loading.load_from(info, "train", tmp_path / "elsewhere")
     examples = list(sources.encoded_examples(read))
     np.testing.assert_array_equal([k for _, k in examples], source.labels)
     for (image, _), expected in zip(examples, source.images, strict=True):
         np.testing.assert_array_equal(tf.io.decode_png(image), expected)
-    assert registry.load_info(str(path)).recipe == "fashion_mnist"
+    assert info.recipe == "fashion_mnist"
 
 
 def test_several_labels_go_into_shards_only(tmp_path, source):
@@ -177,40 +156,27 @@ def test_several_labels_go_into_shards_only(tmp_path, source):
     vectors[np.arange(200), source.labels] = 1
     vectors[:, 7] = 1
     several = dataclasses.replace(source, labels=vectors)
-    info = _info(source, multi_label=True)
+    write = functools.partial(write_photos, load=lambda _: several)
     with pytest.raises(DataError, match="tfrecord"):
-        export.write(info, lambda split: several, tmp_path / "out", "folder")
+        write(tmp_path / "out", multi_label=True)
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(DataError, match="not empty"):
-        export.write(_info(source), lambda split: source, tmp_path, "folder")
-    path = export.write(
-        info, lambda split: several, tmp_path / "out", "tfrecord"
-    )
-    info = registry.load_info(str(path))
+        write(tmp_path)
+    path = write(tmp_path / "out", form="tfrecord", multi_label=True)
+    info = registry.load_info(path)
     assert info.multi_label
     read = loading.load_from(info, "eval", tmp_path)
     labels = [label for _, label in sources.encoded_examples(read)]
     np.testing.assert_array_equal(labels, vectors)
+    wide = pipeline.to_vectors(tf.constant(vectors), 12).numpy()
+    assert wide.shape == (200, 12) and not wide[:, 10:].any()
 
 
-def test_the_command(tmp_path, source):
-    export.write(
-        _info(source), lambda split: source, tmp_path / "photos", "folder"
-    )
-
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "efficientnetv2.data", *arguments],
-            capture_output=True,
-            text=True,
-        )
-
+def test_the_command(tmp_path, photos):
+    run = functools.partial(run_program, module="efficientnetv2.data")
     result = run(
-        "preview",
-        f"--dataset={tmp_path / 'photos'}",
-        "--recipe=fashion_mnist",
-        f"--hparam_str={TINY},train.stages=2",
-        "--images=4",
+        *("preview", f"--dataset={photos}", "--recipe=fashion_mnist"),
+        *(f"--hparam_str={TINY},train.stages=2", "--images=4"),
         f"--output_dir={tmp_path / 'sheets'}",
     )
     assert result.returncode == 0, result.stderr

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import runs
 from efficientnetv2.config import run_plan
 from efficientnetv2.data import fingerprint, loading, registry, sources
 from efficientnetv2.data.sources import (
@@ -20,10 +19,6 @@ from efficientnetv2.data.sources import (
 from efficientnetv2.declarative import ConfigError
 from efficientnetv2.errors import DataError
 from tests.data import test_formats as made
-
-
-def _load(config, split):
-    return loading.load_split(config, split)
 
 
 def _folder(root, source):
@@ -62,12 +57,9 @@ def test_the_choice_is_fixed_balanced_and_nested(source):
 
 @pytest.mark.parametrize("make", [_folder, _csv, _shards])
 def test_every_source_gives_so_many(tmp_path, source, make):
-    config = made._config(
-        make(tmp_path, source),
-        tmp_path,
-        "data.images_per_class=4,train.batch_size=8,train.epochs=3",
-    )
-    loaded = _load(config, "train")
+    options = "data.images_per_class=4,train.batch_size=8,train.epochs=3"
+    config = made._config(make(tmp_path, source), tmp_path, options)
+    loaded = loading.load_split(config, "train")
     assert np.bincount(loaded.labels).tolist() == [4] * 10
     assert isinstance(loaded, EncodedSource)
     plan = run_plan(config)
@@ -75,17 +67,17 @@ def test_every_source_gives_so_many(tmp_path, source, make):
     assert plan.total_steps == 15
     # The other splits stay whole.
     info = registry.load_info(config.data.ds_name)
-    assert len(_load(config, "eval")) == info.splits["eval"].num_images
+    assert (
+        len(loading.load_split(config, "eval"))
+        == info.splits["eval"].num_images
+    )
 
 
 def test_images_of_shards_keep_their_labels(tmp_path, source):
-    config = made._config(
-        _shards(tmp_path, source),
-        tmp_path,
-        "data.images_per_class=4,train.batch_size=8",
-    )
+    options = "data.images_per_class=4,train.batch_size=8"
+    config = made._config(_shards(tmp_path, source), tmp_path, options)
     expected = sources.with_images_per_class(source, 4)
-    loaded = _load(config, "train")
+    loaded = loading.load_split(config, "train")
     np.testing.assert_array_equal(loaded.labels, expected.labels)
     assert loaded.items == [made._png(image) for image in expected.images]
 
@@ -93,11 +85,13 @@ def test_images_of_shards_keep_their_labels(tmp_path, source):
 def test_bad_images_are_replaced_where_they_are_skipped(tmp_path, source):
     photos = _folder(tmp_path, source)
     text = "data.images_per_class=4,train.batch_size=8"
-    bad = _load(made._config(photos, tmp_path, text), "train").items[0]
+    bad = loading.load_split(
+        made._config(photos, tmp_path, text), "train"
+    ).items[0]
     with open(bad, "wb") as file:
         file.write(b"no image")
     config = made._config(photos, tmp_path, f"{text},data.on_corrupt=skip")
-    loaded = _load(config, "train")
+    loaded = loading.load_split(config, "train")
     assert bad not in loaded.items
     assert np.bincount(loaded.labels).tolist() == [4] * 10
 
@@ -111,7 +105,7 @@ def test_what_cannot_be_balanced_is_refused(tmp_path, source):
     with pytest.raises(DataError, match="several classes"):
         sources.with_images_per_class(several, 1)
     config = made._config(_shards(tmp_path, source), tmp_path)
-    stream = _load(config, "train")
+    stream = loading.load_split(config, "train")
     with pytest.raises(DataError, match="at most 1000 per class"):
         sources.with_images_per_class(stream, 1001)
     path = tmp_path / "cut"
@@ -148,21 +142,6 @@ def test_a_run_goes_on_with_its_own_images_only(tmp_path, source):
     # Its data are known elsewhere too.
     moved = photos.rename(tmp_path / "moved")
     fingerprint.check_is_of_run(str(moved), str(photos), run)
-
-
-def test_a_run_trains_on_them(tmp_path, small_data, tiny_config):
-    from efficientnetv2.train import train_run
-
-    config = tiny_config(
-        "data.images_per_class=4,train.epochs=1,train.batch_size=8,"
-        "train.stages=1,eval.val_split=null"
-    )
-    run = runs.Run(tmp_path / "run", lambda _: None)
-    data = runs.Splits(config, run.log)
-    with runs.claimed(run, config):
-        train_run(config, data, run)
-    assert run.read_metrics()["steps"] == 5
-    assert len(data["train"]) == 40
 
 
 # --- Weights of classes in the loss -------------------------------------------

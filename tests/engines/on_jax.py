@@ -11,10 +11,9 @@ from jax import export
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import engines
 from efficientnetv2.data import pipeline
-from efficientnetv2.engines import optimizers
 from efficientnetv2.errors import StrategyError
 from efficientnetv2.files import CheckpointError
-from tests.conftest import make_source
+from tests.conftest import assert_same, make_source
 from tests.engines import steps
 
 # One block and one device, where nothing else is asked for.
@@ -40,13 +39,9 @@ def engine():
     return make()
 
 
-def test_there_are_two_devices_and_one_is_used(engine):
-    assert len(jax.devices()) == 2
-    assert engine.replicas == 1
-    assert engine.device == "CPU, float32, JAX"
-
-
 def test_a_state_is_restored_whole_or_not_at_all(engine):
+    assert len(jax.devices()) == 2 and engine.replicas == 1
+    assert engine.device == "CPU, float32, JAX"
     before = engine.arrays()
     engine.step(batch_of(), 0.0)
     after = engine.arrays()
@@ -60,12 +55,10 @@ def test_a_state_is_restored_whole_or_not_at_all(engine):
         del broken[name]
         with pytest.raises(CheckpointError, match="file has no variable"):
             engine.restore(broken, "file")
-    for name, array in engine.arrays().items():
-        np.testing.assert_array_equal(array, after[name], err_msg=name)
+    assert_same(engine.arrays(), after)
     engine.restore(before, "file")
     engine.step(batch_of(), 0.0)
-    for name, array in engine.arrays().items():
-        np.testing.assert_array_equal(array, after[name], err_msg=name)
+    assert_same(engine.arrays(), after)
     engine.restore(before, "file")
 
 
@@ -110,56 +103,6 @@ def test_logits_of_any_batch_without_another_trace(engine):
             np.testing.assert_allclose(few, whole[:rows], atol=1e-5)
 
 
-def test_one_step_is_the_formulas():
-    """Weight decay, clipping, RMSProp, EMA: computed in NumPy and Keras."""
-    engine = make(
-        "train.gclip=0.1,train.weight_decay=1e-3,train.label_smoothing=0.1,"
-        "train.optimizer=rmsprop,"
-        "train.weight_decay_exclude=.*(bias|gamma|beta).*"
-    )
-    images, labels = batch_of()
-    names = [v.path for v in engine.network.trainable_variables]
-    others = [v.value for v in engine.network.non_trainable_variables]
-
-    def loss(values):
-        logits, _ = engine.network.stateless_call(
-            values, others, images, training=True
-        )
-        total = keras.losses.CategoricalCrossentropy(
-            from_logits=True, label_smoothing=0.1
-        )(labels, logits)
-        decayed = [
-            np.float32(0.5e-3) * (value**2).sum()
-            for name, value in zip(names, values, strict=True)
-            if not name.endswith(("bias", "gamma", "beta"))
-        ]
-        assert 0 < len(decayed) < len(names)
-        return total + sum(decayed)
-
-    before = engine.arrays()
-    value, gradients = jax.value_and_grad(loss)(
-        [before[f"network/{name}"] for name in names]
-    )
-    gradients = [np.array(gradient, np.float64) for gradient in gradients]
-    gradients = [g * min(1, 0.1 / np.linalg.norm(g)) for g in gradients]
-    norm = np.sqrt(sum((g**2).sum() for g in gradients))
-    assert norm > 0.1
-    metrics = engine.step((images, labels), 0.0)
-    assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-5)
-    after = engine.arrays()
-    rate = engine.config.train.lr_base * 32 / 256
-    part = 1 - optimizers.ema_decay(engine.config, 0)
-    for name, gradient in zip(names, gradients, strict=True):
-        gradient = gradient * 0.1 / norm
-        old = before[f"network/{name}"]
-        change = rate * gradient / np.sqrt(0.9 + 0.1 * gradient**2 + 1e-3)
-        new = after[f"network/{name}"]
-        np.testing.assert_allclose(new, old - change, atol=1e-6)
-        np.testing.assert_allclose(
-            after[f"ema/{name}"], old + part * (new - old), atol=1e-7
-        )
-
-
 def test_a_loss_that_is_not_finite_is_remembered_and_changes_nothing():
     engine = make()
     images, labels = batch_of()
@@ -170,8 +113,7 @@ def test_a_loss_that_is_not_finite_is_remembered_and_changes_nothing():
     assert not np.isfinite(float(metrics["loss"]))
     engine.step((images, labels), 0.0)
     assert engine.first_bad_step() == 1
-    for name, array in engine.arrays().items():
-        np.testing.assert_array_equal(array, good[name], err_msg=name)
+    assert_same(engine.arrays(), good)
     engine.restore(good, "file")
     assert engine.first_bad_step() is None
 
@@ -193,11 +135,7 @@ def test_micro_batches_make_the_whole(strategy):
         results.append((values, engine.arrays()))
     (whole, first), (parts, second) = results
     assert parts == pytest.approx(whole, abs=1e-6)
-    for name, array in first.items():
-        if "seed" not in name:
-            np.testing.assert_allclose(
-                second[name], array, atol=2e-5, err_msg=name
-            )
+    assert_same(second, first, 2e-5, leave="seed")
 
 
 def test_dropout_takes_the_rate_of_the_stage(engine):

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 
 METRICS = ("loss", "cross_entropy", "l2", "top1", "top5")
-# Two image sizes, mixing, a ramp of weight decay and a moving average; nothing
-# that the backends draw by themselves.
+# Two image sizes, mixing, a ramp of weight decay, clipping, a moving average;
+# nothing that the backends draw by themselves.
 OVERRIDES = (
     "model.blocks=r1_k3_s2_e1_i8_o8_c1|r2_k3_s2_e2_i8_o16_se0.25,"
     "model.depth_coefficient=1,model.width_coefficient=1,"
@@ -19,7 +19,7 @@ OVERRIDES = (
     "train.isize=24,data.ibase=16,eval.isize=24,train.batch_size=32,"
     "train.stages=2,train.batch_parts=1,train.epochs=4,"
     "train.lr_warmup_epoch=0.5,train.weight_decay_inc=4,train.ema_decay=0.99,"
-    "data.mixup_alpha=0.2,data.cutmix_alpha=0.2"
+    "data.mixup_alpha=0.2,data.cutmix_alpha=0.2,train.gclip=0.5"
 )
 
 

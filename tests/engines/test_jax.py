@@ -1,11 +1,9 @@
 """The JAX engine in child processes: against TensorFlow, and by itself."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
+from tests.conftest import assert_same, run_code, run_program
 from tests.engines import steps
 
 pytestmark = pytest.mark.slow
@@ -40,11 +38,10 @@ def test_twenty_steps_are_those_of_tensorflow(results, half):
     first, second = results["tensorflow"][half], results["jax"][half]
     _assert_close(first, second, ("loss", "cross_entropy", "l2"), 1e-5)
     first, second = first["after"], second["after"]
-    assert first.keys() == second.keys()
     assert first["step"] == second["step"] == 10 * (half + 1)
+    assert_same(second, first, 1e-4)
     for name, array in first.items():
         assert array.dtype == second[name].dtype, name
-        np.testing.assert_allclose(second[name], array, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("last", ["tensorflow", "jax"])
@@ -62,12 +59,11 @@ def test_eight_devices_are_one(results, half):
 
 def test_on_jax():
     """The tests of `on_jax.py`, in a process whose Keras runs on JAX."""
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-        + ["-p", "no:xdist", "tests/engines/on_jax.py"],
+    result = run_program(
+        *("-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"),
+        "tests/engines/on_jax.py",
+        module="pytest",
         env=steps.jax_environment(devices=2),
-        capture_output=True,
-        text=True,
     )
     assert result.returncode == 0, result.stdout[-5000:]
 
@@ -97,10 +93,4 @@ assert engine.logits(images[:5]).shape == (5, 10)
 weights.assign(engine.network, weights.from_arrays(engine.arrays(), "test"))
 assert not [name for name in sys.modules if name.startswith("tensorflow.")]
 """
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        env=steps.jax_environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_code(program, env=steps.jax_environment())

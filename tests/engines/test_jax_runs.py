@@ -1,18 +1,14 @@
 """Whole runs on JAX: from TensorFlow, to a SavedModel, through kills."""
 
 import random
-import subprocess
-import sys
 import time
 
 import keras
-import numpy as np
 import pytest
 
 from efficientnetv2 import api, checkpoints
 from efficientnetv2 import config as config_lib
-from efficientnetv2.data import export, registry
-from tests.conftest import make_source
+from tests.conftest import assert_same, start_program
 from tests.engines import steps
 
 pytestmark = pytest.mark.slow
@@ -22,16 +18,6 @@ OVERRIDES = (
     f"{steps.OVERRIDES},train.stages=1,model.survival_prob=0.8,"
     "model.dropout_rate=0.2,checkpoint.every_steps=3"
 )
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "photos"
-    source = make_source()
-    export.write(
-        registry.load_info("fashion_mnist"), lambda _: source, folder, "folder"
-    )
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +32,11 @@ def environment(tmp_path_factory):
 
 
 def _start(dataset, model_dir, environment, mode="train"):
-    return subprocess.Popen(
-        [sys.executable, "-m", "efficientnetv2.main", "--backend=jax"]
-        + ["--recipe=fashion_mnist", f"--hparam_str={OVERRIDES}"]
-        + [f"--dataset={dataset}", f"--model_dir={model_dir}"]
-        + [f"--mode={mode}"],
+    return start_program(
+        *("--backend=jax", "--recipe=fashion_mnist", f"--mode={mode}"),
+        *(f"--dataset={dataset}", f"--hparam_str={OVERRIDES}"),
+        f"--model_dir={model_dir}",
         env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
     )
 
 
@@ -110,6 +92,5 @@ def test_kills_change_nothing(photos, environment, tmp_path):
     output, _ = last.communicate()
     assert last.returncode == 0, output
     arrays = checkpoints.load_latest(killed).arrays
-    assert arrays.keys() == expected.keys() and arrays["step"] == 24
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    assert arrays["step"] == 24
+    assert_same(arrays, expected)

@@ -36,32 +36,6 @@ def test_learning_rates_equal_the_reference(reference):
         np.testing.assert_allclose(rates, expected, rtol=1e-6, atol=1e-12)
 
 
-def test_the_rate_goes_with_the_batch_size():
-    config = config_lib.load(
-        "fashion_mnist",
-        hparam_str="train.batch_size=512,train.lr_base=0.016,"
-        "train.lr_sched=constant,train.lr_warmup_epoch=0",
-    )
-    rate = optimizers.learning_rate(config, config_lib.run_plan(config))
-    assert float(rate(10)) == pytest.approx(0.032)
-
-
-def test_weight_decay_ramps_and_can_be_switched_off():
-    plan = RunPlan(1000, 10, 200)
-    overrides = "train.weight_decay=1e-5,train.weight_decay_inc=3"
-    config = config_lib.load("fashion_mnist", hparam_str=overrides)
-    assert progressive.weight_decay(config, plan, 0) == pytest.approx(1e-5)
-    assert progressive.weight_decay(config, plan, 100) == pytest.approx(2.5e-5)
-    assert progressive.weight_decay(config, plan, 200) == pytest.approx(4e-5)
-    off = config_lib.load(
-        "fashion_mnist",
-        hparam_str=overrides,
-        flags={"train.adaptive_weight_decay": False},
-    )
-    for step in (0, 100, 200):
-        assert progressive.weight_decay(off, plan, step) == 1e-5
-
-
 def test_the_average_is_the_one_of_the_released_code():
     """Its graph: the optimizer counts the step, then the average reads it."""
     v1 = tf.compat.v1
@@ -175,7 +149,7 @@ def test_any_schedule_follows_its_formula(train, steps_per_epoch, total_steps):
     total_steps=st.integers(1, 10**6),
     adaptive=st.booleans(),
 )
-def test_any_weight_decay_stays_between_its_ends(
+def test_any_weight_decay_is_a_ramp_or_off(
     base, increase, total_steps, adaptive
 ):
     config = ml_collections.ConfigDict(_CONFIG)
@@ -190,13 +164,8 @@ def test_any_weight_decay_stays_between_its_ends(
     if not adaptive:
         assert (values == base).all()
         return
-    last = base * (1 + increase)
-    assert values[0] == base
-    assert values[-1] == pytest.approx(last, rel=1e-9)
-    low, high = min(base, last), max(base, last)
-    slack = 1e-12 * high
-    assert low - slack <= values.min() and values.max() <= high + slack
-    assert (np.diff(values) * np.sign(increase) >= -slack).all()
+    expected = base * (1 + increase * steps / total_steps)
+    np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-12)
 
 
 @examples(60)
@@ -243,7 +212,9 @@ def _built(overrides):
     return optimizers.build_optimizer(config, config_lib.run_plan(config))
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "momentum", "sgd", "adam"])
+@pytest.mark.parametrize(
+    "name", "rmsprop momentum nesterov sgd adam adamw lion".split()
+)
 def test_every_optimizer_lowers_a_loss(name):
     optimizer = _built(f"train.optimizer={name}")
     variable = keras.Variable([3.0, -2.0])
@@ -259,6 +230,7 @@ def test_every_optimizer_lowers_a_loss(name):
         ("train.optimizer=nesterov", "sgd"),
         ("train.optimizer=adamw", "adam"),
         ("train.optimizer=lion,train.layer_decay=0.9", "layerwise_lion"),
+        # Its loss is scaled.
         ("runtime.mixed_precision=mixed_float16", "loss_scale_optimizer"),
     ],
 )
@@ -270,11 +242,6 @@ def test_names_are_the_same_for_each_run_of_a_process(overrides, name):
         optimizer.build([keras.Variable([1.0], name="logits")])
         names.append([variable.path for variable in optimizer.variables])
     assert names[0] == names[1] and optimizer.name == name
-
-
-def test_float16_scales_the_loss():
-    optimizer = _built("runtime.mixed_precision=mixed_float16")
-    assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def test_config_round_trip():

@@ -38,7 +38,9 @@ def spec(config):
 @pytest.fixture(scope="module")
 def network(config, folder_run):
     network = architecture.build_network(config.model.to_dict())
-    best = checkpoints.load(checkpoints.find(folder_run, None))
+    best = checkpoints.read_checkpoint(
+        checkpoints.find_checkpoint(folder_run, None)
+    )
     weights.load_averaged(network, best)
     return network
 

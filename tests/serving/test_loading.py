@@ -9,7 +9,7 @@ import tensorflow as tf
 import yaml
 
 import efficientnetv2
-from efficientnetv2.data import class_list, preprocessing, registry
+from efficientnetv2.data import listing, preprocessing, registry
 from efficientnetv2.errors import UserError
 from efficientnetv2.serving.loading import load_classifier
 
@@ -126,11 +126,11 @@ def test_a_file_of_kerass_own_model_save(model, image, tmp_path):
 
 def test_imagenets_classes_in_words():
     names = registry.load_info("imagenet").class_names
-    words = class_list.in_words(names)
+    words = listing.in_words(names)
     assert len(set(words)) == len(words) == 1000
     assert names[282] == "n02123159" and words[282] == "tiger cat"
-    assert class_list.in_words(["a", "n02123159"]) == ["a", "tiger cat"]
-    assert class_list.in_words(["n00000000"]) == ["n00000000"]
+    assert listing.in_words(["a", "n02123159"]) == ["a", "tiger cat"]
+    assert listing.in_words(["n00000000"]) == ["n00000000"]
 
 
 CATS = {"tiger cat", "tabby", "Egyptian cat"}

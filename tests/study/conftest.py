@@ -86,9 +86,9 @@ def write_made_up(output, study, gains=None, seeds=5):
     }
     seconds = {
         name: {
-            "16": 0.03,
-            "24": 0.05,
-            "32": 0.1 + 0.01 * k * (study.name == "fused"),
+            str(size): 1e-4 * size**2 + 0.01 * k * (study.name == "fused")
+            for size in definition.image_sizes(configs[study.base])
+            + definition.image_sizes(configs[study.arms[-1].name])
         }
         for k, name in enumerate(configs)
     }
@@ -97,14 +97,20 @@ def write_made_up(output, study, gains=None, seeds=5):
     (folder / records.TIMES).write_text(json.dumps(times))
     if study.tune:
         tried = [
-            row(arm.name, seed, 80 + s, budget, strength=s, tunes=True)
+            row(
+                arm.name,
+                seed,
+                80 + s,
+                study.tune.budget,
+                strength=s,
+                tunes=True,
+            )
             for arm in study.arms
-            for budget in study.budgets
             for s in study.tune.strengths
             for seed in study.tune.seeds
-            if arm.strength is None
+            if arm.strength is None and arm.strength_of is None
         ]
-        chosen = {r["arm"]: {f"{b:g}": 1 for b in study.budgets} for r in tried}
+        chosen = {r["arm"]: {f"{study.tune.budget:g}": 0.25} for r in tried}
         content = {"chosen": chosen, "tried": tried}
         (folder / records.TUNING).write_text(json.dumps(content))
     return folder

@@ -50,6 +50,13 @@ def _changed(path: str, value):
         ("budgets", [0.5, 2], ["budgets=2"]),
         ("questions/0/budget", 0.25, ["Less is better.", "0.25", "budgets"]),
         ("tune", {"strengths": [1], "seeds": [4]}, ["seed 4", "from 5 on"]),
+        (
+            "tune",
+            {"strengths": [1], "seeds": [9], "budget": 0.7},
+            ["budget=0.7", "'budgets'"],
+        ),
+        ("arms/much/strength_of", "litle", ["'little'"]),
+        ("arms/much/strength_of", "much", ["arm much", "strength of its own"]),
         ("arms", {"one": {}}, ["at least two"]),
         ("arms/much/override", "a=1", ["arm much", "'overrides'"]),
         (
@@ -110,8 +117,9 @@ def test_a_study_by_name_or_path(tmp_path):
 def test_published_studies(name):
     study = definition.load(name)
     for config in definition.resolve(study).values():
-        stages = config_lib.run_plan(config).stages
-        assert all(stage.image_size % 8 == 0 for stage in stages)
+        sizes = definition.image_sizes(config)
+        # Real ramps: the first stage costs at most 40% of the last.
+        assert len(sizes) == 1 or sizes[0] ** 2 <= 0.4 * sizes[-1] ** 2
         # Time is that of one core; the last weights are the result.
         assert config.runtime.threads == config.train.batch_parts == 1
         assert config.eval.val_split is None

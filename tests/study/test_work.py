@@ -74,7 +74,7 @@ def test_a_study_from_measuring_to_the_report(tmp_path, monkeypatch):
     path.write_text(yaml.safe_dump(content))
     output = tmp_path / "studies"
     arguments = [f"--study={path}", f"--output_dir={output}"]
-    command = commands.load("study")
+    command = commands.load_command("study")
     with pytest.raises(SystemExit) as ended:
         cli.start(command, "study", arguments)
     assert not ended.value.code
@@ -114,6 +114,23 @@ def test_arms_train_for_equally_long(study, tmp_path):
     content["arms"]["growing"]["equal"] = "epochs"
     at_work = _work(definition.parse("tiny", content), tmp_path)
     assert at_work.config(work.Task("growing", 1, 1, 0)).train.epochs == 3
+
+
+def test_a_strength_for_several_arms_and_budgets(tmp_path, monkeypatch):
+    """Tried once, at one budget."""
+    monkeypatch.setattr(work.Work, "run", _fake_run)
+    content = CONTENT | {
+        "tune": CONTENT["tune"] | {"budget": 0.5},
+        "arms": CONTENT["arms"] | {"growing": {"strength_of": "fixed"}},
+    }
+    at_work = _work(definition.parse("tiny", content), tmp_path)
+    at_work.claim()
+    at_work.tune()
+    tuning = json.loads((at_work.folder / records.TUNING).read_text())
+    assert tuning["chosen"] == {"fixed": {"0.5": 2.0}}
+    assert len(tuning["tried"]) == 2
+    tasks = at_work.tasks(1)
+    assert len(tasks) == 4 and {task.strength for task in tasks} == {2.0}
 
 
 def test_tuned_strengths_and_more_seeds(study, tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ __all__ = [
 def load_averaged(model: _keras.Model, checkpoint) -> None:
     """Sets the averaged weights of a run's checkpoint, else the raw ones.
 
-    The checkpoint is one of `checkpoints.load`.
+    The checkpoint is one of `checkpoints.read_checkpoint`.
 
     Raises:
         WeightsError: if the model is of another architecture.
