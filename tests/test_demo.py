@@ -1,14 +1,13 @@
 """The demo: what its page shows, and once the page itself."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
 
 from efficientnetv2 import demo
 from efficientnetv2.serving import predict
+from tests.conftest import run_program
 
 pytestmark = pytest.mark.slow
 
@@ -48,8 +47,7 @@ def test_images_are_explained_and_other_files_get_a_message(
     ],
 )
 def test_mistakes_are_told_at_once(arguments, words):
-    command = [sys.executable, "-m", "efficientnetv2.demo", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = run_program(*arguments, module="efficientnetv2.demo")
     assert result.returncode in (1, 2) and words in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -15,20 +15,15 @@ import pytest
 from PIL import Image
 
 from efficientnetv2.serving import formats, inspection, loading
+from tests.conftest import encode, raises, run_program
 
 pytestmark = pytest.mark.slow
 
 
 def _run(*arguments, cwd):
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return subprocess.run(
-        [sys.executable, "-m", "efficientnetv2", "predict"]
-        + [str(each) for each in arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": root},
-        timeout=300,
+    env = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    return run_program(
+        "predict", *arguments, module="efficientnetv2", cwd=cwd, env=env
     )
 
 
@@ -139,7 +134,7 @@ cli.start(prints, "prints")
 
 def test_where_models_are_looked_for(folder_run, tmp_path):
     file = tmp_path / "model.keras"
-    with pytest.raises(formats.ModelError, match="no such folder"):
+    with raises(formats.ModelError, "no such folder"):
         formats.find_model(file)
     file.write_bytes(b"")
     (tmp_path / "model.txt").write_text("")
@@ -154,9 +149,9 @@ def test_where_models_are_looked_for(folder_run, tmp_path):
         (tmp_path, "saved_model.pb"),
         (tmp_path / "model.txt", "is not a model"),
     ):
-        with pytest.raises(formats.ModelError, match=words):
+        with raises(formats.ModelError, words):
             formats.find_model(model)
-    with pytest.raises(formats.ModelError, match="--checkpoint"):
+    with raises(formats.ModelError, "--checkpoint"):
         formats.find_model(file, checkpoint="last")
 
 
@@ -218,9 +213,7 @@ def test_files_that_predictions_leave(folder_run, pictures):
 def test_the_views_of_an_image():
     pixels = np.zeros([16, 24, 3], np.uint8)
     pixels[0, 0], pixels[-1, -1] = 10, 200
-    data = BytesIO()
-    Image.fromarray(pixels).save(data, "PNG")
-    data = data.getvalue()
+    data = encode(Image.fromarray(pixels), "PNG")
 
     def views(kind):
         found = loading.views_of(data, kind)
