@@ -7,6 +7,7 @@ import pytest
 
 import efficientnetv2
 from efficientnetv2 import declarative
+from tests.conftest import run_code
 
 
 def test_models_have_accuracy_size_and_cost():
@@ -50,7 +51,7 @@ efficientnetv2.list_models(), efficientnetv2.list_weights()
 efficientnetv2.list_datasets(), efficientnetv2.list_recipes()
 assert not {"tensorflow", "keras", "jax"} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    run_code(program)
 
 
 @pytest.mark.slow

@@ -1,8 +1,7 @@
 """build_model as its users use it."""
 
+import functools
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -14,6 +13,7 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2 import declarative, zoo
 from efficientnetv2.data import preprocessing
 from efficientnetv2.serving.spec import ServingSpec
+from tests.conftest import raises, run_code, run_program
 from tests.models.weights.made import randomize
 
 OPTIONS = {
@@ -75,9 +75,8 @@ def test_a_name_gives_the_model():
     ],
 )
 def test_mistakes(name, options, word):
-    with pytest.raises(ValueError) as error:
+    with raises(ValueError, word):
         efficientnetv2.build_model(name, **options)
-    assert word in str(error.value)
 
 
 def test_two_models_in_a_third():
@@ -257,21 +256,12 @@ def test_frozen_in_sequential_and_fine_tuned(tmp_path):
     np.testing.assert_array_equal(model(images), again(images))
 
 
-def _run_python(program, *arguments, **variables):
-    subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        check=True,
-        env={**os.environ, **variables},
-    )
-
-
 PROGRAM = """
-import sys
 import {0}
 import {1}
 import numpy as np
-folder = sys.argv[1]
-assert keras.backend.backend() == sys.argv[2]
+folder = "{2}"
+assert keras.backend.backend() == "{3}"
 model = keras.models.load_model(f"{{folder}}/model.keras")
 images = np.load(f"{{folder}}/images.npy")
 logits = keras.ops.convert_to_numpy(model(images))
@@ -304,8 +294,8 @@ def saved(tmp_path):
 )
 def test_a_keras_file_in_a_fresh_process(saved, backend, imports, bound):
     folder, logits = saved
-    program = PROGRAM.format(*imports)
-    _run_python(program, str(folder), backend, KERAS_BACKEND=backend)
+    program = PROGRAM.format(*imports, folder, backend)
+    run_code(program, env={**os.environ, "KERAS_BACKEND": backend})
     found = np.load(folder / "logits.npy")
     np.testing.assert_allclose(found, logits, rtol=0, atol=bound)
     assert np.abs(logits).max() > 0.05
@@ -322,13 +312,7 @@ def test_saved_model_round_trip(tmp_path):
 
 
 def test_the_table_command():
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "efficientnetv2.models", *arguments],
-            capture_output=True,
-            text=True,
-        )
-
+    run = functools.partial(run_program, module="efficientnetv2.models")
     result = run("--model_name=efficientnetv2-s", "--image_size=384")
     assert result.returncode == 0, result.stderr
     row = "MBConv4, k3, SE0.25       2       128       6    24x24"

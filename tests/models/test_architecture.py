@@ -11,6 +11,7 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2 import formatting
 from efficientnetv2.models import architecture, blocks, structure
 from efficientnetv2.models.structure import BlockArgs
+from tests.conftest import raises
 
 
 def _model_config(name, **overrides):
@@ -48,9 +49,8 @@ def test_block_string():
     ],
 )
 def test_bad_block_strings_name_the_field(text, word):
-    with pytest.raises(ValueError, match="Block string") as error:
+    with raises(ValueError, "Block string", word):
         BlockArgs.from_string(text)
-    assert word in str(error.value)
 
 
 def _size(variables):
