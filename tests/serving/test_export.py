@@ -92,7 +92,7 @@ def test_served_bytes_and_pixels_equal_keras(exported, network, spec, batch):
     images = np.stack([tf.io.decode_png(data, 3) for data in batch.raw])
     np.testing.assert_allclose(served(images), expected, atol=1e-5)
     np.testing.assert_allclose(served(batch.raw), expected, atol=1e-5)
-    loaded = tf.converters.load_saved_model(folder / "saved_model")
+    loaded = tf.saved_model.load(folder / "saved_model")
     labels = loaded.signatures["encoded"](image_bytes=batch.raw)["label"]
     names = (folder / "saved_model/assets/class_names.txt").read_text()
     assert names.splitlines() == list(spec.class_names)
