@@ -95,7 +95,8 @@ def accuracy_by_time(found: Analysis) -> Figure:
     """Draws test top-1 by time at each budget, one line per arm."""
     figure = Figure((_WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
-    longest = max(found.mean(a.name, 1.0, "seconds") for a in found.arms)
+    budget = max(found.study.budgets)
+    longest = max(found.mean(a.name, budget, "seconds") for a in found.arms)
     unit, seconds = ("minutes", 60) if longest > 180 else ("seconds", 1)
     for index, name in enumerate(found.study.curves):
         budgets = [b for b in found.study.budgets if found.top1(name, b).n]
