@@ -116,8 +116,8 @@ def evaluate_weights(
             the model does not know.
     """
     engines.set_up(config, training=False)
-    result = predict.evaluate(
-        loading.load(model_name, weights=str(weights)),
+    result = predict.evaluate_classifier(
+        loading.load_classifier(model_name, weights=str(weights)),
         runs.Splits(config, log)[config.eval.split],
         config.eval.batch_size,
     )
@@ -186,7 +186,7 @@ def execute(
             'export'.
         checkpoint: for all but training, see `checkpoints.find_checkpoint`.
         log: prints one line.
-        formats, allow_disagreement: for 'export', see `serving.export.export`.
+        formats, allow_disagreement: see `serving.export.export_formats`.
 
     Raises:
         UserError: see `train`, `evaluate` and `export`.
@@ -272,7 +272,7 @@ def _evaluate_and_report(config, data, run, checkpoint=None, engine=None):
         config, data, run, checkpoint, observer, engine
     )
     output.write_preview(config, run.model_dir / output.PREVIEW, log=_silent)
-    path = run_report.write(config, run, observer, result)
+    path = run_report.write_report(config, run, observer, result)
     if not config.data.multi_label:
         names = registry.load_info(config.data.ds_name).class_names
         run.log(notices.class_table(observer.labels, observer.predicted, names))
@@ -299,8 +299,8 @@ def report(
         here = registry.state(info, folder) != "-"
         if here or known is None:
             raise
-        run.log(f"Using the recorded metrics only, without images: {error}")
-        run.log(f"Report: {run_report.write(config, run, None, known)}")
+        run.log(f"From the recorded metrics only, without images: {error}")
+        run.log(f"Report: {run_report.write_report(config, run, None, known)}")
 
 
 def _silent(_: str) -> None:
@@ -316,7 +316,7 @@ def _network(config, run: runs.Run, checkpoint: str | None, engine=None):
         network = engine.network
     else:
         keras.config.set_dtype_policy("float32")
-        network = architecture.build(config.model.to_dict())
+        network = architecture.build_network(config.model.to_dict())
     weights.load_averaged(network, found)
     return network, found
 
@@ -334,7 +334,7 @@ def export_saved_model(
     spec = ServingSpec.from_config(
         config, fingerprint.names_of_run(config, run.model_dir)
     )
-    folder = export_lib.export_saved_model(
+    folder = export_lib.replace_saved_model(
         network, spec, run.model_dir / "saved_model"
     )
     run.log(f"Exported {found.path.name} to {folder}")
@@ -353,7 +353,7 @@ def export_run(
     Args:
         config, run: of the checkpoint.
         checkpoint: see `checkpoints.find_checkpoint`.
-        formats, allow_disagreement: see `serving.export.export`.
+        formats, allow_disagreement: see `serving.export.export_formats`.
 
     Returns:
         The exports that were written, name to details.
@@ -376,7 +376,7 @@ def export_run(
         return {n: e for n, e in exports.items() if n.split("/")[0] in formats}
     network, found = _network(config, run, checkpoint)
     fingerprint.say_changes(config, run.model_dir, run.log)
-    written, faults = export_lib.export(
+    written, faults = export_lib.export_formats(
         network,
         config,
         fingerprint.names_of_run(config, run.model_dir),

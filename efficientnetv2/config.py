@@ -23,7 +23,7 @@ from efficientnetv2.declarative import (
     suggest,
 )
 from efficientnetv2.errors import did_you_mean
-from efficientnetv2.models.block_strings import expand_blocks, round_filters
+from efficientnetv2.models.structure import expand_blocks, round_filters
 from efficientnetv2.normalizations import PACKED_NAMES
 from efficientnetv2.options import (
     FREE_OPTIONS,

@@ -28,6 +28,10 @@ class DataError(UserError):
     """Data that cannot be obtained, read or written."""
 
 
+class WeightsError(UserError, ValueError):
+    """Weights that cannot be found, read, matched or written."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns the valid name closest to `name`, or '' if none is close.
 

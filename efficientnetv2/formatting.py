@@ -28,35 +28,20 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes}:{seconds:02d}"
 
 
-def columns() -> int:
+def format_count(number: float) -> str:
+    """Returns a count in three digits: 7.14M, 720M, 8.4B."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * limit:
+            return f"{number / limit:#.3g}".rstrip(".") + unit
+    return str(int(number))
+
+
+def terminal_width() -> int:
     """Returns the width of the terminal, 80 where there is none."""
     return shutil.get_terminal_size((_COLUMNS, 24)).columns
 
 
-def wrapped(text: str, stream: TextIO, indent: str = "  ") -> str:
-    """Returns lines as a stream shows them best: wrapped on a terminal.
-
-    Lines that begin with two spaces, such as commands to copy, are left alone.
-
-    Args:
-        text: one or several lines.
-        stream: that will show it.
-        indent: of what follows the first part of a long line.
-    """
-    if not stream.isatty():
-        return text
-    fill = functools.partial(
-        textwrap.fill,
-        width=columns(),
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    lines = text.split("\n")
-    return "\n".join(x if x.startswith("  ") else fill(x) for x in lines)
-
-
-def table(
+def align_table(
     rows: Sequence[Sequence[str]],
     left: Collection[int] = (),
     width: int | None = None,
@@ -73,30 +58,24 @@ def table(
             header is wrapped, at 80.
     """
     is_cut = width is not None or sys.stdout.isatty()
-    width = width or columns()
-    text = _aligned(rows, left)
-    if _width(text) > width:
+    width = width or terminal_width()
+    everything = range(len(rows[0]))
+    if not _fits(text := _aligned(rows, left, everything), width):
         rows = [[_narrow(name) for name in rows[0]], *rows[1:]]
-        text = _aligned(rows, left)
-    if not is_cut or _width(text) <= width:
+        text = _aligned(rows, left, everything)
+    if not is_cut or _fits(text, width):
         return text
-    blocks, shown = [], [0]
-    for column in range(1, len(rows[0])):
-        if len(shown) > 1 and _width(_aligned(rows, left, [*shown, column])) > (
-            width
-        ):
-            blocks.append(shown)
-            shown = [0]
-        shown = [*shown, column]
-    return "\n\n".join(_aligned(rows, left, each) for each in [*blocks, shown])
+    blocks = [[0]]
+    for column in everything[1:]:
+        wider = [*blocks[-1], column]
+        if len(wider) > 2 and not _fits(_aligned(rows, left, wider), width):
+            blocks.append([0, column])
+        else:
+            blocks[-1] = wider
+    return "\n\n".join(_aligned(rows, left, each) for each in blocks)
 
 
-def _aligned(
-    rows: Sequence[Sequence[str]],
-    left: Collection[int],
-    shown: Sequence[int] | None = None,
-) -> str:
-    shown = range(len(rows[0])) if shown is None else shown
+def _aligned(rows, left: Collection[int], shown: Sequence[int]) -> str:
     text = tabulate.tabulate(
         [[row[k] for k in shown] for row in rows],
         tablefmt="plain",
@@ -106,8 +85,8 @@ def _aligned(
     return "\n".join(line.rstrip() for line in text.split("\n"))
 
 
-def _width(text: str) -> int:
-    return max(map(len, text.split("\n")))
+def _fits(text: str, width: int) -> bool:
+    return max(map(len, text.split("\n"))) <= width
 
 
 def _narrow(name: str) -> str:
@@ -142,28 +121,26 @@ def program(name: str = "efficientnetv2") -> str:
     path = folder / name
     if not path.exists():
         return f"{program(pathlib.Path(sys.executable).name)} -m {name}"
-    return quote(near(path))
+    return quote(relative_path(path))
 
 
-def near(path: str | os.PathLike) -> pathlib.Path:
-    """Returns a path relative to the working directory, if it is below it."""
+def relative_path(path: str | os.PathLike) -> pathlib.Path:
+    """Returns a path as it is seen from the working directory, if below it."""
     path = pathlib.Path(path)
     here = os.getcwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def command(*words: str, indent: str = "  ") -> str:
-    """Returns a command to copy, wrapped at 80 columns where possible.
+def wrap_command(*words: str) -> str:
+    """Returns a command to copy, in lines of at most 80 columns if it can be.
 
-    Args:
-        words: of the command, quoted for a shell.
-        indent: of each line.
+    Its words are as a shell takes them.
     """
-    lines = [indent + words[0]]
+    lines = [f"  {words[0]}"]
     for word in words[1:]:
         if len(lines[-1]) + 1 + len(word) <= _COLUMNS - len(" \\"):
             lines[-1] += f" {word}"
         else:
             lines[-1] += " \\"
-            lines.append(f"{indent}    {word}")
+            lines.append(f"      {word}")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import dataclasses
 from typing import Literal
 
 from efficientnetv2 import normalizations, schema
-from efficientnetv2.models.block_strings import BlockArgs
+from efficientnetv2.models.structure import BlockArgs
 from efficientnetv2.schema import option, regular_expression
 
 # Beyond it no memory holds the activations.

@@ -13,7 +13,7 @@ import ml_collections
 import tqdm
 
 from efficientnetv2 import files
-from efficientnetv2.formatting import columns, format_seconds, wrapped
+from efficientnetv2.formatting import format_seconds, terminal_width
 
 _WINDOW = 50  # steps over which throughput is averaged
 # Columns of a percentage and a bar; tqdm draws 10 where it knows no width.
@@ -45,6 +45,16 @@ def lines_above() -> Iterator[None]:
     with tqdm.tqdm.external_write_mode():
         yield
         sys.stdout.flush()
+
+
+def _wrap(line: str) -> str:
+    return textwrap.fill(
+        line,
+        terminal_width(),
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def track(
@@ -360,7 +370,7 @@ class Progress:
             self.read()
         if self.redraws:
             self.bar.set_description_str(
-                self.describe(columns() - _BESIDE), refresh=False
+                self.describe(terminal_width() - _BESIDE), refresh=False
             )
             self.bar.n = self.step
             self.bar.refresh()

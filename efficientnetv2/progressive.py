@@ -301,11 +301,11 @@ def describe(
     parts = []
     if varied:
         rows = list(zip(*varied, strict=True))
-        parts.append(formatting.table(rows, width=width))
+        parts.append(formatting.align_table(rows, width=width))
         same = [each for each in same if not each.endswith(" 0")]
     if same:
         start = "In all stages: " if varied else ""
         text = start + ", ".join(same) + "."
-        width = min(80, width or formatting.columns())
+        width = min(80, width or formatting.terminal_width())
         parts.append(textwrap.fill(text, width))
     return "\n".join(parts)

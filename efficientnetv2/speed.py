@@ -28,9 +28,9 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2 import engines, formatting, notices, progress, runs
 from efficientnetv2.data import faults, loading, pipeline, registry
 from efficientnetv2.errors import UserError
-from efficientnetv2.models import architecture, convolutions, counting
+from efficientnetv2.models import architecture, kernels, structure
 from efficientnetv2.progressive import RunPlan, Stage
-from efficientnetv2.serving import export
+from efficientnetv2.serving import converters
 from efficientnetv2.serving.spec import ServingSpec
 
 BATCH_SIZES = (1, 8, 32)
@@ -258,8 +258,8 @@ def measure_stage(
         _repeat(step, _WARM_UP)
         step.waited = 0.0
         both = images_per_second(step)
-    rows = counting.count_stages(config.model.to_dict(), stage.image_size)
-    operations = 3 * 2 * counting.total(rows).multiply_adds
+    cost = structure.count_model(config.model.to_dict(), stage.image_size)
+    operations = 3 * 2 * cost.multiply_adds
     return {
         "image_size": stage.image_size,
         "batch_size": stage.batch_size,
@@ -284,7 +284,7 @@ def measure_machine(size: int = 2048, repeats: int = 7) -> dict:
     matrix = tf.constant(ones)
 
     def multiply():
-        if convolutions.runs_on_tensorflow_cpu():
+        if kernels.runs_on_tensorflow_cpu():
             return ones @ ones
         return tf.reduce_sum(matrix @ matrix).numpy()
 
@@ -309,12 +309,13 @@ def measure_latency(
         images) and SavedModel (uint8 images, so its preprocessing counts)
         and each 'batch_size': 'p50', 'p90' and 'p99' in milliseconds.
     """
-    network = architecture.build(config.model.to_dict())
+    network = architecture.build_network(config.model.to_dict())
     names = registry.load_info(config.data.ds_name).class_names
     spec = ServingSpec.from_config(config, names)
     with tempfile.TemporaryDirectory() as folder:
-        path = export.export_saved_model(network, spec, f"{folder}/model")
-        loaded = tf.saved_model.load(str(path))
+        path = f"{folder}/model"
+        converters.write_saved_model(network, spec, path)
+        loaded = tf.saved_model.load(path)
     serve = loaded.signatures["serving_default"]
     forms = {
         "Keras": (
@@ -395,7 +396,7 @@ def dry_run(
     log(f"Training, measured: {shown} images/s by stage.")
     log(f"Evaluation, measured: {evaluation:,.0f} images/s.")
     memory = f"Peak memory so far: {peak_memory() / 2**30:.1f} GiB"
-    if not notices.on_cpu():
+    if not notices.lacks_accelerator():
         memory += f", of the device {_device_memory() / 2**30:.1f} GiB"
     log(f"{memory}.")
     text = formatting.format_seconds(seconds)

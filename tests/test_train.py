@@ -175,7 +175,7 @@ np.savez(sys.argv[3], served=served['probabilities'],
     config = tiny_config(LEARNS)
     from efficientnetv2.models import architecture
 
-    network = architecture.build(config.model.to_dict())
+    network = architecture.build_network(config.model.to_dict())
     best = checkpoints.read_checkpoint(
         checkpoints.find_checkpoint(finished, "best")
     )

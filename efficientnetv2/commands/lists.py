@@ -22,7 +22,7 @@ from efficientnetv2.cli import Flag
 from efficientnetv2.commands.run import load_config
 from efficientnetv2.data import registry
 from efficientnetv2.errors import UserError
-from efficientnetv2.models import counting
+from efficientnetv2.models import structure
 from efficientnetv2.overview import RunEntry
 
 # Classes in a line.
@@ -104,7 +104,7 @@ def _list(folder: pathlib.Path) -> None:
         lines.append(
             (name, info.source, f"{info.num_classes:,}", *counts, here)
         )
-    print(formatting.table(lines, left=[0, 1, 5]))
+    print(formatting.align_table(lines, left=[0, 1, 5]))
     print(f"\nSearched {folder}\n--dataset=NAME shows the details of one.")
 
 
@@ -251,12 +251,12 @@ def _model(given: flags.FlagValues) -> None:
         f"{model['model_name']} at {size}x{size} pixels, "
         f"{model['num_classes']:,} classes"
     )
-    rows = counting.count_stages(model, size)
-    print(counting.format_table(rows))
-    sums = counting.total(rows)
+    print(structure.format_counts(structure.count_stages(model, size)))
+    sums = structure.count_model(model, size)
     print(
         f"{sums.parameters:,} parameters, {sums.trainable:,} of them "
-        f"trainable; {counting.format_count(sums.multiply_adds)} multiply-adds"
+        f"trainable; {formatting.format_count(sums.multiply_adds)} "
+        "multiply-adds"
     )
     if name in declarative.names("models"):
         for entry in catalog.list_weights(name):
@@ -273,16 +273,15 @@ def _models(given: flags.FlagValues) -> None:
     lines = [(*head.split(","), "ImageNet top-1", "with more data")]
     for name in declarative.names("models"):
         model, size = _load_model(name, given)
-        rows = counting.count_stages(model, size)
-        sums = counting.total(rows)
+        sums = structure.count_model(model, size)
         top1 = catalog.describe_model(name).top1
         further = [value for key, value in top1.items() if key != "imagenet"]
         counts = map(
-            counting.format_count, (sums.trainable, sums.multiply_adds)
+            formatting.format_count, (sums.trainable, sums.multiply_adds)
         )
         best = map(_percent, (top1.get("imagenet"), max(further, default=None)))
         lines.append((name, str(size), str(sums.layers - 3), *counts, *best))
-    print(formatting.table(lines, left=[0]))
+    print(formatting.align_table(lines, left=[0]))
     print(
         "\nTop-1 as published with the weights.\n"
         "With more data: pretrained on ImageNet-21k (V2) or JFT (V1)."
@@ -354,4 +353,4 @@ def _print(rows, as_csv: bool, left: Sequence[int]) -> None:
     if as_csv:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
     else:
-        print(formatting.table(rows, left=left))
+        print(formatting.align_table(rows, left=left))

@@ -136,9 +136,9 @@ def predict(given: flags.FlagValues, words: Sequence[str]) -> int:
 
 def _load(given: flags.FlagValues):
     """Returns the classifier that the flags name."""
-    from efficientnetv2.serving import predict as prediction
+    from efficientnetv2.serving.loading import load_classifier
 
-    return prediction.load(
+    return load_classifier(
         given.model,
         given.checkpoint,
         given.weights,
@@ -167,7 +167,7 @@ def _predict(
     write = _write_json if given.json else _write_text
     write = _csv_writer() if given.csv else write
     done = []
-    found = prediction.stream(
+    found = prediction.predict_stream(
         averaged,
         images,
         given.top,
@@ -294,4 +294,6 @@ def demo(given: flags.FlagValues, words: Sequence[str]) -> None:
     with backend.importing_tensorflow():
         from efficientnetv2 import demo as page
     classifier = _load(given)
-    page.serve(classifier, given.model, given.host, given.port, given.share)
+    page.serve_page(
+        classifier, given.model, given.host, given.port, given.share
+    )

@@ -223,7 +223,7 @@ def export(given: flags.FlagValues, words: Sequence[str]) -> None:
     is then 1.
     """
     _take_model_dir(given, words)
-    formats.check(given.formats or formats.DEFAULT)
+    formats.check_formats(given.formats or formats.DEFAULT)
     _backend_for(given, "export")
     _execute(config_of_run(given), given, "export")
 
@@ -247,8 +247,8 @@ def find_lr(given: flags.FlagValues, words: Sequence[str]) -> None:
     config = load_config(given)
     with backend.importing_tensorflow(given.backend):
         from efficientnetv2 import lr_finder
-    result = lr_finder.find(config, given.steps)
-    lr_finder.draw(result, given.output)
+    result = lr_finder.find_learning_rate(config, given.steps)
+    lr_finder.draw_range_test(result, given.output)
     text = f"The loss falls fastest at --lr={result.suggestion:.2g}"
     done = len(result.losses)
     if done < given.steps:

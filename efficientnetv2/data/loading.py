@@ -182,9 +182,8 @@ def _load_listed(
 ) -> EncodedSource:
     index = registry.list_images(info.folder)
     part = index.splits[split]
-    name, place = registry.title(info.name), str(formatting.near(info.folder))
-    where = "" if place == name else f" in {place}"
-    log(f"{name}: {len(part):,} images ({split}){where}")
+    place = formatting.relative_path(info.folder)
+    log(f"{registry.title(info.name)}: {len(part):,} images ({split}), {place}")
     if index.multi_label:
         labels = np.zeros((len(part), len(index.class_names)), np.float32)
         for row, found in zip(labels, part.labels, strict=True):

@@ -16,7 +16,7 @@ from efficientnetv2.engines import optimizers
 from efficientnetv2.errors import StrategyError
 from efficientnetv2.files import CheckpointError
 from efficientnetv2.models import architecture
-from efficientnetv2.models.naming import flat_layers
+from efficientnetv2.models.architecture import flat_layers
 from efficientnetv2.progressive import RunPlan
 
 
@@ -118,7 +118,7 @@ class BaseEngine:
     def _build(self) -> None:
         """Builds network and optimizer, on the devices of the run."""
         config = self.config
-        self._network = architecture.build(config.model.to_dict())
+        self._network = architecture.build_network(config.model.to_dict())
         self.trained = _select(self._network, config.train.varsexp)
         self._decayed = _decayed(
             self.trained, config.train.weight_decay_exclude

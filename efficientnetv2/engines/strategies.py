@@ -19,9 +19,9 @@ import tensorflow as tf
 from efficientnetv2 import backend
 from efficientnetv2.engines import check_batch
 from efficientnetv2.errors import StrategyError
-from efficientnetv2.models import convolutions
+from efficientnetv2.models import kernels
 
-# Of `runtime.mixed_precision`: see `convolutions.set_bfloat16_products`.
+# Of `runtime.mixed_precision`: see `kernels.set_bfloat16_products`.
 BFLOAT16_PRODUCTS = "bfloat16_products"
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
 
@@ -71,7 +71,7 @@ def set_up(
     rounds = training and precision == BFLOAT16_PRODUCTS
     if rounds:
         _check_bfloat16_products()
-    convolutions.set_bfloat16_products(rounds)
+    kernels.set_bfloat16_products(rounds)
     keras.mixed_precision.set_dtype_policy(
         "float32" if precision == BFLOAT16_PRODUCTS else precision
     )
