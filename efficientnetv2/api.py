@@ -299,7 +299,7 @@ def report(
         here = registry.state(info, folder) != "-"
         if here or known is None:
             raise
-        run.log(f"From the recorded metrics only, without images: {error}")
+        run.log(f"Using the recorded metrics only, without images: {error}")
         run.log(f"Report: {run_report.write_report(config, run, None, known)}")
 
 

@@ -41,6 +41,29 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((_COLUMNS, 24)).columns
 
 
+def wrapped(text: str, stream: TextIO, indent: str = "  ") -> str:
+    """Returns lines as a stream shows them best: wrapped on a terminal.
+
+    Lines that begin with two spaces, such as commands to copy, are left alone.
+
+    Args:
+        text: one or several lines.
+        stream: that will show it.
+        indent: of what follows the first part of a long line.
+    """
+    if not stream.isatty():
+        return text
+    fill = functools.partial(
+        textwrap.fill,
+        width=terminal_width(),
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    lines = text.split("\n")
+    return "\n".join(x if x.startswith("  ") else fill(x) for x in lines)
+
+
 def align_table(
     rows: Sequence[Sequence[str]],
     left: Collection[int] = (),
@@ -125,14 +148,14 @@ def program(name: str = "efficientnetv2") -> str:
 
 
 def relative_path(path: str | os.PathLike) -> pathlib.Path:
-    """Returns a path as it is seen from the working directory, if below it."""
+    """Returns a path relative to the working directory, if it is below it."""
     path = pathlib.Path(path)
     here = os.getcwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def wrap_command(*words: str) -> str:
-    """Returns a command to copy, in lines of at most 80 columns if it can be.
+    """Returns a command to copy, wrapped at 80 columns where possible.
 
     Its words are as a shell takes them.
     """

@@ -186,8 +186,8 @@ class Train:
     lr_warmup_epoch: float = option(5.0, "epochs of linear warm-up", 0)
     ema_decay: float = option(
         0.9999,
-        "decay decay of the moving average of the weights: min(ema_decay, (2 "
-        "+ step) / (11 + step)); 0: off",
+        "decay of the moving average of the weights: "
+        "min(ema_decay, (2 + step) / (11 + step)); 0: off",
         0,
         0.9999999,
     )

@@ -13,7 +13,11 @@ import ml_collections
 import tqdm
 
 from efficientnetv2 import files
-from efficientnetv2.formatting import format_seconds, terminal_width
+from efficientnetv2.formatting import (
+    format_seconds,
+    terminal_width,
+    wrapped,
+)
 
 _WINDOW = 50  # steps over which throughput is averaged
 # Columns of a percentage and a bar; tqdm draws 10 where it knows no width.
@@ -45,16 +49,6 @@ def lines_above() -> Iterator[None]:
     with tqdm.tqdm.external_write_mode():
         yield
         sys.stdout.flush()
-
-
-def _wrap(line: str) -> str:
-    return textwrap.fill(
-        line,
-        terminal_width(),
-        subsequent_indent="  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def track(

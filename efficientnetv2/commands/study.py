@@ -178,7 +178,7 @@ def format_speed(result: Mapping) -> str:
         f"{', '.join(machine['devices'])}\n"
         f"Matrix products of float32: {peak:.0f} GFLOP/s\n\n"
         f"{formatting.align_table(rows)}\n\n"
-        f"A whole run waits for data {result['waiting_share']:.1%} of its "
-        f"time.\nThe first step ends {seconds:.1f} s after the start of the "
-        f"program.\n\n{formatting.align_table(calls, left=[0])}"
+        f"A whole run spends {result['waiting_share']:.1%} of its time waiting "
+        f"for data.\nThe first step ends {seconds:.1f} s after the start of "
+        f"the program.\n\n{formatting.align_table(calls, left=[0])}"
     )

@@ -123,8 +123,8 @@ def export_formats(
 
     Raises:
         ExportError: if one cannot be written.
-        DataError: if the images to compare on, or to calibrate with, cannot
-            be had.
+        DataError: if the images to compare on, or to calibrate with, cannot be
+            obtained.
         UserError: see `formats.check_formats`.
     """
     formats.check_formats(names)

@@ -78,7 +78,7 @@ def grad_cam(
 
     Grad-CAM (Selvaraju et al., arXiv 1610.02391) on the features of the last
     block: float32 [size, size] in [0, 1], of the network's image size; the
-    largest value is 1, unless no place speaks for the class.
+    largest value is 1, unless no part supports the class.
 
     Raises:
         UserError: for a SavedModel.

@@ -130,7 +130,7 @@ def predict_stream(
         try:
             rows = _classify(classifier, readable)
         except tf.errors.OpError:
-            # One image spoils its batch; which one is looked for only now.
+            # One bad image fails its batch; find out which one.
             good = []
             for entry in readable:
                 if reason := faults.fault_of_image(tf.constant(entry[2])):

@@ -89,7 +89,7 @@ class ServingSpec:
 
 
 def write_record(path: str | os.PathLike, spec: ServingSpec) -> None:
-    """Adds a spec to a .keras file; Keras passes over it."""
+    """Adds a spec to a .keras file; Keras ignores it."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(RECORD, json.dumps(dataclasses.asdict(spec)))
 

@@ -33,7 +33,7 @@ _LISTED = 8
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Where a block stands, counted from 0, and which layers it has."""
+    """The position of a block, counted from 0, and its layers."""
 
     index: int  # over all blocks
     stage: int
@@ -311,5 +311,5 @@ def reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
     except Exception as error:
         # Each reader raises its own errors for truncated data.
         raise WeightsError(
-            f"{path} is cut short, corrupt or no {kind} ({first_line(error)})."
+            f"{path} is truncated, corrupt or no {kind} ({first_line(error)})."
         ) from error
