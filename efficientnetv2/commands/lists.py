@@ -183,7 +183,7 @@ def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
         run = run.with_name(f"{run.name}_model")
     print("Train on them:")
     print(
-        formatting.command(
+        formatting.wrap_command(
             f"{formatting.program()} train",
             f"--dataset={formatting.quote(path)}",
             f"--model_dir={formatting.quote(run)}",
