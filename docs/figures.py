@@ -9,7 +9,6 @@ network sees of a few images in each stage; only that needs the data.
 """
 
 import dataclasses
-import json
 import pathlib
 import shutil
 import sys
@@ -19,15 +18,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import runs
 from efficientnetv2.reports import plots
+from efficientnetv2.study import analysis
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 EXAMPLES = ROOT / "results" / "examples.npz"
-STUDIES = ROOT / "results" / "study"
+STUDIES, STUDY = ROOT / "results" / "study", "regularization"
 RECIPE, SHOWN, SEED = "fashion_mnist", 3, 0
-RUN = ROOT / "results" / "fashion_mnist" / "seed1"
 
 
 def make_examples() -> None:
@@ -126,33 +124,10 @@ def _draw_examples(axes) -> None:
 
 
 def _draw_accuracy(axes) -> None:
-    """Draws accuracy on validation images over time, and the stages."""
-    config = config_lib.load(saved=config_lib.read_saved(RUN))
-    metrics = json.loads((RUN / runs.METRICS).read_text())
-    rows = metrics["evaluations"]
-    minutes = [
-        (row["train_seconds"] - row["evaluation_seconds"]) / 60 for row in rows
-    ]
-    axes.plot(minutes, [100 * row["top1"] for row in rows], marker="o")
-    steps = [0, *(row["step"] for row in rows)]
-    plan, start = config_lib.run_plan(config), 0.0
-    for number, stage in enumerate(plan.stages):
-        end = float(np.interp(stage.last_step, steps, [0, *minutes]))
-        if number % 2:
-            axes.axvspan(start, end, color=plots.INK, alpha=0.06, linewidth=0)
-        axes.text(
-            (start + end) / 2,
-            97,
-            f"{stage.image_size} px",
-            ha="center",
-            fontsize=9,
-        )
-        start = end
-    axes.set_xlim(left=0)
-    axes.set_ylim(20, 100)
-    axes.set_xlabel("minutes of training on two CPU cores")
-    axes.set_ylabel("top-1 on validation images, %")
-    axes.set_title("Accuracy by time of training", fontsize=12)
+    """Draws how accurate progressive learning and a fixed size are by time."""
+    plots.draw_accuracy_by_time(axes, analysis.load(STUDIES / STUDY))
+    axes.legend(loc="lower right")
+    axes.set_title("Accuracy after equally long trainings", fontsize=12)
 
 
 def main() -> None:

@@ -95,6 +95,13 @@ def accuracy_by_time(found: Analysis) -> Figure:
     """Draws test top-1 by time at each budget, one line per arm."""
     figure = Figure((_WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
+    draw_accuracy_by_time(axes, found)
+    _legend_below(figure, axes)
+    return figure
+
+
+def draw_accuracy_by_time(axes, found: Analysis) -> None:
+    """Draws the curves of a study and names its axes; without a legend."""
     budget = max(found.study.budgets)
     longest = max(found.mean(a.name, budget, "seconds") for a in found.arms)
     unit, seconds = ("minutes", 60) if longest > 180 else ("seconds", 1)
@@ -116,8 +123,6 @@ def accuracy_by_time(found: Analysis) -> Figure:
     axes.set_xlim(left=0)
     axes.set_xlabel(f"{unit} of training on one core")
     axes.set_ylabel("test top-1 (%)")
-    _legend_below(figure, axes)
-    return figure
 
 
 @matplotlib.rc_context(STYLE)
