@@ -45,12 +45,12 @@ def step(options) -> float:
 
     from efficientnetv2 import config as config_lib
     from efficientnetv2 import engines
-    from efficientnetv2.models import convolutions, layers
+    from efficientnetv2.models import kernels
 
     pairs = (
-        (convolutions.PointwiseConv2D, keras.layers.Conv2D),
-        (convolutions.DepthwiseConv2D, keras.layers.DepthwiseConv2D),
-        (layers.BatchNormalization, keras.layers.BatchNormalization),
+        (kernels.PointwiseConv2D, keras.layers.Conv2D),
+        (kernels.DepthwiseConv2D, keras.layers.DepthwiseConv2D),
+        (kernels.BatchNormalization, keras.layers.BatchNormalization),
     )
     for name, (ours, theirs) in zip(timing.LAYERS, pairs, strict=True):
         if options.without == name:
@@ -287,25 +287,25 @@ def _classifier(form: str, size: int, place: pathlib.Path) -> Callable:
 
     from efficientnetv2 import config as config_lib
     from efficientnetv2.models import architecture
-    from efficientnetv2.serving import litert, saved_model, to_onnx
+    from efficientnetv2.serving import converters
     from efficientnetv2.serving.spec import ServingSpec
 
     options = {"num_classes": timing.CLASSES}
     config = config_lib.load_model("efficientnetv2-b0", options)
-    network = architecture.build(config["model"])
+    network = architecture.build_network(config["model"])
     names = [f"class {k}" for k in range(timing.CLASSES)]
     spec = ServingSpec(size, "v2", [], "softmax", names)
     if form == "saved_model":
-        saved_model.write(network, spec, place / "saved_model")
-        return saved_model.load(place / "saved_model")
+        converters.write_saved_model(network, spec, place / "saved_model")
+        return converters.load_saved_model(place / "saved_model")
     if form == "onnx":
-        to_onnx.convert(network, spec, place / "model.onnx")
-        onnx = to_onnx.load(place / "model.onnx")
+        converters.write_onnx(network, spec, place / "model.onnx")
+        onnx = converters.load_onnx(place / "model.onnx")
         return lambda images: onnx(images.astype(np.float32))
     if form == "int8":
         images = np.random.default_rng(0).integers(0, 256, [8, size, size, 3])
-        litert.convert(network, spec, place, images.astype(np.float32))
-        return litert.load(place / "int8.tflite")
+        converters.write_litert(network, spec, place, images.astype(np.float32))
+        return converters.load_litert(place / "int8.tflite")
 
     @tf.function(reduce_retracing=True)
     def by_keras(images):

@@ -55,7 +55,7 @@ _MODULES = {
     "predict": ("serving.predict", "predict"),
 }
 # The first imports the others.
-_WITH_LAYERS = ("blocks", "convolutions", "layers")
+_WITH_LAYERS = ("blocks", "kernels")
 
 
 def __getattr__(name: str):

@@ -1,4 +1,4 @@
-"""What there is: models, published weights, datasets and recipes.
+"""What is available: models, published weights, datasets and recipes.
 
 Nothing here imports TensorFlow or Keras.
 """
@@ -8,39 +8,7 @@ from typing import NamedTuple
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import declarative
 from efficientnetv2.data import registry
-from efficientnetv2.models import counting
-
-# Top-1 in % on ImageNet's validation set, single crop, as the authors publish
-# it with the weights: google/automl, efficientnetv2/README.md, for V2;
-# tensorflow/tpu, models/official/efficientnet/README.md and lite/README.md,
-# for V1 ('imagenet' is AdvProp, 'jft' Noisy Student). None: none is published.
-_21K = {"imagenet21k": None}
-_BOTH = {**_21K, "imagenet21k-ft1k": None}
-_TOP1 = {
-    "efficientnetv2-b0": {"imagenet": 78.7, **_BOTH},
-    "efficientnetv2-b1": {"imagenet": 79.8, **_BOTH},
-    "efficientnetv2-b2": {"imagenet": 80.5, **_BOTH},
-    "efficientnetv2-b3": {"imagenet": 82.1, **_BOTH},
-    "efficientnetv2-s": {"imagenet": 83.9, **_21K, "imagenet21k-ft1k": 84.9},
-    "efficientnetv2-m": {"imagenet": 85.2, **_21K, "imagenet21k-ft1k": 86.2},
-    "efficientnetv2-l": {"imagenet": 85.7, **_21K, "imagenet21k-ft1k": 86.9},
-    "efficientnetv2-xl": {**_21K, "imagenet21k-ft1k": 87.2},
-    "efficientnet-b0": {"imagenet": 77.6, "jft": 78.8},
-    "efficientnet-b1": {"imagenet": 79.6, "jft": 81.5},
-    "efficientnet-b2": {"imagenet": 80.5, "jft": 82.4},
-    "efficientnet-b3": {"imagenet": 81.9, "jft": 84.1},
-    "efficientnet-b4": {"imagenet": 83.3, "jft": 85.3},
-    "efficientnet-b5": {"imagenet": 84.3, "jft": 86.1},
-    "efficientnet-b6": {"imagenet": 84.8, "jft": 86.4},
-    "efficientnet-b7": {"imagenet": 85.2, "jft": 86.9},
-    "efficientnet-b8": {"imagenet": 85.5},
-    "efficientnet-lite0": {"imagenet": 75.1},
-    "efficientnet-lite1": {"imagenet": 76.7},
-    "efficientnet-lite2": {"imagenet": 77.6},
-    "efficientnet-lite3": {"imagenet": 79.8},
-    "efficientnet-lite4": {"imagenet": 81.5},
-    "efficientnet-l2": {"jft": 88.4, "jft-475": 88.2},
-}
+from efficientnetv2.models import published, structure
 
 
 class ModelEntry(NamedTuple):
@@ -87,14 +55,14 @@ def list_models() -> list[ModelEntry]:
 
 
 def describe_model(name: str, num_classes: int = 1000) -> ModelEntry:
-    """Returns what `list_models` has of one model.
+    """Returns the entry of `list_models` for one model.
 
     Raises:
         ConfigError: for an unknown name.
     """
     config = config_lib.load_model(name, {"num_classes": num_classes})
     size = config["eval"]["isize"]
-    sums = counting.total(counting.count_stages(config["model"], size))
+    sums = structure.count_model(config["model"], size)
     top1 = {
         entry.weights: entry.top1
         for entry in list_weights(name)
@@ -104,10 +72,7 @@ def describe_model(name: str, num_classes: int = 1000) -> ModelEntry:
 
 
 def list_weights(model: str | None = None) -> list[WeightsEntry]:
-    """Returns the published weights, with their top-1 on ImageNet.
-
-    Args:
-        model: name of a model; None for all models.
+    """Returns the published weights of one or all models, and their top-1.
 
     Raises:
         ConfigError: for an unknown name.
@@ -117,36 +82,35 @@ def list_weights(model: str | None = None) -> list[WeightsEntry]:
     return [
         WeightsEntry(name, weights, top1 and round(top1 / 100, 3))
         for name in ([model] if model else declarative.names("models"))
-        for weights, top1 in _TOP1.get(name, {}).items()
+        for weights, top1 in published.TOP1.get(name, {}).items()
     ]
 
 
 def list_datasets() -> list[DatasetEntry]:
     """Returns every dataset of the registry."""
-    entries = []
-    for name in declarative.names("datasets"):
-        info = registry.load_info(name)
-        images = {key: split.num_images for key, split in info.splits.items()}
-        entries.append(
-            DatasetEntry(
-                name, info.source, info.num_classes, images, info.recipe
-            )
+    infos = {n: registry.load_info(n) for n in declarative.names("datasets")}
+    return [
+        DatasetEntry(
+            name,
+            info.source,
+            info.num_classes,
+            {key: split.num_images for key, split in info.splits.items()},
+            info.recipe,
         )
-    return entries
+        for name, info in infos.items()
+    ]
 
 
 def list_recipes() -> list[RecipeEntry]:
     """Returns every recipe, with its model, length and image size."""
-    entries = []
-    for name in declarative.names("recipes"):
-        content = declarative.named("recipes", name)
-        entries.append(
-            RecipeEntry(
-                name,
-                declarative.comment("recipes", name),
-                content.get("model", {}).get("model_name"),
-                content.get("train", {}).get("epochs"),
-                content.get("eval", {}).get("isize"),
-            )
+    return [
+        RecipeEntry(
+            name,
+            declarative.comment("recipes", name),
+            content.get("model", {}).get("model_name"),
+            content.get("train", {}).get("epochs"),
+            content.get("eval", {}).get("isize"),
         )
-    return entries
+        for name in declarative.names("recipes")
+        for content in [declarative.named("recipes", name)]
+    ]

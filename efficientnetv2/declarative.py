@@ -3,6 +3,7 @@
 YAML is parsed by the safe loader: it is data, and nothing in it is executed.
 """
 
+import itertools
 import os
 import pathlib
 from typing import Any
@@ -25,10 +26,7 @@ class ConfigError(UserError, ValueError):
 
 
 def declarative_dir(name: str) -> pathlib.Path:
-    """Returns the folder `hparams` or `datasets`.
-
-    Beside the package in a checkout, inside it in an installed wheel.
-    """
+    """Returns `hparams` or `datasets`: in a wheel they are in the package."""
     package = pathlib.Path(__file__).resolve().parent
     beside = package.parent / name
     if (package.parent / "setup.cfg").exists() and beside.is_dir():
@@ -53,11 +51,10 @@ def suggest(name: str, valid: list[str]) -> str:
 
 
 def read_yaml(path: str | os.PathLike) -> dict:
-    """Reads a YAML file whose top level is a mapping.
+    """Reads a YAML file whose top level is a mapping, or is empty.
 
     Raises:
-        ConfigError: if the file is missing, unreadable, not YAML or no
-            mapping.
+        ConfigError: if it is not; or missing or unreadable.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -85,37 +82,26 @@ def read_yaml(path: str | os.PathLike) -> dict:
 
 
 def _check_depth(text: str) -> None:
-    if len(text) <= _DEEPEST:
-        return
-    depth = 0
-    for event in yaml.parse(text, Loader=_LOADER):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > _DEEPEST:
-            raise ValueError(f"more than {_DEEPEST} levels")
+    start, end = yaml.CollectionStartEvent, yaml.CollectionEndEvent
+    depths = itertools.accumulate(
+        isinstance(event, start) - isinstance(event, end)
+        for event in yaml.parse(text, Loader=_LOADER)
+    )
+    if len(text) > _DEEPEST and any(depth > _DEEPEST for depth in depths):
+        raise ValueError(f"more than {_DEEPEST} levels")
 
 
 def _check_aliases(content: Any) -> None:
     found = [content]
-    count = 1
-    while found:
-        each = found.pop()
-        values = each.values() if isinstance(each, dict) else each
+    for each in found:
         if isinstance(each, (dict, list)):
-            count += len(values)
-            if count > _MOST_VALUES:
-                raise ValueError("its aliases repeat themselves")
-            found.extend(values)
+            found += each.values() if isinstance(each, dict) else each
+        if len(found) > _MOST_VALUES:
+            raise ValueError("its aliases repeat themselves")
 
 
 def named(kind: str, name: str) -> dict:
-    """Returns the content of the file of that name.
-
-    Args:
-        kind: see `names`.
-        name: of the file, without its suffix.
+    """Returns the content of the file of that name, without its suffix.
 
     Raises:
         ConfigError: for an unknown name; the message gives the nearest.

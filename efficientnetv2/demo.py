@@ -1,4 +1,4 @@
-"""A page in the browser that shows what a model says of images, and why.
+"""A web page that shows what a model predicts for images, and why.
 
 `python -m efficientnetv2.demo` is `efficientnetv2 demo`.
 """
@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from efficientnetv2 import progress
+from efficientnetv2 import progress, reports
 from efficientnetv2.data.faults import fault_of_beginning
 from efficientnetv2.errors import UserError
-from efficientnetv2.reports import document
 from efficientnetv2.serving import inspection, predict
 from efficientnetv2.serving.loading import Classifier
 
@@ -21,33 +20,28 @@ TOP = 5
 _SIDE = 320
 
 
-def explain(classifier: Classifier, paths: Sequence[str | os.PathLike]) -> str:
+def explain_images(
+    classifier: Classifier, paths: Sequence[str | os.PathLike]
+) -> str:
     """Returns HTML with classes, probabilities and attention for each file.
 
     A file that is not an image gets a message instead.
-
-    Args:
-        classifier: from `serving.predict.load`.
-        paths: of the files.
     """
     faults: dict[str, str] = {}
-    paths = [str(path) for path in paths]
+    paths = list(dict.fromkeys(map(str, paths)))
     for path in paths:
         with open(path, "rb") as file:
             head, size = file.read(64), os.path.getsize(path)
         if fault := fault_of_beginning(head, size):
             faults[path] = fault
-    found = dict(
-        predict.stream(
-            classifier,
-            [path for path in paths if path not in faults],
-            TOP,
-            8,
-            lambda _, path, reason: faults.update({path: reason}),
-        )
-    )
+
+    def skip(_, path, reason):
+        faults[path] = reason
+
+    good = [path for path in paths if path not in faults]
+    found = dict(predict.predict_stream(classifier, good, TOP, 8, skip))
     items = []
-    for path in dict.fromkeys(paths):
+    for path in paths:
         item = {"name": pathlib.Path(path).name, "fault": faults.get(path)}
         if path in found:
             picture, method = inspection.attention(
@@ -60,39 +54,36 @@ def explain(classifier: Classifier, paths: Sequence[str | os.PathLike]) -> str:
                 "image": _uri(inspection.picture(path)),
             }
         items.append(item)
-    return document.render("demo.html.j2", items=items)
+    return reports.render("demo.html.j2", items=items)
 
 
 def _uri(picture: Image.Image) -> str:
     size = inspection.scaled_size(picture, _SIDE)
     sharp = Image.Resampling.NEAREST if _SIDE > 2 * max(picture.size) else None
-    return document.data_uri(picture.resize(size, sharp))
+    return reports.data_uri(picture.resize(size, sharp))
 
 
-def build(classifier: Classifier, name: str):
-    """Returns the page as `gradio.Blocks`.
-
-    Args:
-        classifier: from `serving.predict.load`.
-        name: of the model, for the heading.
-    """
+def build_page(classifier: Classifier, name: str):
+    """Returns the page as `gradio.Blocks`, below the name of the model."""
     import gradio
 
     with gradio.Blocks(title=f"{name} - efficientnetv2") as page:
         gradio.Markdown(
             f"# {name}\nDrop images to see the {TOP} most likely of "
             f"{len(classifier.class_names):,} classes, and where the model "
-            "looked: red areas speak most for the first class."
+            "looked: red areas support the first class most."
         )
         files = gradio.File(file_count="multiple", label="Images")
         results = gradio.HTML()
         files.change(
-            lambda paths: explain(classifier, paths or []), files, results
+            lambda paths: explain_images(classifier, paths or []),
+            files,
+            results,
         )
     return page
 
 
-def serve(
+def serve_page(
     classifier: Classifier,
     name: str,
     host: str = "127.0.0.1",
@@ -100,20 +91,20 @@ def serve(
     share: bool = False,
     block: bool = True,
 ) -> str:
-    """Serves the page until Ctrl-C; returns its address.
+    """Serves the page of a model until Ctrl-C; returns its address.
 
     Args:
-        classifier, name: see `build`.
+        classifier, name: of the model.
         host, port: to listen on; None: the first free port from 7860.
         share: whether Gradio gives the page a public address, too.
         block: whether to wait for Ctrl-C.
 
     Raises:
-        UserError: if the port is taken, or the host is not of this machine.
+        UserError: if the port is taken, or the host is not this machine's.
     """
     import gradio
 
-    page = build(classifier, name)
+    page = build_page(classifier, name)
     try:
         _, address, public = page.launch(
             server_name=host,

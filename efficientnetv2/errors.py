@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake of the user or of the surroundings.
+    """A mistake by the user, or a problem in the environment.
 
     The message says what was wrong and what to do. A command that meets one
     prints the message without a traceback and ends with `exit_code`.
 
     Attributes:
-        exit_code: the exit status of the process: 2 for what was asked, 1 in
-            classes for what went wrong while it was done.
+        exit_code: the exit status of the process: 2 for a wrong request, 1 in
+            subclasses for failures while carrying it out.
     """
 
     exit_code = 2
@@ -28,12 +28,15 @@ class DataError(UserError):
     """Data that cannot be obtained, read or written."""
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Returns the valid name most like `name`, or '' if none is close.
+class WeightsError(UserError, ValueError):
+    """Weights that cannot be found, read, matched or written."""
 
-    Upper and lower case are alike, so that `EfficientNetV2-S` finds
-    `efficientnetv2-s`, and the end of a name stands for it: `b0` finds
-    `efficientnetv2-b0`, the last of those that end so.
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Returns the valid name closest to `name`, or '' if none is close.
+
+    Case is ignored: `EfficientNetV2-S` finds `efficientnetv2-s`. The end of a
+    name will do: `b0` finds `efficientnetv2-b0`, the last name that ends so.
 
     Args:
         name: what the user wrote.

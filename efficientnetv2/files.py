@@ -30,13 +30,9 @@ def cannot_write(path: str | os.PathLike, reason: str) -> CheckpointError:
 
 @contextlib.contextmanager
 def writing(folder: str | os.PathLike) -> Iterator[None]:
-    """Converts the errors of a full or read-only disk into CheckpointError.
+    """Converts errors of a full or read-only disk into CheckpointError.
 
-    Args:
-        folder: that is written.
-
-    Raises:
-        CheckpointError: instead of the error of the system or of TensorFlow.
+    `folder` is what the message names where the error names no file.
     """
     try:
         yield
@@ -56,11 +52,7 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def write_atomically(path: str | os.PathLike, write) -> None:
-    """Writes a file so that it is either complete or absent.
-
-    Args:
-        path: final place.
-        write: function that writes to an open binary file.
+    """Writes a file, complete or not at all, by `write(binary file)`.
 
     Raises:
         CheckpointError: if the disk is full or the folder not writable; a
@@ -95,9 +87,9 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 class Lock(NamedTuple):
-    """What `locked` has found."""
+    """The result of `locked`."""
 
-    holder: str | None  # such as 'process 123 on host'; None: it is ours
+    holder: str | None  # such as 'process 123 on host'; None: this process
     # Of the locked file. A child that inherits it holds the lock, too.
     descriptor: int
 
@@ -111,20 +103,19 @@ def locked(path: str | os.PathLike) -> Iterator[Lock]:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
+        holder = None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            yield Lock(holder, file.fileno())
-            return
         except OSError:
-            yield Lock(None, file.fileno())
-            return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield Lock(None, file.fileno())
+            pass
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield Lock(holder, file.fileno())
 
 
 def is_locked(path: str | os.PathLike) -> bool:

@@ -1,11 +1,10 @@
-"""The learning-rate range test: which peak learning rate a run can bear.
+"""The learning-rate range test: finds a good peak learning rate for a run.
 
 Source: Smith, arXiv 1506.01186, section 3.3. The learning rate rises
 exponentially from step to step; where the loss falls fastest is a good peak.
 """
 
 import dataclasses
-import functools
 import math
 import pathlib
 from collections.abc import Callable
@@ -33,23 +32,22 @@ class RangeTest:
     suggestion: float  # the rate at which the loss falls fastest
 
 
-def find(
+def find_learning_rate(
     config: ml_collections.ConfigDict,
     steps: int = 100,
     log: Callable[[str], None] = print,
 ) -> RangeTest:
     """Trains for some steps with a learning rate that rises from step to step.
 
-    Leaves no run: neither weights nor files.
+    Keeps neither weights nor files.
 
     Args:
-        config: of the run that the rate is for; its last stage is tried.
+        config: of the run that needs the rate; its last stage is used.
         steps: at most; the test ends where the loss diverges.
         log: prints one line.
 
     Raises:
-        UserError: for data that cannot be obtained, or a loss that never
-            falls.
+        UserError: for data that cannot be had, or a loss that never falls.
     """
     config = config.copy_and_resolve_references().unlock()
     config.train.stages = 1
@@ -57,15 +55,13 @@ def find(
     per_epoch = run_plan(config).steps_per_epoch
     factor = (_HIGHEST / _LOWEST) ** (1.0 / steps)
     config.train.update(
-        {
-            "lr_sched": "exponential",
-            "lr_base": _LOWEST,
-            "lr_min": 0.0,
-            "lr_decay_factor": factor,
-            "lr_decay_epoch": 1.0 / per_epoch,
-            "lr_warmup_epoch": 0.0,
-            "ema_decay": 0.0,
-        }
+        lr_sched="exponential",
+        lr_base=_LOWEST,
+        lr_min=0.0,
+        lr_decay_factor=factor,
+        lr_decay_epoch=1.0 / per_epoch,
+        lr_warmup_epoch=0.0,
+        ema_decay=0.0,
     )
     engines.set_up(config)
     plan = run_plan(config.lock())
@@ -74,13 +70,11 @@ def find(
     source = runs.Splits(config, log)[config.train.split]
     engine = engines.create(config, plan)
 
-    make_dataset = functools.partial(
-        pipeline.training_dataset,
-        source,
-        config,
-        plan,
-        on_device=engine.augments,
-    )
+    def make_dataset(**part):
+        return pipeline.training_dataset(
+            source, config, plan, on_device=engine.augments, **part
+        )
+
     losses, mean = [], 0.0
     batches = engine.dataset(make_dataset)
     shown = progress.track(batches, "Trying rates", steps, "steps")
@@ -98,7 +92,6 @@ def find(
 
 
 def _steepest(rates: np.ndarray, losses) -> float:
-    """Returns the rate at which the loss falls fastest by its logarithm."""
     if len(losses) < 5:
         raise UserError(
             "The loss diverges within five steps. Check the data and "
@@ -107,18 +100,14 @@ def _steepest(rates: np.ndarray, losses) -> float:
     slopes = np.gradient(np.asarray(losses), np.log(rates))
     if slopes.min() >= 0:
         raise UserError(
-            "The loss falls at no learning rate. Try more steps, or check the "
-            "labels."
+            "The loss does not fall at any learning rate. Try more steps, or "
+            "check the labels."
         )
     return float(rates[slopes.argmin()])
 
 
-def draw(result: RangeTest, path: str | pathlib.Path) -> None:
-    """Draws loss over learning rate as a PNG.
-
-    Raises:
-        CheckpointError: if the file cannot be written.
-    """
+def draw_range_test(result: RangeTest, path: str | pathlib.Path) -> None:
+    """Draws loss over learning rate as a PNG; see `write_atomically`."""
     from matplotlib.figure import Figure
 
     figure = Figure((6.0, 3.5), layout="constrained")

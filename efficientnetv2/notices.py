@@ -1,4 +1,4 @@
-"""What a run tells people before its first step, and after its last."""
+"""What a run prints before its first step and after its last."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from PIL import Image
 from efficientnetv2 import formatting, progressive
 from efficientnetv2.data import registry
 from efficientnetv2.data.sources import ArraySource, EncodedSource, Source
-from efficientnetv2.models import counting
+from efficientnetv2.models import structure
 from efficientnetv2.progressive import RunPlan
 
 _MOST_CLASSES = 20
@@ -34,11 +34,10 @@ def announce(
     network, trained = engine.network, engine.trained
     sizes = sorted({stage.image_size for stage in plan.stages})
     costs = (
-        counting.total(counting.count_stages(config.model.to_dict(), size))
-        for size in sizes
+        structure.count_model(config.model.to_dict(), size) for size in sizes
     )
     cost = ", ".join(
-        f"{counting.format_count(each.multiply_adds)} at {size} px"
+        f"{formatting.format_count(each.multiply_adds)} at {size} px"
         for size, each in zip(sizes, costs, strict=True)
     )
     log(engine.device)
@@ -86,9 +85,9 @@ def expected_seconds(
     cores = cores or len(os.sched_getaffinity(0))
     total = 0.0
     for stage in plan.stages:
-        rows = counting.count_stages(config.model.to_dict(), stage.image_size)
+        cost = structure.count_model(config.model.to_dict(), stage.image_size)
         images = (stage.last_step - stage.first_step) * stage.batch_size
-        total += images * counting.total(rows).multiply_adds
+        total += images * cost.multiply_adds
     return total / (_PER_CORE * cores)
 
 
@@ -122,13 +121,13 @@ def measured_seconds(
 def slow_warning(
     config: ml_collections.ConfigDict, plan: RunPlan, seconds: float
 ) -> str | None:
-    """Returns what to say of a run that a CPU trains for long, else None.
+    """Returns a warning about a run that takes long on a CPU, else None.
 
     Args:
         config, plan: of the run.
-        seconds: that it takes.
+        seconds: its expected duration.
     """
-    if seconds < _SLOW or not on_cpu():
+    if seconds < _SLOW or not lacks_accelerator():
         return None
     model = config.model.model_name
     ways = ["a smaller --image_size", "fewer --epochs"]
@@ -144,7 +143,7 @@ def slow_warning(
     )
 
 
-def on_cpu() -> bool:
+def lacks_accelerator() -> bool:
     """Whether the backend sees no accelerator."""
     if keras.config.backend() == "jax":
         import jax
@@ -166,7 +165,7 @@ def class_table(
     Args:
         labels: int64 [images].
         predicted: int64 [images].
-        names: one per class; of more than twenty the weakest are shown.
+        names: one per class; only the weakest of more than twenty are shown.
     """
     rows = []
     for label, name in enumerate(names):
@@ -178,7 +177,7 @@ def class_table(
     lines = [("class", "top-1", "correct", "images")]
     for share, name, right, images in rows[:_MOST_CLASSES]:
         lines.append((name, f"{share:.1%}", f"{right:,}", f"{images:,}"))
-    text = formatting.table(lines, left=[0])
+    text = formatting.align_table(lines, left=[0])
     left = len(rows) - _MOST_CLASSES
     return text + (
         f"\nand {left:,} classes with a higher top-1" if left > 0 else ""
@@ -188,10 +187,10 @@ def class_table(
 def example_image(
     model_dir: pathlib.Path, source: Source
 ) -> pathlib.Path | str:
-    """Returns a file with an image of a split.
+    """Returns the path of an image of a split.
 
-    Images that lie in no file of their own give MODEL_DIR/example.png; what
-    cannot be read image by image gives the word IMAGE.
+    An image that has no file of its own is written to MODEL_DIR/example.png;
+    where single images cannot be read, the word IMAGE stands for one.
     """
     if isinstance(source, EncodedSource) and source.in_files:
         return source.items[0]
@@ -211,10 +210,10 @@ def next_commands(model_dir: pathlib.Path, source: Source) -> str:
         (
             f"{program()} predict",
             f"--model={quoted(model_dir)}",
-            quoted(formatting.near(image)),
+            quoted(formatting.relative_path(image)),
         ),
         (program("tensorboard"), f"--logdir={quoted(model_dir)}"),
     ]
     return "\n".join(
-        ["Next:", *(formatting.command(*words) for words in commands)]
+        ["Next:", *(formatting.wrap_command(*words) for words in commands)]
     )

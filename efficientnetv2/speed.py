@@ -28,15 +28,15 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2 import engines, formatting, notices, progress, runs
 from efficientnetv2.data import faults, loading, pipeline, registry
 from efficientnetv2.errors import UserError
-from efficientnetv2.models import architecture, convolutions, counting
+from efficientnetv2.models import architecture, kernels, structure
 from efficientnetv2.progressive import RunPlan, Stage
-from efficientnetv2.serving import export
+from efficientnetv2.serving import converters
 from efficientnetv2.serving.spec import ServingSpec
 
 BATCH_SIZES = (1, 8, 32)
-"""Of which the latency is measured."""
+"""Batch sizes whose latency is measured."""
 _WARM_UP = 3
-# What `efficientnetv2 benchmark --model_dir` leaves in the folder of a run.
+# The file that `efficientnetv2 benchmark --model_dir` writes to a run.
 INFERENCE = "inference.json"
 # Of each stage in a dry run: at most so many are timed, for at most so long.
 _DRY_STEPS, _DRY_SECONDS = 8, 20.0
@@ -114,7 +114,7 @@ def apart(name: str, config: ml_collections.ConfigDict, *arguments):
 
 
 def first_step_seconds(config: ml_collections.ConfigDict) -> float:
-    """Returns the time from starting the program to its first step's end.
+    """Returns the time from the program's start to the end of its first step.
 
     With all imports and building; the data must be prepared. UserError if the
     program ends before.
@@ -166,7 +166,7 @@ def _repeat(function: Callable[[], object], times: int) -> float:
 
 
 def peak_memory() -> int:
-    """Returns the most memory that this process has had so far, in bytes."""
+    """Returns the peak memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
@@ -179,12 +179,12 @@ def stage_maker(
     on_device: bool,
     steps: int,
 ) -> Callable[..., Iterable]:
-    """Returns what makes the batches of one stage, as `Engine.dataset` asks.
+    """Returns a function that makes one stage's batches, for `Engine.dataset`.
 
     Args:
         on_device: see `pipeline.training_dataset`.
-        steps: that are used, of twice as many: a pipeline that reads no
-            further is faster.
+        steps: to use, of twice as many: a pipeline that has stopped reading
+            ahead is faster.
     """
     return functools.partial(
         pipeline.training_dataset,
@@ -217,7 +217,7 @@ def measure_stage(
 
     Args:
         index: of the stage, from 0.
-        steps: that are timed, after a few that are not.
+        steps: to time, after a few untimed ones.
 
     Returns:
         The stage's 'image_size', 'batch_size' and 'steps'; images/s of the
@@ -258,8 +258,8 @@ def measure_stage(
         _repeat(step, _WARM_UP)
         step.waited = 0.0
         both = images_per_second(step)
-    rows = counting.count_stages(config.model.to_dict(), stage.image_size)
-    operations = 3 * 2 * counting.total(rows).multiply_adds
+    cost = structure.count_model(config.model.to_dict(), stage.image_size)
+    operations = 3 * 2 * cost.multiply_adds
     return {
         "image_size": stage.image_size,
         "batch_size": stage.batch_size,
@@ -284,7 +284,7 @@ def measure_machine(size: int = 2048, repeats: int = 7) -> dict:
     matrix = tf.constant(ones)
 
     def multiply():
-        if convolutions.runs_on_tensorflow_cpu():
+        if kernels.runs_on_tensorflow_cpu():
             return ones @ ones
         return tf.reduce_sum(matrix @ matrix).numpy()
 
@@ -302,19 +302,20 @@ def measure_latency(
     """Measures inference at `eval.isize`, with random weights.
 
     Args:
-        calls: of each kind that are timed, after a few that are not.
+        calls: to time of each kind, after a few untimed ones.
 
     Returns:
         One dict each for 'form' Keras (`predict_on_batch` of normalized
         images) and SavedModel (uint8 images, so its preprocessing counts)
         and each 'batch_size': 'p50', 'p90' and 'p99' in milliseconds.
     """
-    network = architecture.build(config.model.to_dict())
+    network = architecture.build_network(config.model.to_dict())
     names = registry.load_info(config.data.ds_name).class_names
     spec = ServingSpec.from_config(config, names)
     with tempfile.TemporaryDirectory() as folder:
-        path = export.export_saved_model(network, spec, f"{folder}/model")
-        loaded = tf.saved_model.load(str(path))
+        path = f"{folder}/model"
+        converters.write_saved_model(network, spec, path)
+        loaded = tf.saved_model.load(path)
     serve = loaded.signatures["serving_default"]
     forms = {
         "Keras": (
@@ -352,7 +353,7 @@ _MEASUREMENTS = {
 
 
 def _answer(name: str, arguments: list[str], config_text: str) -> dict:
-    """Returns the result of a measurement, or the error of a user."""
+    """Returns the result of a measurement, or a user's error."""
     config = ml_collections.ConfigDict(yaml.safe_load(config_text))
     try:
         found = map(json.loads, arguments)
@@ -369,8 +370,8 @@ def dry_run(
 ) -> float:
     """Logs data, model, stages, and the measured time and memory of a run.
 
-    Nothing is written. The data are fetched or prepared if they are not here.
-    Returns the estimated seconds of the whole run.
+    Nothing is written. Missing data are downloaded or prepared. Returns the
+    estimated seconds of the whole run.
     """
     start = time.perf_counter()
     plan, data = config_lib.run_plan(config), runs.Splits(config, log)
@@ -395,12 +396,12 @@ def dry_run(
     log(f"Training, measured: {shown} images/s by stage.")
     log(f"Evaluation, measured: {evaluation:,.0f} images/s.")
     memory = f"Peak memory so far: {peak_memory() / 2**30:.1f} GiB"
-    if not notices.on_cpu():
+    if not notices.lacks_accelerator():
         memory += f", of the device {_device_memory() / 2**30:.1f} GiB"
     log(f"{memory}.")
     text = formatting.format_seconds(seconds)
     log(f"Estimated time of the whole run: {text}.")
-    log("Nothing was written; without --dry_run the run begins.")
+    log("Nothing was written. Rerun without --dry_run to train.")
     return seconds
 
 

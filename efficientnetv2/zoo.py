@@ -1,5 +1,7 @@
-"""Every EfficientNet by name, with weights."""
+"""Builds every EfficientNet by name, with or without weights."""
 
+import contextlib
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -12,11 +14,9 @@ from absl import logging
 from efficientnetv2 import checkpoints
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import fingerprint, registry
-from efficientnetv2.errors import nearest
-from efficientnetv2.models import architecture, weights
-from efficientnetv2.models.block_strings import expand_blocks
-from efficientnetv2.models.naming import WeightsError
-from efficientnetv2.models.weights import published
+from efficientnetv2.errors import WeightsError, nearest
+from efficientnetv2.models import architecture, published, weights
+from efficientnetv2.models.structure import expand_blocks
 
 _V1_ROUND_LIMIT = 0.9
 
@@ -38,7 +38,7 @@ def build_model(
     name: str | None = None,
     **options: Any,
 ) -> keras.Model:
-    """Builds an EfficientNet V1 or V2.
+    """Builds an EfficientNet V1, Lite or V2.
 
     Example:
 
@@ -46,34 +46,31 @@ def build_model(
         logits = model(images)  # float [batch, height, width, 3] in [-1, 1]
 
     Args:
-        model_name: 'efficientnetv2-b0' to '-b3', '-s', '-m', '-l', '-xl',
-            '-pico', 'efficientnet-b0' to '-b8', '-l2', or the path of a YAML
-            file with a section `model`.
+        model_name: such as 'efficientnetv2-s', see `list_models`, or the path
+            of a YAML file with a section `model`.
         num_classes: number of logits; by default the YAML file's, else 1000,
             and 21,843 with weights='imagenet21k'.
         include_top: if False, the model ends with the features of the head.
-        weights: None for random ones; 'imagenet', 'imagenet21k',
-            'imagenet21k-ft1k', for V1 'imagenet' and 'jft', which are fetched
-            into Keras' cache; or what `load_weights` reads.
+        weights: None for random ones; published ones by name, see
+            `list_weights`, which are fetched into Keras' cache; or what
+            `load_weights` reads.
         input_shape: (height, width, channels); None for a free height or
             width.
         pooling: without the top: 'avg' or 'max' for features [batch,
             channels], None for a map [batch, height, width, channels].
         include_preprocessing: if True the model takes images in [0, 255] and
-            normalizes them as in its training: see `normalizations`. 'v2'
-            ((x - 128) / 128), 'v1' (ImageNet's mean and deviation), 'lite'
-            and 'ft' choose by hand.
+            normalizes them as in its training; one of `normalizations.MODES`
+            chooses by hand.
         ema, skip_classifier: see `load_weights`.
         name: of the Keras model, `model_name` by default. Two models inside a
             third one need different names.
         **options: of the section `model` in hparams/base.yaml: act_fn,
-            bn_type, survival_prob, dropout_rate, conv_dropout, headbias,
-            fused_stages, width_coefficient, depth_coefficient, blocks, ...
+            bn_type, survival_prob, dropout_rate, fused_stages, blocks, ...
 
     The released code and the original one of V1 round the channels of
-    'efficientnet-b3' differently. With weights the rounding is the one that
-    fits them; without, it is the released code's, and `round_limit=0.9` gives
-    the original one, which `keras.applications` has.
+    'efficientnet-b3' differently. With weights, the rounding that fits them is
+    used; without, the released code's. `round_limit=0.9` selects the original
+    one, as in `keras.applications`.
 
     Returns:
         A functional `keras.Model` that ends with float32 logits [batch,
@@ -96,15 +93,14 @@ def build_model(
     if preprocessing is True:
         preprocessing = config["data"]["normalization"]
 
-    def build(model_config):
-        return architecture.build(
-            model_config,
-            include_top=include_top,
-            input_shape=input_shape,
-            name=name,
-            pooling=pooling,
-            preprocessing=preprocessing,
-        )
+    build = functools.partial(
+        architecture.build_network,
+        include_top=include_top,
+        input_shape=input_shape,
+        name=name,
+        pooling=pooling,
+        preprocessing=preprocessing,
+    )
 
     def load(model):
         load_weights(model, weights, ema=ema, skip_classifier=skip_classifier)
@@ -117,14 +113,11 @@ def build_model(
         return load(model)
     except WeightsError:
         wider = {**model_config, "round_limit": _V1_ROUND_LIMIT}
-        if "round_limit" in options or (
-            expand_blocks(wider) == expand_blocks(model_config)
-        ):
+        same = expand_blocks(wider) == expand_blocks(model_config)
+        if same or "round_limit" in options:
             raise
-        try:
+        with contextlib.suppress(WeightsError):
             return load(build(wider))
-        except WeightsError:
-            pass
         raise
 
 
@@ -140,12 +133,12 @@ def load_weights(
         model: from `build_model`.
         source: one of
 
-            - the name of published weights, see `build_model`;
+            - the name of published weights, see `list_weights`;
             - a checkpoint of the released code, name-based or object-based:
               its prefix, its .index file, or the folder with it;
             - a .h5 file or a model of `keras.applications`;
-            - a .safetensors file of PyTorch Image Models
-              (`tf_efficientnetv2_*`);
+            - a .safetensors or .pth file of PyTorch Image Models or of the
+              PyTorch port of V1;
             - a run's model_dir (its best checkpoint) or a checkpoint (.npz);
             - a .keras or .weights.h5 file or a model of this package.
         ema: take the moving averages (True), the raw weights (False), or the
@@ -154,8 +147,7 @@ def load_weights(
             or one of another number of classes.
 
     Returns:
-        What was loaded, skipped and not used; every name that was not used is
-        also logged.
+        What was loaded, skipped and not used, which is also logged.
 
     Raises:
         WeightsError: if the source is missing, cannot be read or does not
@@ -164,20 +156,17 @@ def load_weights(
     """
     if isinstance(source, (str, os.PathLike)):
         source = resolve_source(model, source)
-    report = weights.load(model, source, ema, skip_classifier)
+    report = weights.load_into(model, source, ema, skip_classifier)
     log = logging.warning if report.surprises else logging.info
     log("%s", report)
     return report
 
 
 def initialize(network: keras.Model, config: ml_collections.ConfigDict) -> str:
-    """Loads `train.ft_init_ckpt` into a network.
+    """Loads `train.ft_init_ckpt` into a network; returns a line for the log.
 
     A classifier of as many classes is loaded too, but not that of a run on
     classes of other names.
-
-    Returns:
-        What was loaded, in a line for the log.
 
     Raises:
         UserError: for weights that cannot be obtained or do not fit.
@@ -186,13 +175,13 @@ def initialize(network: keras.Model, config: ml_collections.ConfigDict) -> str:
     fresh = classifier.get_weights()
     path = resolve_source(network, config.train.ft_init_ckpt)
     try:
-        text = str(weights.load(network, path, skip_classifier=True))
+        text = str(weights.load_into(network, path, skip_classifier=True))
     except WeightsError as error:
-        of_run = config_lib.model_of_run(str(path)).get("model_name")
-        if of_run in (None, config.model.model_name):
+        name = config_lib.model_of_run(str(path)).get("model_name")
+        if name in (None, config.model.model_name):
             raise
         raise WeightsError(
-            f"{error}\nThey are weights of {of_run}: --model_name={of_run}."
+            f"{error}\nThey are weights of {name}: --model_name={name}."
         ) from None
     names = registry.load_info(config.data.ds_name).class_names
     # A checkpoint lies in a folder of the run.
@@ -232,33 +221,28 @@ def resolve_source(
 def feature_pyramid(
     model: keras.Model, levels: Sequence[int] | None = None
 ) -> keras.Model:
-    """Returns a model of the features at several strides.
+    """Returns a model from images to a dict of features at several strides.
+
+    Those of 'reduction_K' are [batch, height / 2**K, width / 2**K, channels].
 
     Args:
         model: from `build_model`.
         levels: such as (3, 4, 5) for strides 8, 16, 32; None for all.
 
-    Returns:
-        A model from images to a dict of 'reduction_K' to features [batch,
-        height / 2**K, width / 2**K, channels].
-
     Raises:
         ValueError: for a level that the model does not have.
     """
-    prefix = "reduction_"
     outputs = {
         layer.name: layer.output
         for layer in model.layers
-        if layer.name.startswith(prefix)
+        if layer.name.startswith("reduction_")
     }
-    wanted = list(outputs)
     if levels is not None:
-        wanted = [f"{prefix}{level}" for level in levels]
-        for name in wanted:
-            if name not in outputs:
-                raise ValueError(
-                    f"{model.name} has no {name}; it has {', '.join(outputs)}."
-                )
-    return keras.Model(
-        model.input, {n: outputs[n] for n in wanted}, name=model.name
-    )
+        wanted = [f"reduction_{level}" for level in levels]
+        if missing := [name for name in wanted if name not in outputs]:
+            raise ValueError(
+                f"{model.name} has no {missing[0]}; it has "
+                f"{', '.join(outputs)}."
+            )
+        outputs = {name: outputs[name] for name in wanted}
+    return keras.Model(model.input, outputs, name=model.name)

@@ -189,7 +189,7 @@ def test_regularization_that_is_off_as_in_the_released_code(survival):
     )
     stages = config_lib.run_plan(config).stages
     assert {stage.dropout_rate for stage in stages} == {0.0}
-    model = architecture.build(config.model.to_dict())
+    model = architecture.build_network(config.model.to_dict())
     images = np.ones((8, 8, 8, 3), np.float32)
     first, second = (model(images, training=True) for _ in range(2))
     np.testing.assert_array_equal(first, second)

@@ -1,14 +1,13 @@
 """The demo: what its page shows, and once the page itself."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
 
 from efficientnetv2 import demo
 from efficientnetv2.serving import predict
+from tests.conftest import run_program
 
 pytestmark = pytest.mark.slow
 
@@ -29,30 +28,26 @@ def images(tmp_path_factory, source):
 def test_images_are_explained_and_other_files_get_a_message(
     folder_run, images, part, method
 ):
-    classifier = predict.load(folder_run / part)
+    classifier = predict.load_classifier(folder_run / part)
     paths = sorted(images.iterdir())
-    page = demo.explain(classifier, paths)
+    page = demo.explain_images(classifier, paths)
     rows = page.split("<tr>")[1:]
     assert len(rows) == demo.TOP and "class 3" in rows[0]
     assert page.count("data:image/png") == 2 and method in page
     assert page.count("Cannot read this file: ") == 2
-    assert demo.explain(classifier, []).count("<article>") == 0
+    assert demo.explain_images(classifier, []).count("<article>") == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "--model is missing"),
+        ([], "Set --model"),
         (["--model=runs/none"], "There is no model 'runs/none'"),
         (["--model=efficientnetv2-b0", "--port=0"], "--port=0"),
     ],
 )
 def test_mistakes_are_told_at_once(arguments, words):
-    result = subprocess.run(
-        [sys.executable, "-m", "efficientnetv2.demo", *arguments],
-        capture_output=True,
-        text=True,
-    )
+    result = run_program(*arguments, module="efficientnetv2.demo")
     assert result.returncode in (1, 2) and words in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -64,8 +59,8 @@ def test_the_page_in_a_browser(folder_run, images):
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("There is no chromium.")
-    classifier = predict.load(folder_run)
-    address = demo.serve(classifier, "my run", block=False)
+    classifier = predict.load_classifier(folder_run)
+    address = demo.serve_page(classifier, "my run", block=False)
     assert address.startswith("http://127.0.0.1:")
     try:
         with api.sync_playwright() as playwright:

@@ -46,7 +46,7 @@ def test_the_estimate_adds_up_the_run(tiny_config):
 
 
 def test_a_slow_choice_is_announced(monkeypatch):
-    monkeypatch.setattr(notices, "on_cpu", lambda: True)
+    monkeypatch.setattr(notices, "lacks_accelerator", lambda: True)
 
     def warning(*arguments, **kwargs):
         config = config_lib.load(*arguments, **kwargs)
@@ -62,7 +62,7 @@ def test_a_slow_choice_is_announced(monkeypatch):
     assert "about 8.1 hours" in text and "224 pixels" in text
     assert "--model_name=efficientnetv2-pico" in text
     assert "train.ft_init_ckpt" in text
-    monkeypatch.setattr(notices, "on_cpu", lambda: False)
+    monkeypatch.setattr(notices, "lacks_accelerator", lambda: False)
     assert warning("fashion_mnist", hparam_str=overrides, **slow) is None
 
 

@@ -11,7 +11,7 @@ import pytest
 LAYERS = (
     "errors",
     "backend declarative files formatting normalizations progress",
-    "checkpoints models.block_strings schema",
+    "models.structure checkpoints schema",
     "options",
     # What data there are: names, classes, fingerprints; reads no image.
     "data.listing data.folders data.fashion_mnist "

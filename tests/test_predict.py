@@ -14,21 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efficientnetv2.serving import formats
+from efficientnetv2.serving import formats, inspection, loading
+from tests.conftest import encode, raises, run_program
 
 pytestmark = pytest.mark.slow
 
 
 def _run(*arguments, cwd):
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return subprocess.run(
-        [sys.executable, "-m", "efficientnetv2", "predict"]
-        + [str(each) for each in arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": root},
-        timeout=300,
+    env = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    return run_program(
+        "predict", *arguments, module="efficientnetv2", cwd=cwd, env=env
     )
 
 
@@ -88,7 +83,7 @@ def test_json_and_csv(folder_run, pictures):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{photo}"], ["--model is missing"]),
+        (["{photo}"], ["Set --model"]),
         (["--model={run}"], ["No image"]),
         (["--model={run}", "{photo}", "--json", "--csv"], ["be combined"]),
         (["--model={run}", "{photo}", "--top=0"], ["top"]),
@@ -100,7 +95,7 @@ def test_json_and_csv(folder_run, pictures):
         (["--model={run}", "--weights=imagenet", "{photo}"], ["--weights"]),
     ],
 )
-def test_mistakes_are_told_without_tensorflow(
+def test_mistakes_are_reported_without_tensorflow(
     folder_run, pictures, arguments, words
 ):
     (pictures / "tensorflow.py").write_text("raise SystemExit('imported')")
@@ -138,43 +133,48 @@ cli.start(prints, "prints")
 
 
 def test_where_models_are_looked_for(folder_run, tmp_path):
-    assert formats.find_model(folder_run).kind == "run"
-    assert formats.find_model(folder_run / "saved_model").kind == "saved_model"
-    assert formats.find_model("efficientnetv2-s").kind == "published"
     file = tmp_path / "model.keras"
-    with pytest.raises(formats.ModelError, match="no such folder"):
+    with raises(formats.ModelError, "no such folder"):
         formats.find_model(file)
     file.write_bytes(b"")
-    assert formats.find_model(file).kind == "keras"
-    with pytest.raises(formats.ModelError, match="saved_model.pb"):
-        formats.find_model(tmp_path)
     (tmp_path / "model.txt").write_text("")
-    with pytest.raises(formats.ModelError, match="is not a model"):
-        formats.find_model(tmp_path / "model.txt")
-    with pytest.raises(formats.ModelError, match="--checkpoint"):
+    for model, kind in (
+        (folder_run, "run"),
+        (folder_run / "saved_model", "saved_model"),
+        ("efficientnetv2-s", "published"),
+        (file, "keras"),
+    ):
+        assert formats.find_model(model).kind == kind
+    for model, words in (
+        (tmp_path, "saved_model.pb"),
+        (tmp_path / "model.txt", "is not a model"),
+    ):
+        with raises(formats.ModelError, words):
+            formats.find_model(model)
+    with raises(formats.ModelError, "--checkpoint"):
         formats.find_model(file, checkpoint="last")
 
 
 def test_where_images_are_looked_for(pictures, monkeypatch):
     monkeypatch.chdir(pictures)
-    both = ["pictures/below/seven.PNG", "pictures/three.png"]
-    skipped = {}
-
-    def find(*names):
-        skipped.clear()
-        return formats.find_images(names, skipped.__setitem__)
-
-    assert find("pictures") == both and not skipped
-    assert find("pictures/*.png", "pictures") == both[::-1]
-    assert find("pictures/note.txt") == ["pictures/note.txt"]
     (pictures / "empty").mkdir()
+    both = ["pictures/below/seven.PNG", "pictures/three.png"]
+    for names, found in (
+        (["pictures"], both),
+        (["pictures/*.png", "pictures"], both[::-1]),
+        (["pictures/note.txt"], ["pictures/note.txt"]),
+    ):
+        assert formats.find_images(names, pytest.fail) == found
     for name, words in (
         ("pictures/thre.png", "Did you mean pictures/three.png"),
         ("*.webp", "no file matches"),
         ("nowhere/a.png", "no folder nowhere"),
         ("empty", "no images in this folder"),
     ):
-        assert find("broken.jpg", name, "pictures") == ["broken.jpg", *both]
+        skipped = {}
+        names = ["broken.jpg", name, "pictures"]
+        found = formats.find_images(names, skipped.__setitem__)
+        assert found == ["broken.jpg", *both]
         assert list(skipped) == [name] and words in skipped[name]
 
 
@@ -186,10 +186,8 @@ def test_files_that_predictions_leave(folder_run, pictures):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     with np.load(pictures / "features.npz") as file:
-        assert list(file["files"]) == [
-            "pictures/below/seven.PNG",
-            "pictures/three.png",
-        ]
+        paths = ["pictures/below/seven.PNG", "pictures/three.png"]
+        assert list(file["files"]) == paths
         assert file["features"].shape == (2, 32)
         assert file["features"].dtype == np.float32
     for each in re.split(r"\n(?=\S)", result.stdout.strip()):
@@ -198,67 +196,53 @@ def test_files_that_predictions_leave(folder_run, pictures):
         copy = pictures / "sorted" / name / pathlib.Path(path).name
         assert copy.read_bytes() == (pictures / path).read_bytes()
     for folder in ("annotated", "cam"):
-        names = sorted(path.name for path in (pictures / folder).iterdir())
-        assert names == ["seven.png", "three.png"]
+        assert {path.name for path in (pictures / folder).iterdir()} == {
+            "seven.png",
+            "three.png",
+        }
     picture = Image.open(pictures / "annotated/three.png")
     assert picture.width == 448 and picture.height > picture.width
-
-    result = _run(
-        "pictures", f"--model={folder_run}", "--threshold=1",
-        "--sort_to=sorted2", cwd=pictures,
-    )  # fmt: skip
+    options = ("--threshold=1", "--sort_to=sorted2")
+    _run("pictures", f"--model={folder_run}", *options, cwd=pictures)
     assert len(list((pictures / "sorted2/unsure").iterdir())) == 2
-    result = _run(
-        "pictures", f"--model={folder_run / 'saved_model'}",
-        "--features=x.npz", cwd=pictures,
-    )  # fmt: skip
+    model = f"--model={folder_run / 'saved_model'}"
+    result = _run("pictures", model, "--features=x.npz", cwd=pictures)
     assert result.returncode == 2 and "name the folder" in result.stderr
 
 
 def test_the_views_of_an_image():
-    from efficientnetv2.serving import loading
-
     pixels = np.zeros([16, 24, 3], np.uint8)
     pixels[0, 0], pixels[-1, -1] = 10, 200
-    data = BytesIO()
-    Image.fromarray(pixels).save(data, "PNG")
+    data = encode(Image.fromarray(pixels), "PNG")
 
-    def view_of(kind):
-        return [
-            np.asarray(Image.open(BytesIO(view)))
-            for view in loading.views_of(data.getvalue(), kind)
-        ]
+    def views(kind):
+        found = loading.views_of(data, kind)
+        return [np.asarray(Image.open(BytesIO(view))) for view in found]
 
-    itself, mirrored = view_of("flip")
+    itself, mirrored = views("flip")
     np.testing.assert_array_equal(itself, pixels)
     np.testing.assert_array_equal(mirrored, pixels[:, ::-1])
-    crops = view_of("crop")
+    crops = views("crop")
     assert [each.shape for each in crops[1:]] == [(14, 21, 3)] * 5
     assert crops[1][0, 0, 0] == 10 and crops[4][-1, -1, 0] == 200
     assert crops[1].max() == 10 and crops[5].max() == 0
-    assert len(view_of("all")) == 12
-
+    assert len(views("all")) == 12
     classify = loading.averaging(
         lambda images: np.array([[len(each), 1.0] for each in images]), "flip"
     )
-    images = [data.getvalue()] * 2
-    expected = np.mean(
-        [len(view) for view in loading.views_of(images[0], "flip")]
-    )
-    np.testing.assert_allclose(classify(images), [[expected, 1.0]] * 2)
+    expected = np.mean([len(view) for view in loading.views_of(data, "flip")])
+    np.testing.assert_allclose(classify([data] * 2), [[expected, 1.0]] * 2)
 
 
 @pytest.mark.parametrize(
     ("method", "part", "size"),
     [("grad_cam", "", 24), ("occlusion", "saved_model", 28)],
 )
-def test_attention_is_where_what_decides_is(
+def test_attention_is_where_the_evidence_is(
     folder_run, source, method, part, size
 ):
     """The class of an image is where its bright columns are."""
-    from efficientnetv2.serving import inspection, predict
-
-    classifier = predict.load(folder_run / part)
+    classifier = loading.load_classifier(folder_run / part)
     columns = []
     for label in (1, 8):
         image = np.repeat(source.images[label], 3, axis=-1)

@@ -25,10 +25,10 @@ def test_it_evaluates_predicts_exports_and_resumes(tmp_path, monkeypatch):
     assert (result["top1"], result["images"]) == (0.0, 8)
     assert result["cross_entropy"] == pytest.approx(0.69665504, abs=1e-6)
     image = pathlib.Path("photos/val/dark/0.png").read_bytes()
-    probabilities = predict.load("run").classify([image])
+    probabilities = predict.load_classifier("run").classify([image])
     assert probabilities.shape == (1, 2)
     api.export("run", log=lambda _: None)
-    exported = predict.load("run/saved_model").classify([image])
+    exported = predict.load_classifier("run/saved_model").classify([image])
     np.testing.assert_allclose(exported, probabilities, atol=1e-5)
     config = config_lib.load("photos", hparam_str="run/config.yaml")
     lines = []

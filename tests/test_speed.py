@@ -15,7 +15,7 @@ from efficientnetv2 import cli, commands, speed
 from efficientnetv2 import config as config_lib
 from efficientnetv2.commands import study
 from efficientnetv2.errors import UserError
-from efficientnetv2.models import counting
+from efficientnetv2.models import structure
 from tests.conftest import run_program
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
@@ -43,9 +43,9 @@ def test_a_stage_is_measured(tiny_config, source, small_data):
     for key in ("pipeline", "step", "both"):
         assert result[key] > 0
     assert 0 < result["waiting_share"] < 1
-    rows = counting.count_stages(config.model.to_dict(), 24)
+    cost = structure.count_model(config.model.to_dict(), 24)
     assert result["gflops"] == pytest.approx(
-        6e-9 * counting.total(rows).multiply_adds * result["step"]
+        6e-9 * cost.multiply_adds * result["step"]
     )
     # TensorFlow alone takes more, and no test takes 64 GiB.
     assert 2**27 < result["peak_memory"] < 2**36

@@ -127,7 +127,8 @@ def load_split(
     if per_class and split == config.train.split:
         source = with_images_per_class(source, per_class)
         log(
-            f"{split}: {len(source):,} of these images, {per_class:,} per class"
+            f"{split}: using {len(source):,} of these images, {per_class:,} "
+            "per class"
         )
     return source
 
@@ -181,7 +182,7 @@ def _load_listed(
 ) -> EncodedSource:
     index = registry.list_images(info.folder)
     part = index.splits[split]
-    place = formatting.near(info.folder)
+    place = formatting.relative_path(info.folder)
     log(f"{registry.title(info.name)}: {len(part):,} images ({split}), {place}")
     if index.multi_label:
         labels = np.zeros((len(part), len(index.class_names)), np.float32)

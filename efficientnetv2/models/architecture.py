@@ -1,42 +1,22 @@
-"""From a configuration to a model: EfficientNet V1 and V2."""
+"""Builds a model from a configuration: EfficientNet V1 and V2."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import keras
 
 from efficientnetv2.models import blocks
-from efficientnetv2.models.block_strings import expand_blocks, head_filters
+from efficientnetv2.models.structure import expand_blocks, head_filters
 from efficientnetv2.normalizations import NORMALIZATIONS
 
 # The layer of a model that takes pixel values.
 NORMALIZE = "normalize"
 
 
-def _classifier_initializer(num_classes: int):
-    """Uniform in +-1 / sqrt(classes), the reference's, down to 1000 classes.
-
-    With ten classes that formula would give logits of several units, and the
-    first epochs would be spent on unlearning them.
-    """
-    limit = max(num_classes, 1000) ** -0.5
-    return keras.initializers.RandomUniform(-limit, limit)
-
-
 def _moments(preprocessing: str) -> list[tuple[float, float]]:
     """Returns mean and deviation of red, green and blue, or of any channel."""
     pairs = list(zip(*NORMALIZATIONS[preprocessing], strict=True))
     return pairs[:1] if len(set(pairs)) == 1 else pairs
-
-
-def _normalize(images, preprocessing: str | None):
-    if preprocessing is None:
-        return images
-    pairs = _moments(preprocessing)
-    return keras.layers.Rescaling(
-        [1 / deviation for _, deviation in pairs],
-        [-mean / deviation for mean, deviation in pairs],
-        name=NORMALIZE,
-    )(images)
 
 
 def _check_input_shape(shape, preprocessing: str | None) -> None:
@@ -47,10 +27,10 @@ def _check_input_shape(shape, preprocessing: str | None) -> None:
             "keras.config.set_image_data_format('channels_last') first."
         )
     sizes = shape if isinstance(shape, (tuple, list)) else ()
-    valid = len(sizes) == 3 and all(
+    valid = [
         size is None or isinstance(size, int) and size > 0 for size in sizes
-    )
-    if not valid or sizes[2] is None:
+    ]
+    if len(sizes) != 3 or not all(valid) or sizes[2] is None:
         raise ValueError(
             f"input_shape={shape!r} is not (height, width, channels), whole "
             "numbers above 0, of which height and width may be None."
@@ -67,11 +47,12 @@ def _check_input_shape(shape, preprocessing: str | None) -> None:
         raise ValueError(
             f"The preprocessing {preprocessing!r} has a mean and a deviation "
             "for red, green and blue, and cannot be used for "
-            f"{channels} channels. Normalize the images before, or use 'v2'."
+            f"{channels} channels. Normalize the images beforehand, or use "
+            "'v2'."
         )
 
 
-def build(
+def build_network(
     model_config: Mapping,
     include_top: bool = True,
     input_shape: Sequence[int | None] = (None, None, 3),
@@ -82,19 +63,10 @@ def build(
     """Builds a model from a configuration.
 
     Args:
-        model_config: the section `model` of a configuration: `blocks` (block
-            strings), `width_coefficient`, `depth_coefficient`,
-            `depth_divisor`, `min_depth`, `feature_size`, `num_classes`,
-            `dropout_rate`, `survival_prob`, `conv_dropout`, `headbias`,
-            `act_fn`, `bn_type`, `bn_momentum`, `bn_epsilon`, `gn_groups`;
-            `fused_stages`, `round_limit` and `fix_head_stem` may be left out.
-        include_top: if False, the model ends with the features of the head.
-        input_shape: (height, width, channels); None for a free height or
-            width.
-        name: name of the model, `model_config['model_name']` by default.
-        pooling: without the top: 'avg' or 'max' for features [batch,
-            feature_size], None for a map [batch, height, width,
-            feature_size].
+        model_config: the section `model` of a configuration; `fused_stages`,
+            `round_limit` and `fix_head_stem` may be left out.
+        include_top, input_shape, name, pooling: see
+            `efficientnetv2.build_model`.
         preprocessing: None for images that are normalized already; one of
             `normalizations.MODES` for images in [0, 255], which the model
             then normalizes so.
@@ -129,19 +101,20 @@ def build(
     }
     block_args = expand_blocks(model_config)
     inputs = keras.Input(input_shape, name="image")
-    x = _normalize(inputs, preprocessing)
+    x = inputs
+    if preprocessing is not None:
+        scales = [1 / deviation for _, deviation in _moments(preprocessing)]
+        offsets = [-mean / each for mean, each in _moments(preprocessing)]
+        x = keras.layers.Rescaling(scales, offsets, name=NORMALIZE)(x)
     x = blocks.Stem(block_args[0].input_filters, name="stem", **common)(x)
     reductions = 0
     drop = 1.0 - (model_config["survival_prob"] or 1.0)
     for index, args in enumerate(block_args):
-        block = blocks.FusedMBConv if args.conv_type else blocks.MBConv
+        options = dataclasses.asdict(args)
+        fused, _ = options.pop("conv_type"), options.pop("num_repeat")
+        block = blocks.FusedMBConv if fused else blocks.MBConv
         x = block(
-            input_filters=args.input_filters,
-            output_filters=args.output_filters,
-            kernel_size=args.kernel_size,
-            strides=args.strides,
-            expand_ratio=args.expand_ratio,
-            se_ratio=args.se_ratio,
+            **options,
             survival_probability=1.0 - drop * index / len(block_args),
             conv_dropout=model_config["conv_dropout"],
             name=f"blocks_{index}",
@@ -159,16 +132,16 @@ def build(
         **common,
     )(x)
     if include_top:
+        classes, bias = model_config["num_classes"], model_config["headbias"]
+        # The reference's limit, 1 / sqrt(classes), would give logits of
+        # several units for ten, and the first epochs would unlearn them.
+        limit = max(classes, 1000) ** -0.5
         # float32 whatever the policy: a softmax of half-precision logits
         # loses the small probabilities.
         x = keras.layers.Dense(
-            model_config["num_classes"],
-            kernel_initializer=_classifier_initializer(
-                model_config["num_classes"]
-            ),
-            bias_initializer=keras.initializers.Constant(
-                model_config["headbias"] or 0.0
-            ),
+            classes,
+            kernel_initializer=keras.initializers.RandomUniform(-limit, limit),
+            bias_initializer=keras.initializers.Constant(bias or 0.0),
             dtype="float32",
             name="logits",
         )(x)
@@ -176,3 +149,16 @@ def build(
     # Published weights are found by it, whatever the model is called.
     model.architecture_name = model_config["model_name"]
     return model
+
+
+def is_ours(model: keras.Model) -> bool:
+    """Whether a model was built by this package."""
+    return any(isinstance(layer, blocks.Stem) for layer in flat_layers(model))
+
+
+def flat_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Returns the layers of a model, those of models within it included."""
+    found = []
+    for layer in model.layers:
+        found += flat_layers(layer) if hasattr(layer, "layers") else [layer]
+    return found

@@ -8,22 +8,114 @@ arXiv 1905.11946 (MBConv, squeeze-and-excitation) and arXiv 2104.00298, figure
 
 import keras
 
-from efficientnetv2.models.block_strings import BlockArgs
-from efficientnetv2.models.convolutions import (
+from efficientnetv2.models.kernels import (
+    BatchNormalization,
     Conv2D,
     DepthwiseConv2D,
-    PointwiseConv2D,
-)
-from efficientnetv2.models.layers import (
-    Dropout,
     FanOutNormal,
-    StochasticDepth,
-    activation,
-    normalization,
+    PointwiseConv2D,
+    silu,
     spatial_mean,
 )
+from efficientnetv2.models.structure import BlockArgs
 
+_ACTIVATIONS = {
+    "silu": silu,
+    "relu": keras.activations.relu,
+    "relu6": keras.activations.relu6,
+    "hswish": lambda x: x * keras.ops.relu6(x + 3) / 6,
+    "mish": keras.activations.mish,
+    "elu": keras.activations.elu,
+    "selu": keras.activations.selu,
+    # TensorFlow's default slope of 0.2, which the reference uses.
+    "leaky_relu": lambda x: keras.ops.leaky_relu(x, negative_slope=0.2),
+    "swish": silu,
+}
+ACTIVATIONS = tuple(_ACTIVATIONS)
 _POOLING = {"avg": keras.ops.mean, "max": keras.ops.max, None: None}
+
+
+def _activation(name: str):
+    if name not in _ACTIVATIONS:
+        raise ValueError(
+            f"Unknown activation {name!r}: use one of {ACTIVATIONS}."
+        )
+    return _ACTIVATIONS[name]
+
+
+class _SameShape(keras.layers.Layer):
+    """A random layer that leaves the shape as it is."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seed_generator = keras.random.SeedGenerator()
+
+    def _uniform(self, shape):
+        return keras.random.uniform(
+            shape, dtype="float32", seed=self.seed_generator
+        )
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@keras.saving.register_keras_serializable(package="efficientnetv2")
+class Dropout(_SameShape):
+    """Dropout whose rate, in [0, 1), can be a variable.
+
+    Progressive learning raises the rate from stage to stage; `rate_variable`
+    (a scalar variable in [0, 1), None by default) does that without a new
+    trace of the training step.
+    """
+
+    def __init__(self, rate: float, **kwargs):
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.rate_variable = None
+
+    def call(self, inputs, training=False):
+        rate = self.rate if self.rate_variable is None else self.rate_variable
+        if not training or (self.rate_variable is None and not rate):
+            return inputs
+        rate = keras.ops.convert_to_tensor(rate)
+        draws = self._uniform(keras.ops.shape(inputs))
+        scale = keras.ops.cast(draws >= rate, "float32") / (1.0 - rate)
+        return inputs * keras.ops.cast(scale, inputs.dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate}
+
+
+@keras.saving.register_keras_serializable(package="efficientnetv2")
+class StochasticDepth(_SameShape):
+    """Drops the residual branch of whole examples while training.
+
+    What survives is divided by the survival probability, in (0, 1], so
+    inference needs no change. Source: Huang et al., arXiv 1603.09382.
+    """
+
+    def __init__(self, survival_probability: float, **kwargs):
+        super().__init__(**kwargs)
+        if not 0.0 < survival_probability <= 1.0:
+            raise ValueError(
+                "survival_probability must be in (0, 1], not "
+                f"{survival_probability}."
+            )
+        self.survival_probability = survival_probability
+
+    def call(self, inputs, training=False):
+        if not training or self.survival_probability == 1.0:
+            return inputs
+        ones = (1,) * (len(inputs.shape) - 1)
+        kept = self._uniform((keras.ops.shape(inputs)[0], *ones))
+        scale = keras.ops.cast(kept < self.survival_probability, inputs.dtype)
+        return inputs * (scale / self.survival_probability)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "survival_probability": self.survival_probability,
+        }
 
 
 def _conv(filters, kernel_size, strides=1, use_bias=False, name=None):
@@ -42,23 +134,74 @@ class _Layer(keras.layers.Layer):
     """A layer whose constructor arguments are its configuration.
 
     Args:
-        arguments: `locals()` of the constructor.
+        own: `locals()` of the subclass' constructor.
+        act_fn: name of the activation, one of `ACTIVATIONS`.
+        norm_type: None or 'bn' for batch normalization, 'sync_bn' for
+            statistics over all replicas, 'gn' for group normalization.
+        norm_momentum: decay of the moving statistics, in [0, 1]; the released
+            code uses 0.9, the paper 0.99.
+        norm_epsilon: added to the variance.
+        norm_groups: number of groups of group normalization; where it does
+            not divide the number of channels, building the layer is an error.
         **kwargs: of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: for an unknown activation or normalization.
     """
 
-    def __init__(self, arguments, **kwargs):
+    def __init__(
+        self,
+        own,
+        act_fn: str = "silu",
+        norm_type: str | None = None,
+        norm_momentum: float = 0.9,
+        norm_epsilon: float = 1e-3,
+        norm_groups: int = 8,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         others = ("self", "kwargs", "__class__")
-        self._config = {k: v for k, v in arguments.items() if k not in others}
+        self._config = {
+            **{k: v for k, v in own.items() if k not in others},
+            "act_fn": act_fn,
+            "norm_type": norm_type,
+            "norm_momentum": norm_momentum,
+            "norm_epsilon": norm_epsilon,
+            "norm_groups": norm_groups,
+        }
+        self.activation = _activation(act_fn)
 
     def _norm(self, name):
-        return normalization(
-            self._config["norm_type"],
+        kind = self._config["norm_type"]
+        options = {"epsilon": self._config["norm_epsilon"], "name": name}
+        if kind == "gn":
+            groups = self._config["norm_groups"]
+            return keras.layers.GroupNormalization(groups, **options)
+        if kind not in (None, "bn", "sync_bn"):
+            raise ValueError(
+                f"Unknown normalization {kind!r}: use 'bn', 'sync_bn' or 'gn'."
+            )
+        return BatchNormalization(
             momentum=self._config["norm_momentum"],
-            epsilon=self._config["norm_epsilon"],
-            groups=self._config["norm_groups"],
-            name=name,
+            synchronized=kind == "sync_bn",
+            **options,
         )
+
+    @property
+    def _chain(self) -> list[keras.layers.Layer]:
+        """The layers that an image passes and that may change its shape."""
+        return [self.conv, self.norm]
+
+    def build(self, input_shape):
+        for layer in self._chain:
+            layer.build(input_shape)
+            input_shape = layer.compute_output_shape(input_shape)
+        self.built = True
+
+    def compute_output_shape(self, input_shape):
+        for layer in self._chain:
+            input_shape = layer.compute_output_shape(input_shape)
+        return input_shape
 
     def get_config(self):
         return {**super().get_config(), **self._config}
@@ -68,23 +211,12 @@ class _Layer(keras.layers.Layer):
 class SqueezeExcitation(_Layer):
     """Scales each channel by a gate computed from all channels' means.
 
-    Args:
-        reduced_filters: width of the bottleneck.
-        output_filters: number of channels of input and output.
-        act_fn: name of the activation between the two 1x1 convolutions.
-
+    The bottleneck between two 1x1 convolutions has `reduced_filters` channels.
     Source: Hu et al., arXiv 1709.01507.
     """
 
-    def __init__(
-        self,
-        reduced_filters: int,
-        output_filters: int,
-        act_fn: str = "silu",
-        **kwargs,
-    ):
+    def __init__(self, reduced_filters: int, output_filters: int, **kwargs):
         super().__init__(locals(), **kwargs)
-        self.activation = activation(act_fn)
         self.reduce = _conv(reduced_filters, 1, use_bias=True, name="reduce")
         self.expand = _conv(output_filters, 1, use_bias=True, name="expand")
 
@@ -104,44 +236,32 @@ class SqueezeExcitation(_Layer):
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")
 class Stem(_Layer):
-    """3x3 convolution of stride 2, normalization, activation.
+    """3x3 convolution of stride 2, normalization, activation; see `_Layer`."""
 
-    Args:
-        filters: number of output channels.
-        act_fn: name of the activation, see `activation`.
-        norm_type, norm_momentum, norm_epsilon, norm_groups: see
-            `normalization`.
-    """
-
-    def __init__(
-        self,
-        filters: int,
-        act_fn: str = "silu",
-        norm_type: str | None = None,
-        norm_momentum: float = 0.9,
-        norm_epsilon: float = 1e-3,
-        norm_groups: int = 8,
-        **kwargs,
-    ):
+    def __init__(self, filters: int, **kwargs):
         super().__init__(locals(), **kwargs)
-        self.activation = activation(act_fn)
         self.conv = _conv(filters, 3, strides=2, name="conv")
         self.norm = self._norm("norm")
-
-    def build(self, input_shape):
-        self.conv.build(input_shape)
-        self.norm.build(self.conv.compute_output_shape(input_shape))
-        self.built = True
 
     def call(self, inputs, training=False):
         return self.activation(self.norm(self.conv(inputs), training=training))
 
-    def compute_output_shape(self, input_shape):
-        return self.conv.compute_output_shape(input_shape)
-
 
 class _ResidualBlock(_Layer):
-    """What MBConv and Fused-MBConv share: all but the convolutions."""
+    """What MBConv and Fused-MBConv share: all but the convolutions.
+
+    Args:
+        input_filters, output_filters: channels in and out, already scaled.
+        kernel_size: of the convolution over more than one pixel.
+        strides: of that convolution.
+        expand_ratio: width of the inner tensor in multiples of the input; at
+            1 the expanding convolution is left out.
+        se_ratio: width of the squeeze in parts of `input_filters`, in (0, 1],
+            or None for no squeeze-and-excitation.
+        survival_probability: of the residual branch, in (0, 1].
+        conv_dropout: dropout rate on the expanded tensor, or None.
+        **kwargs: `act_fn`, `norm_*`, see `_Layer`.
+    """
 
     def __init__(
         self,
@@ -153,11 +273,6 @@ class _ResidualBlock(_Layer):
         se_ratio: float | None = None,
         survival_probability: float = 1.0,
         conv_dropout: float | None = None,
-        act_fn: str = "silu",
-        norm_type: str | None = None,
-        norm_momentum: float = 0.9,
-        norm_epsilon: float = 1e-3,
-        norm_groups: int = 8,
         **kwargs,
     ):
         super().__init__(locals(), **kwargs)
@@ -173,7 +288,6 @@ class _ResidualBlock(_Layer):
             se_ratio=se_ratio,
         )
         self.expanded_filters = args.expanded_filters
-        self.activation = activation(act_fn)
         self.expand_conv = self.expand_norm = None
         self.depthwise_conv = self.depthwise_norm = None
         self.has_residual = strides == 1 and input_filters == output_filters
@@ -183,7 +297,7 @@ class _ResidualBlock(_Layer):
             self.se = SqueezeExcitation(
                 args.se_filters,
                 args.expanded_filters,
-                act_fn,
+                act_fn=self._config["act_fn"],
                 name="se",
             )
         self.dropout = None
@@ -195,32 +309,13 @@ class _ResidualBlock(_Layer):
                 survival_probability, name="stochastic_depth"
             )
 
-    def build(self, input_shape):
-        shape = input_shape
-        for layer in self._chain:
-            layer.build(shape)
-            shape = layer.compute_output_shape(shape)
-        # `model.quantize` wants every layer built.
-        for layer in filter(None, (self.dropout, self.stochastic_depth)):
-            layer.build(shape)
-        self.built = True
-
-    def compute_output_shape(self, input_shape):
-        for layer in self._chain:
-            input_shape = layer.compute_output_shape(input_shape)
-        return input_shape
-
     @property
     def _chain(self):
-        layers = (
-            self.expand_conv,
-            self.expand_norm,
-            self.depthwise_conv,
-            self.depthwise_norm,
-            self.se,
-            self.project_conv,
-            self.project_norm,
-        )
+        layers = (self.expand_conv, self.expand_norm)
+        layers += (self.depthwise_conv, self.depthwise_norm, self.dropout)
+        layers += (self.se, self.project_conv, self.project_norm)
+        # `model.quantize` wants every layer built, whatever it does.
+        layers += (self.stochastic_depth,)
         return [layer for layer in layers if layer is not None]
 
     def call(self, inputs, training=False):
@@ -247,22 +342,7 @@ class _ResidualBlock(_Layer):
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")
 class MBConv(_ResidualBlock):
-    """Mobile inverted bottleneck: 1x1 expand, depthwise, SE, 1x1 project.
-
-    Args:
-        input_filters, output_filters: channels in and out, already scaled.
-        kernel_size: of the depthwise convolution.
-        strides: of the depthwise convolution.
-        expand_ratio: width of the inner tensor in multiples of the input; at
-            1 the expanding convolution is left out.
-        se_ratio: width of the squeeze in parts of `input_filters`, in (0, 1],
-            or None for no squeeze-and-excitation.
-        survival_probability: of the residual branch, in (0, 1].
-        conv_dropout: dropout rate on the expanded tensor, or None.
-        act_fn: name of the activation, see `activation`.
-        norm_type, norm_momentum, norm_epsilon, norm_groups: see
-            `normalization`.
-    """
+    """Mobile inverted bottleneck: 1x1 expand, depthwise, SE, 1x1 project."""
 
     def _build_convolutions(self, output_filters, kernel_size):
         if self.expand_ratio != 1:
@@ -288,26 +368,18 @@ class FusedMBConv(_ResidualBlock):
     """MBConv with the expanding 1x1 and the depthwise conv fused into one.
 
     With an `expand_ratio` of 1 a single convolution of `kernel_size` remains,
-    followed by the activation. Arguments as in `MBConv`.
+    followed by the activation.
     """
 
     def _build_convolutions(self, output_filters, kernel_size):
-        project_kernel, project_strides = kernel_size, self.strides
+        last = (kernel_size, self.strides)
         if self.expand_ratio != 1:
             self.expand_conv = _conv(
-                self.expanded_filters,
-                kernel_size,
-                strides=self.strides,
-                name="expand_conv",
+                self.expanded_filters, *last, name="expand_conv"
             )
             self.expand_norm = self._norm("expand_norm")
-            project_kernel = project_strides = 1
-        self.project_conv = _conv(
-            output_filters,
-            project_kernel,
-            strides=project_strides,
-            name="project_conv",
-        )
+            last = (1, 1)
+        self.project_conv = _conv(output_filters, *last, name="project_conv")
         self.project_norm = self._norm("project_norm")
 
 
@@ -315,16 +387,14 @@ class FusedMBConv(_ResidualBlock):
 class Head(_Layer):
     """1x1 convolution, normalization, activation, pooling, dropout.
 
+    Returns features [batch, filters], or [batch, height, width, filters]
+    without pooling.
+
     Args:
         filters: number of features.
         dropout_rate: float in [0, 1).
         pooling: 'avg', 'max' or None for the map as it is.
-        act_fn: name of the activation, see `activation`.
-        norm_type, norm_momentum, norm_epsilon, norm_groups: see
-            `normalization`.
-
-    Returns features of shape [batch, filters], or [batch, height, width,
-    filters] without pooling.
+        **kwargs: `act_fn`, `norm_*`, see `_Layer`.
     """
 
     def __init__(
@@ -332,15 +402,9 @@ class Head(_Layer):
         filters: int,
         dropout_rate: float = 0.0,
         pooling: str | None = "avg",
-        act_fn: str = "silu",
-        norm_type: str | None = None,
-        norm_momentum: float = 0.9,
-        norm_epsilon: float = 1e-3,
-        norm_groups: int = 8,
         **kwargs,
     ):
         super().__init__(locals(), **kwargs)
-        self.activation = activation(act_fn)
         if pooling not in _POOLING:
             raise ValueError(
                 f"Unknown pooling {pooling!r}: use 'avg', 'max' or None."
@@ -351,10 +415,8 @@ class Head(_Layer):
         self.dropout = Dropout(dropout_rate, name="dropout")
 
     def build(self, input_shape):
-        self.conv.build(input_shape)
-        self.norm.build(self.conv.compute_output_shape(input_shape))
+        super().build(input_shape)
         self.dropout.build(self.compute_output_shape(input_shape))
-        self.built = True
 
     def call(self, inputs, training=False):
         x = self.norm(self.conv(inputs), training=training)

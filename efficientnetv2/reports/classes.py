@@ -31,7 +31,8 @@ class Observer:
     """
 
     def __init__(self):
-        self._batches: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.labels = self.predicted = np.zeros(0, np.int64)
+        self.probability = np.zeros(0)
         self.mistakes: list[tuple[float, np.ndarray, int, int]] = []
 
     def __call__(
@@ -48,32 +49,15 @@ class Observer:
         labels = labels.argmax(axis=1)
         predicted = probabilities.argmax(axis=1)
         probability = probabilities.max(axis=1)
-        self._batches.append((labels, predicted, probability))
+        self.labels = np.append(self.labels, labels)
+        self.predicted = np.append(self.predicted, predicted)
+        self.probability = np.append(self.probability, probability)
         wrong = np.flatnonzero(labels != predicted)
-        worst = wrong[np.argsort(-probability[wrong])][:_MISTAKES]
-        self.mistakes += [
-            (
-                float(probability[k]),
-                images[k],
-                int(labels[k]),
-                int(predicted[k]),
-            )
-            for k in worst
-        ]
+        for k in wrong[np.argsort(-probability[wrong])][:_MISTAKES]:
+            one = (images[k], int(labels[k]), int(predicted[k]))
+            self.mistakes.append((float(probability[k]), *one))
         self.mistakes.sort(key=lambda mistake: -mistake[0])
         del self.mistakes[_MISTAKES:]
-
-    @property
-    def labels(self) -> np.ndarray:
-        return np.concatenate([batch[0] for batch in self._batches])
-
-    @property
-    def predicted(self) -> np.ndarray:
-        return np.concatenate([batch[1] for batch in self._batches])
-
-    @property
-    def probability(self) -> np.ndarray:
-        return np.concatenate([batch[2] for batch in self._batches])
 
 
 def confusion_matrix(
@@ -89,7 +73,7 @@ def confusion_matrix(
     )
 
 
-def calibration(
+def calibration_bins(
     right: np.ndarray, probability: np.ndarray
 ) -> tuple[list[tuple[float, float, int]], float]:
     """Returns the bins of a reliability diagram and their mean gap.
@@ -104,15 +88,17 @@ def calibration(
         Source: Guo et al., arXiv 1706.04599.
     """
     index = np.minimum((probability * BINS).astype(int), BINS - 1)
-    bins, error = [], 0.0
-    for number in range(BINS):
-        inside = index == number
-        count = int(inside.sum())
-        if count:
-            mean, share = probability[inside].mean(), right[inside].mean()
-            bins.append((float(mean), float(share), count))
-            error += abs(mean - share) * count / len(right)
-    return bins, float(error)
+    counts = np.bincount(index, minlength=BINS)
+    used = counts > 0
+    means, shares = (
+        np.bincount(index, values, BINS)[used] / counts[used]
+        for values in (probability, right)
+    )
+    error = np.abs(means - shares) @ counts[used] / len(right)
+    bins = zip(
+        means.tolist(), shares.tolist(), counts[used].tolist(), strict=True
+    )
+    return list(bins), float(error)
 
 
 @matplotlib.rc_context(plots.STYLE | {"axes.grid": False})
@@ -160,8 +146,13 @@ def draw_calibration(bins: list[tuple[float, float, int]]) -> Figure:
     )
     # Of a few images the share says little.
     plot.plot(means, shares, "o", color=plots.COLOURS[0], alpha=0.3)
-    sure = np.array([bin for bin in bins if bin[2] >= _FEW]).reshape(-1, 3)
-    plot.plot(*sure[:, :2].T, "o-", color=plots.COLOURS[0], label="this model")
+    sure = [bin[:2] for bin in bins if bin[2] >= _FEW]
+    plot.plot(
+        *np.reshape(sure, (-1, 2)).T,
+        "o-",
+        color=plots.COLOURS[0],
+        label="this model",
+    )
     plot.set_ylabel("share that is right")
     plot.set_xlim(0, 1)
     plot.set_ylim(0, 1)
@@ -192,25 +183,13 @@ def confused_pairs(
 def class_rows(
     labels: np.ndarray, predicted: np.ndarray, names: list[str]
 ) -> list[tuple[str, ...]]:
-    """Returns images, recall, precision and F1 of classes, the weakest first.
-
-    Args:
-        labels, predicted: int64 [images].
-        names: one per class.
-    """
+    """Returns images, recall, precision, F1 of classes, the weakest first."""
     precision, recall, f1, images = metrics.precision_recall_fscore_support(
-        labels,
-        predicted,
-        labels=np.arange(len(names)),
-        zero_division=0.0,
+        labels, predicted, labels=np.arange(len(names)), zero_division=0.0
     )
+    weakest = np.argsort(f1, kind="stable")[:MOST_ROWS]
+    shares = np.stack([recall, precision, f1], axis=1)
     return [
-        (
-            names[k],
-            f"{images[k]:,}",
-            f"{recall[k]:.1%}",
-            f"{precision[k]:.1%}",
-            f"{f1[k]:.1%}",
-        )
-        for k in np.argsort(f1, kind="stable")[:MOST_ROWS]
+        (names[k], f"{images[k]:,}", *(f"{each:.1%}" for each in shares[k]))
+        for k in weakest
     ]

@@ -95,11 +95,14 @@ def accuracy_by_time(found: Analysis) -> Figure:
     """Draws test top-1 by time at each budget, one line per arm."""
     figure = Figure((_WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
+    budget = max(found.study.budgets)
+    longest = max(found.mean(a.name, budget, "seconds") for a in found.arms)
+    unit, seconds = ("minutes", 60) if longest > 180 else ("seconds", 1)
     for index, name in enumerate(found.study.curves):
         budgets = [b for b in found.study.budgets if found.top1(name, b).n]
         tops = [found.top1(name, budget) for budget in budgets]
         axes.errorbar(
-            [found.mean(name, b, "seconds") / 60 for b in budgets],
+            [found.mean(name, b, "seconds") / seconds for b in budgets],
             [each.mean for each in tops],
             yerr=[_half(each) for each in tops],
             color=COLOURS[index % len(COLOURS)],
@@ -111,7 +114,7 @@ def accuracy_by_time(found: Analysis) -> Figure:
             label=found.study.arm(name).title,
         )
     axes.set_xlim(left=0)
-    axes.set_xlabel("minutes of training on one core")
+    axes.set_xlabel(f"{unit} of training on one core")
     axes.set_ylabel("test top-1 (%)")
     _legend_below(figure, axes)
     return figure

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2 import files, progressive, runs
+from efficientnetv2 import files, progressive, reports, runs
 from efficientnetv2.data import fingerprint, output, preprocessing, registry
 from efficientnetv2.engines import optimizers
-from efficientnetv2.formatting import format_seconds
-from efficientnetv2.models import counting
+from efficientnetv2.formatting import format_count, format_seconds
+from efficientnetv2.models import structure
 from efficientnetv2.progressive import RunPlan
-from efficientnetv2.reports import classes, document, plots
+from efficientnetv2.reports import classes, plots
 from efficientnetv2.reports.classes import Observer
 
 NAME = "report.html"
@@ -27,7 +27,7 @@ _SEEN, _SIDE = 6, 76
 _POINTS = 200
 
 
-def write(
+def write_report(
     config: ml_collections.ConfigDict,
     run: runs.Run,
     observer: Observer | None,
@@ -40,40 +40,37 @@ def write(
         observer: of the evaluation; None where only its result is known:
             nothing is then said of single classes and images.
         result: of the evaluation, see `evaluation.evaluate_checkpoint`.
-
-    Returns:
-        The file.
     """
     plan, metrics = config_lib.run_plan(config), run.read_metrics()
     dataset = registry.title(config.data.ds_name)
     header, *rows = progressive.table(config, plan)
-    values = {
-        "title": f"{config.model.model_name} on {dataset}",
-        "result": result,
-        "split": config.eval.split,
-        "cards": _cards(config, plan, metrics, result),
-        "stages": [
-            _stage(plan, run, header, row, stage)
+    curves = of_classes = None
+    if metrics.get("evaluations"):
+        curves = _save(run, _draw_curves(config, plan, metrics), "curves")
+    if observer is not None and not config.data.multi_label:
+        names = fingerprint.names_of_run(config, run.model_dir)
+        of_classes = _classes(config, run, observer, names)
+    page = reports.render(
+        "run.html.j2",
+        title=f"{config.model.model_name} on {dataset}",
+        result=result,
+        split=config.eval.split,
+        cards=_cards(config, plan, metrics, result),
+        stages=[
+            _stage(plan, run, dict(zip(header, row, strict=True)), stage)
             for row, stage in zip(rows, plan.stages, strict=True)
         ],
-        "table": (header, rows),
-        "curves": None,
-        "classes": None,
-        "environment": [
+        table=(header, rows),
+        curves=curves,
+        classes=of_classes,
+        environment=[
             (name.replace("_", " "), str(value))
             for name, value in metrics.get("environment", {}).items()
         ],
-        "options": config_lib.to_yaml(config),
-    }
-    if metrics.get("evaluations"):
-        values["curves"] = _save(
-            run, _draw_curves(config, plan, metrics), "curves"
-        )
-    if observer is not None and not config.data.multi_label:
-        names = fingerprint.names_of_run(config, run.model_dir)
-        values["classes"] = _classes(config, run, observer, names)
+        options=config_lib.to_yaml(config),
+    )
     path = run.model_dir / NAME
-    files.write_text(path, document.render("run.html.j2", **values))
+    files.write_text(path, page)
     return path
 
 
@@ -88,43 +85,36 @@ def _cards(
     ]
     if "pr_auc" in result:
         cards.append((f"{result['pr_auc']:.3f}", "area under precision-recall"))
-    seconds = metrics.get("train_seconds")
-    if seconds:
-        steps = seconds - metrics["evaluation_seconds"]
-        shown = plan.total_steps * config.train.batch_size
+    if seconds := metrics.get("train_seconds"):
+        validation = metrics["evaluation_seconds"]
+        steps = seconds - validation
+        speed = plan.total_steps * config.train.batch_size / steps
         cards += [
             (format_seconds(steps), "training time"),
-            (
-                format_seconds(metrics["evaluation_seconds"]),
-                "validation time",
-            ),
-            (f"{shown / steps:,.0f}", "images/s of training"),
+            (format_seconds(validation), "validation time"),
+            (f"{speed:,.0f}", "images/s of training"),
             (f"{metrics['waiting_share']:.1%}", "of it spent waiting for data"),
         ]
     size = progressive.resolve_image_size(config)
-    counts = counting.total(counting.count_stages(config.model.to_dict(), size))
-    cards += [
-        (counting.format_count(counts.parameters), "parameters"),
-        (
-            counting.format_count(counts.multiply_adds),
-            f"multiply-adds at {size} px",
-        ),
+    cost = structure.count_model(config.model.to_dict(), size)
+    multiply_adds = f"multiply-adds at {size} px"
+    return [
+        *cards,
+        (format_count(cost.parameters), "parameters"),
+        (format_count(cost.multiply_adds), multiply_adds),
     ]
-    return cards
 
 
-def _stage(plan, run, header, row, stage: progressive.Stage) -> dict:
+def _stage(plan, run, facts: dict[str, str], stage: progressive.Stage) -> dict:
     """Returns what the strip on top shows of a stage."""
-    facts = dict(zip(header, row, strict=True))
-    number = int(facts["stage"])
-    sheet = run.model_dir / output.PREVIEW / f"stage_{number}.png"
-    largest = max(each.image_size for each in plan.stages)
+    sheet = run.model_dir / output.PREVIEW / f"stage_{facts['stage']}.png"
     images = []
     if sheet.exists():
         images = output.cut(sheet, min(_SEEN, plan.num_images))
     size = min(stage.image_size, output.CELL)
+    largest = max(each.image_size for each in plan.stages)
     return {
-        "title": f"Stage {number}: {stage.image_size} px",
+        "title": f"Stage {facts['stage']}: {stage.image_size} px",
         "facts": ", ".join(
             f"{name} {facts[name]}"
             for name in ("epochs", "RandAugment", "Mixup", "CutMix", "dropout")
@@ -132,7 +122,7 @@ def _stage(plan, run, header, row, stage: progressive.Stage) -> dict:
         ),
         "side": max(16, round(_SIDE * stage.image_size / largest)),
         "images": [
-            document.data_uri(
+            reports.data_uri(
                 image.resize((size, size), Image.Resampling.NEAREST)
             )
             for image in images
@@ -160,13 +150,10 @@ def _draw_curves(config, plan: RunPlan, metrics: dict) -> Figure:
     )
     evaluations = metrics["evaluations"]
     epochs = [each["epoch"] for each in evaluations]
-    for axes, key, label, scale in (
-        (panels[0], "top1", "top-1 (%)", 100.0),
-        (panels[1], "cross_entropy", "cross-entropy\n(nats)", 1.0),
-    ):
+    shown = (("top1", 100.0), ("cross_entropy", 1.0))
+    for axes, (key, scale) in zip(panels, shown, strict=False):
         values = [scale * each[key] for each in evaluations]
         axes.plot(epochs, values, "o-", color=plots.COLOURS[0], markersize=4)
-        axes.set_ylabel(label)
     panels[0].set_title(
         f"Validation ({config.eval.val_split})", loc="left", fontsize=11, pad=16
     )
@@ -177,57 +164,47 @@ def _draw_curves(config, plan: RunPlan, metrics: dict) -> Figure:
         [float(rate(int(step))) for step in steps],
         color=plots.COLOURS[1],
     )
-    panels[2].set_ylabel("learning\nrate")
     if ordered:
         _draw_stages(panels[3], plan, {"size": "image_size"}, scaled=False)
-        panels[3].set_ylabel("image\nsize (px)")
         has_magnitude = progressive.uses_magnitude(config.data.augname)
-        _draw_stages(
-            panels[4],
-            plan,
-            {
-                "RandAugment": has_magnitude and "randaugment_magnitude",
-                "Mixup": "mixup_alpha",
-                "CutMix": "cutmix_alpha",
-                "dropout": "dropout_rate",
-            },
-            scaled=True,
-        )
-        panels[4].set_ylabel("regularization\n(% of its end)")
+        fields = {
+            "RandAugment": has_magnitude and "randaugment_magnitude",
+            "Mixup": "mixup_alpha",
+            "CutMix": "cutmix_alpha",
+            "dropout": "dropout_rate",
+        }
+        _draw_stages(panels[4], plan, fields, scaled=True)
         if panels[4].patches:
             panels[4].legend(
                 ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=9
             )
-        for axes in panels:
-            _shade_stages(axes, plan)
-        for stage in plan.stages:
+        for number, stage in enumerate(plan.stages):
+            first, last = (
+                step / plan.steps_per_epoch
+                for step in (stage.first_step, stage.last_step)
+            )
             panels[0].annotate(
                 f"{stage.image_size} px",
-                (stage.first_step / plan.steps_per_epoch, 1.0),
+                (first, 1.0),
                 xycoords=("data", "axes fraction"),
                 xytext=(3, 3),
                 textcoords="offset points",
                 fontsize=9,
             )
-    for axes in panels:
-        axes.set_ylim(
-            bottom=min(0, axes.get_ylim()[0]) if axes in panels[2:] else None
-        )
+            for axes in panels if number % 2 else ():
+                axes.axvspan(
+                    first, last, color=plots.INK, alpha=0.06, linewidth=0
+                )
+    labels = ("top-1 (%)", "cross-entropy\n(nats)", "learning\nrate")
+    labels += ("image\nsize (px)", "regularization\n(% of its end)")
+    for number, (axes, label) in enumerate(zip(panels, labels, strict=False)):
+        axes.set_ylabel(label)
+        if number >= 2:
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     panels[-1].set_xlabel("epoch")
     panels[-1].set_xlim(0, plan.total_steps / plan.steps_per_epoch)
     figure.align_ylabels()
     return figure
-
-
-def _shade_stages(axes, plan: RunPlan) -> None:
-    for stage in plan.stages[1::2]:
-        axes.axvspan(
-            stage.first_step / plan.steps_per_epoch,
-            stage.last_step / plan.steps_per_epoch,
-            color=plots.INK,
-            alpha=0.06,
-            linewidth=0,
-        )
 
 
 def _draw_stages(axes, plan: RunPlan, fields: dict, scaled: bool) -> None:
@@ -262,7 +239,9 @@ def _classes(
     """Returns what the page says of single classes and images."""
     labels, predicted = observer.labels, observer.predicted
     matrix = classes.confusion_matrix(labels, predicted, len(names))
-    bins, error = classes.calibration(labels == predicted, observer.probability)
+    bins, error = classes.calibration_bins(
+        labels == predicted, observer.probability
+    )
     drawn = None
     if len(names) <= _MOST_IN_MATRIX:
         drawn = _save(
@@ -286,23 +265,17 @@ def _mistakes(
     config, run: runs.Run, observer: Observer, names: list[str]
 ) -> list[tuple[str, list[str]]]:
     """Returns (picture, caption lines); keeps them as one PNG file, too."""
-    if not observer.mistakes:
-        return []
-    mode = config.data.normalization
     images, captions = [], []
     for probability, image, label, predicted in observer.mistakes:
+        mode = config.data.normalization
         images.append(preprocessing.denormalize(image, mode).numpy())
         known = predicted < len(names)
         name = names[predicted] if known else f"output {predicted}"
         captions.append([names[label], f"{probability:.2f} {name}"])
-    path = run.model_dir / PLOTS / "mistakes.png"
-    output.draw(
-        np.stack(images),
-        captions,
-        "The most confident mistakes",
-        "label, then the prediction with its probability",
-    ).save(path)
-    return [
-        (document.data_uri(Image.fromarray(image)), lines)
-        for image, lines in zip(images, captions, strict=True)
-    ]
+    if images:
+        title = "The most confident mistakes"
+        below = "label, then the prediction with its probability"
+        sheet = output.draw(np.stack(images), captions, title, below)
+        sheet.save(run.model_dir / PLOTS / "mistakes.png")
+    pictures = [reports.data_uri(Image.fromarray(each)) for each in images]
+    return list(zip(pictures, captions, strict=True))

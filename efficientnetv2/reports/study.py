@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 import markdown
 import markupsafe
 
-from efficientnetv2 import declarative, files, progress
-from efficientnetv2.reports import document, plots
+from efficientnetv2 import declarative, files, progress, reports
+from efficientnetv2.reports import plots
 from efficientnetv2.study import analysis, definition, records
 from efficientnetv2.study.analysis import Analysis, Interval
 from efficientnetv2.study.records import StudyError, read_json
@@ -49,7 +49,7 @@ def build(
             "efficientnetv2 study --study=regularization "
             f"--output_dir={output} first."
         )
-    text = document.render("study.md.j2", studies=described)
+    text = reports.render("study.md.j2", studies=described)
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     files.write_text(output / MARKDOWN, text)
     files.write_text(output / PAGE, to_html(text, output))
@@ -75,7 +75,7 @@ def to_html(text: str, folder: pathlib.Path) -> str:
     body = body.replace("<table>", '<div class="wide"><table>')
     body = body.replace("</table>", "</table></div>")
     body = re.sub(r'<p><img alt="(.*?)" src="(.*?)" /></p>', picture, body)
-    return document.render(
+    return reports.render(
         "study.html.j2", body=markupsafe.Markup(body), title="Studies"
     )
 

@@ -25,8 +25,8 @@ from efficientnetv2.data import (
 )
 from efficientnetv2.data.sources import ArraySource, EncodedSource, Source
 from efficientnetv2.errors import DataError, UserError
-from efficientnetv2.serving import formats, litert, saved_model, to_onnx
-from efficientnetv2.serving.spec import ServingSpec, write_to_keras
+from efficientnetv2.serving import converters, formats
+from efficientnetv2.serving.spec import ServingSpec, write_record
 
 _BATCH = 50
 COMPARED_IMAGES = 1000
@@ -73,24 +73,22 @@ class _Export(NamedTuple):
     facts: Mapping[str, int] = {}  # for metrics.json
 
 
-def export_saved_model(
+def replace_saved_model(
     network: keras.Model, spec: ServingSpec, folder: str | os.PathLike
 ) -> pathlib.Path:
-    """Writes a SavedModel, replacing one that is there; returns its folder.
-
-    It is complete or absent.
+    """Writes a SavedModel, complete or not at all; returns its folder.
 
     Raises:
-        ExportError: if it cannot be written.
+        ExportError: if it cannot be written; one that is there stays.
     """
     folder = pathlib.Path(folder)
     with _staging(folder.parent) as staging:
-        saved_model.write(network, spec, staging / folder.name)
+        converters.write_saved_model(network, spec, staging / folder.name)
         _put(staging, folder.name, folder.parent)
     return folder
 
 
-def export(
+def export_formats(
     network: keras.Model,
     config: ml_collections.ConfigDict,
     class_names: Sequence[str],
@@ -103,10 +101,10 @@ def export(
     """Writes formats, and compares each with the network.
 
     Each is loaded with its own runtime and run on `COMPARED_IMAGES` images of
-    the split `eval.split`. What differs too much (less than
-    `LEAST_AGREEMENT` of the likeliest classes, or for int8 an accuracy lower
-    by more than `MOST_LOST`) is not put in place, nor is anything where the
-    images are not those that the run knows, see `misfit`.
+    the split `eval.split`. An export that differs too much (agrees on fewer
+    than `LEAST_AGREEMENT` of the top classes or, for int8, loses more than
+    `MOST_LOST` of accuracy) is not put in place; nor is any if the images are
+    not the run's, see `misfit`.
 
     Args:
         network: from normalized images to logits, in float32.
@@ -125,11 +123,11 @@ def export(
 
     Raises:
         ExportError: if one cannot be written.
-        DataError: if the images to compare on, or to calibrate with, cannot
-            be had.
-        UserError: see `formats.check`.
+        DataError: if the images to compare on, or to calibrate with, cannot be
+            obtained.
+        UserError: see `formats.check_formats`.
     """
-    formats.check(names)
+    formats.check_formats(names)
     spec = ServingSpec.from_config(config, class_names)
     folder = pathlib.Path(folder)
     # Whether there are images is known before anything is converted.
@@ -139,11 +137,11 @@ def export(
         wanted = list(dict.fromkeys(names))
         for name in progress.track(wanted, "Converting", unit="formats"):
             log(f"Converting to {name} ...")
-            exports |= _WRITERS[name](network, spec, config, staging, log)
+            exports.update(_written(name, network, spec, config, staging, log))
         results = {}
         if source is not None:
             results = compare(
-                run_keras(network, spec),
+                keras_runner(network, spec),
                 {name: each.runner for name, each in exports.items()},
                 progress.track(
                     batches(source, config, spec.mode),
@@ -152,24 +150,22 @@ def export(
                     "batches",
                 ),
             )
-        log(_table(exports, results, staging))
-        refused, classes = {}, len(class_names)
-        for name, result in results.items():
-            fault = _fault(name, result) or misfit(result, known, classes)
-            if fault and allow_disagreement:
-                log(f"{name} is written anyway: {fault}.")
-            elif fault:
-                refused[name] = fault
-        written = {}
+        sizes = {k: _size(staging / each.path) for k, each in exports.items()}
+        log(_comparison_table(exports, results, sizes))
+        written, refused = {}, {}
         for name, each in exports.items():
-            if name in refused:
-                continue
-            written[name] = {
-                "file": each.path,
-                "bytes": _size(staging / each.path),
-                **each.facts,
-                **(results[name]._asdict() if results else {}),
-            }
+            result, facts = results.get(name), {}
+            if result is not None:
+                facts = result._asdict()
+                fault = _fault(name, result)
+                fault = fault or misfit(result, known, len(class_names))
+                if fault and not allow_disagreement:
+                    refused[name] = fault
+                    continue
+                if fault:
+                    log(f"{name} is written anyway: {fault}.")
+            place = {"file": each.path, "bytes": sizes[name]}
+            written[name] = {**place, **each.facts, **facts}
             _put(staging, each.path, folder)
     return written, refused
 
@@ -177,52 +173,50 @@ def export(
 # --- Formats ----------------------------------------------------------------
 
 
-def _write_saved_model(network, spec, config, staging, log):
-    path = "saved_model"
-    saved_model.write(network, spec, staging / path)
-    classify = saved_model.load(staging / path)
-    return {path: _Export(path, lambda batch: classify(batch.raw))}
-
-
-def _write_keras(network, spec, config, staging, log):
-    path = "model.keras"
-    network.save(staging / path)
-    write_to_keras(staging / path, spec)
-    loaded = keras.models.load_model(staging / path, compile=False)
-    return {"keras": _Export(path, run_keras(loaded, spec))}
-
-
-def _write_litert(network, spec, config, staging, log):
-    source = sample(config, config.train.split, litert.CALIBRATION_IMAGES, log)
-    images = [batch.pixels for batch in batches(source, config, spec.mode)]
-    (staging / "litert").mkdir()
-    litert.convert(network, spec, staging / "litert", np.concatenate(images))
-    return {
-        f"litert/{kind}": _Export(
-            f"litert/{kind}.tflite",
-            _on_pixels(litert.load(staging / "litert" / f"{kind}.tflite")),
-        )
-        for kind in litert.KINDS
-    }
-
-
-def _write_onnx(network, spec, config, staging, log):
-    path = "model.onnx"
-    to_onnx.convert(network, spec, staging / path)
-    runner = _on_pixels(to_onnx.load(staging / path))
-    return {"onnx": _Export(path, runner, {"opset": to_onnx.OPSET})}
-
-
-_WRITERS = {
-    "saved_model": _write_saved_model,
-    "keras": _write_keras,
-    "litert": _write_litert,
-    "onnx": _write_onnx,
-}
+def _written(
+    name: str, network, spec, config, staging: pathlib.Path, log
+) -> Iterator[tuple[str, _Export]]:
+    """Writes a format; yields its exports by their names."""
+    if name == "saved_model":
+        converters.write_saved_model(network, spec, staging / name)
+        by_tensorflow = converters.load_saved_model(staging / name)
+        yield name, _Export(name, lambda batch: by_tensorflow(batch.raw))
+    elif name == "keras":
+        path = staging / "model.keras"
+        network.save(path)
+        write_record(path, spec)
+        loaded = keras.models.load_model(path, compile=False)
+        yield name, _Export(path.name, keras_runner(loaded, spec))
+    elif name == "onnx":
+        path = staging / "model.onnx"
+        converters.write_onnx(network, spec, path)
+        runner = _on_pixels(converters.load_onnx(path))
+        yield name, _Export(path.name, runner, {"opset": converters.OPSET})
+    else:
+        count = converters.CALIBRATION_IMAGES
+        source = sample(config, config.train.split, count, log)
+        images = [batch.pixels for batch in batches(source, config, spec.mode)]
+        (staging / name).mkdir()
+        images = np.concatenate(images)
+        converters.write_litert(network, spec, staging / name, images)
+        for kind in converters.LITERT_KINDS:
+            path = f"{name}/{kind}.tflite"
+            runner = _on_pixels(converters.load_litert(staging / path))
+            yield f"{name}/{kind}", _Export(path, runner)
 
 
 def _on_pixels(classify: Callable[[np.ndarray], np.ndarray]) -> Runner:
     return lambda batch: classify(batch.pixels)
+
+
+def keras_runner(network: keras.Model, spec: ServingSpec) -> Runner:
+    """Returns the runner of a Keras model: normalized images to logits."""
+
+    @tf.function(reduce_retracing=True)
+    def classify(images):
+        return spec.probabilities(network(images, training=False))
+
+    return lambda batch: classify(batch.normalized).numpy()
 
 
 # --- Comparison -------------------------------------------------------------
@@ -242,23 +236,16 @@ def sample(
     source = loading.load_split(config, split, left_out=loading.LeftOut(log))
     chosen = np.linspace(0, len(source) - 1, min(len(source), most), dtype=int)
     if isinstance(source, ArraySource):
-        return dataclasses.replace(
-            source, images=source.images[chosen], labels=source.labels[chosen]
-        )
-    if isinstance(source, EncodedSource):
-        return dataclasses.replace(
-            source,
-            items=[source.items[k] for k in chosen],
-            labels=source.labels[chosen],
-        )
-    with faults.named(source):
-        examples = list(sources.encoded_examples(source).take(most))
-    return EncodedSource(
-        [encoded.numpy() for encoded, _ in examples],
-        False,
-        np.stack([label.numpy() for _, label in examples]),
-        source.class_names,
-    )
+        content = {"images": source.images[chosen]}
+    elif isinstance(source, EncodedSource):
+        content = {"items": [source.items[k] for k in chosen]}
+    else:
+        with faults.named(source):
+            examples = list(sources.encoded_examples(source).take(most))
+        items = [encoded.numpy() for encoded, _ in examples]
+        labels = np.stack([label.numpy() for _, label in examples])
+        return EncodedSource(items, False, labels, source.class_names)
+    return dataclasses.replace(source, labels=source.labels[chosen], **content)
 
 
 def batches(
@@ -270,14 +257,14 @@ def batches(
     first = 0
     with faults.named(source):
         for images, labels in pipeline.evaluation_dataset(source, config):
-            last = first + len(labels)
+            rows = slice(first, first + len(labels))
+            first = rows.stop
             yield Batch(
                 images.numpy(),
                 preprocessing.to_pixels(images, mode).numpy(),
-                _raw(source, slice(first, last)),
+                _raw(source, rows),
                 labels.numpy(),
             )
-            first = last
 
 
 def _raw(source: Source, rows: slice) -> np.ndarray | list[bytes]:
@@ -289,18 +276,8 @@ def _raw(source: Source, rows: slice) -> np.ndarray | list[bytes]:
     return [decoding.to_portable(item) for item in items]
 
 
-def run_keras(network: keras.Model, spec: ServingSpec) -> Runner:
-    """Returns the runner of a Keras model: normalized images to logits."""
-
-    @tf.function(reduce_retracing=True)
-    def classify(images):
-        return spec.probabilities(network(images, training=False))
-
-    return lambda batch: classify(batch.normalized).numpy()
-
-
 def compare(
-    keras_runner: Runner,
+    reference: Runner,
     runners: Mapping[str, Runner],
     examples: Iterator[Batch],
 ) -> dict[str, Result]:
@@ -309,17 +286,15 @@ def compare(
     counts = {name: np.zeros(2, np.int64) for name in runners}
     differences = dict.fromkeys(runners, 0.0)
     for batch in examples:
-        expected = keras_runner(batch)
+        expected = reference(batch)
         keras_best = expected.argmax(axis=1)
         images += len(expected)
         keras_right += _right(keras_best, batch.labels)
         for name, run in runners.items():
             found = run(batch)
             best = found.argmax(axis=1)
-            counts[name] += [
-                np.count_nonzero(best == keras_best),
-                _right(best, batch.labels),
-            ]
+            agreeing = np.count_nonzero(best == keras_best)
+            counts[name] += [agreeing, _right(best, batch.labels)]
             difference = float(np.abs(found - expected).max())
             differences[name] = max(differences[name], difference)
     return {
@@ -357,7 +332,7 @@ def misfit(
     return (
         f"the network's top-1 of {top1:.2%} on the {here:,} images compared is "
         f"at chance, and was {known['top1']:.2%} on the run's {there:,} test "
-        "images: the images or the names of their classes are others"
+        "images: these are not the run's images or classes"
     )
 
 
@@ -383,7 +358,7 @@ def _images_to_compare(spec, config, allow_disagreement, log) -> Source | None:
 
 
 def _fault(name: str, result: Result) -> str | None:
-    """Returns in what an export differs too much, None if in nothing."""
+    """Returns how an export differs too much, or None."""
     if name == "litert/int8":
         lost = result.keras_top1 - result.top1
         if lost <= MOST_LOST:
@@ -395,28 +370,22 @@ def _fault(name: str, result: Result) -> str | None:
     if result.agreement >= LEAST_AGREEMENT:
         return None
     return (
-        f"{result.agreement:.2%} of the likeliest classes agree with Keras, "
-        f"fewer than {LEAST_AGREEMENT:.1%}"
+        f"{result.agreement:.2%} of the top classes agree with Keras, fewer "
+        f"than {LEAST_AGREEMENT:.1%}"
     )
 
 
-def _table(exports, results: Mapping[str, Result], staging) -> str:
+def _comparison_table(exports, results: Mapping[str, Result], sizes) -> str:
     rows = [("export", "file", "kB")]
     if results:
         rows[0] += ("images", "agreement", "top-1", "Keras")
     for name, each in exports.items():
-        size = _size(staging / each.path)
-        row = (name, each.path, f"{size / 1000:,.0f}")
+        row = (name, each.path, f"{sizes[name] / 1000:,.0f}")
         if results:
-            result = results[name]
-            row += (
-                f"{result.images:,}",
-                f"{result.agreement:.2%}",
-                f"{result.top1:.2%}",
-                f"{result.keras_top1:.2%}",
-            )
+            images, *shares, _ = results[name]
+            row += (f"{images:,}", *(f"{share:.2%}" for share in shares))
         rows.append(row)
-    return formatting.table(rows, left=(0, 1))
+    return formatting.align_table(rows, left=(0, 1))
 
 
 @contextlib.contextmanager

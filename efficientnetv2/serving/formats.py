@@ -1,4 +1,4 @@
-"""Models, formats and images as a user names them, known without TensorFlow."""
+"""Finds models, formats and images that a user names, without TensorFlow."""
 
 import glob
 import importlib.util
@@ -11,17 +11,12 @@ from efficientnetv2 import checkpoints, config, declarative
 from efficientnetv2.data import folders
 from efficientnetv2.errors import UserError, nearest
 
-# Format to the packages that it needs beyond the project's own: the name by
-# which a package is imported, and by which it is installed.
+# Format to the packages that it needs beyond the project's own.
 _PACKAGES = {
-    "saved_model": {},
-    "keras": {},
-    "litert": {"ai_edge_litert": "ai-edge-litert"},
-    "onnx": {
-        "onnx": "onnx",
-        "tf2onnx": "tf2onnx",
-        "onnxruntime": "onnxruntime",
-    },
+    "saved_model": (),
+    "keras": (),
+    "litert": ("ai-edge-litert",),
+    "onnx": ("onnx", "tf2onnx", "onnxruntime"),
 }
 FORMATS = tuple(_PACKAGES)
 DEFAULT = ("saved_model",)
@@ -44,20 +39,18 @@ class Location(NamedTuple):
         return pathlib.Path(self.name)
 
 
-def check(formats: Sequence[str]) -> None:
+def check_formats(names: Sequence[str]) -> None:
     """Raises a UserError for an unknown format or a missing package."""
-    if not formats:
+    if not names:
         raise UserError(f"No format given. Known: {', '.join(FORMATS)}.")
-    for name in formats:
+    for name in names:
         if name not in FORMATS:
-            raise UserError(
-                f"Unknown format {name!r}."
-                + declarative.suggest(name, list(FORMATS))
-            )
+            hint = declarative.suggest(name, list(FORMATS))
+            raise UserError(f"Unknown format {name!r}.{hint}")
         missing = [
             package
-            for module, package in _PACKAGES[name].items()
-            if importlib.util.find_spec(module) is None
+            for package in _PACKAGES[name]
+            if importlib.util.find_spec(package.replace("-", "_")) is None
         ]
         if missing:
             raise UserError(
@@ -71,13 +64,7 @@ def find_model(
     checkpoint: str | None = None,
     weights: str | None = None,
 ) -> Location:
-    """Finds a model.
-
-    Args:
-        model: folder of a SavedModel or a run, a .keras file, the name of a
-            model with published weights, or the YAML file of an architecture.
-        checkpoint: of a run only, see `checkpoints.find_checkpoint`.
-        weights: of a name or a YAML file only.
+    """Finds a model; arguments as of `predict`.
 
     Raises:
         ModelError: if there is none, with what was looked for; or an option
@@ -86,7 +73,7 @@ def find_model(
     found = _find_model(str(model))
     if checkpoint is not None and found.kind != "run":
         raise ModelError(
-            f"--checkpoint is for the folder of a run; {model} is none."
+            f"--checkpoint is for the folder of a run; {model} is not one."
         )
     if weights is not None and found.kind != "published":
         raise ModelError(
@@ -142,22 +129,22 @@ def find_images(
         path = os.path.expanduser(name)
         if os.path.isdir(path):
             images = sorted(folders.images_below(path))
+            reason = (
+                "there are no images in this folder, no file that ends in "
+                f"{', '.join(folders.SUFFIXES)}"
+            )
         elif os.path.exists(path):
             images = [path]
         else:
             images = sorted(glob.glob(path, recursive=True))
+            reason = _no_file(path)
         if not images:
-            skip(name, _nothing(path))
+            skip(name, reason)
         found += images
     return list(dict.fromkeys(found))
 
 
-def _nothing(path: str) -> str:
-    if os.path.isdir(path):
-        return (
-            "there are no images in this folder, no file that ends in "
-            f"{', '.join(folders.SUFFIXES)}"
-        )
+def _no_file(path: str) -> str:
     if glob.has_magic(path):
         return "no file matches"
     parent = os.path.dirname(path) or "."

@@ -1,8 +1,9 @@
-"""What else a network says of images: features, and where it looked.
+"""What else a network tells about images: features, and where it looked.
 
-Both need the network itself, which a SavedModel does not give away.
+Both need the network itself, which a SavedModel does not expose.
 """
 
+import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from efficientnetv2.data import decoding, preprocessing
 from efficientnetv2.errors import UserError
-from efficientnetv2.models import naming
+from efficientnetv2.models import architecture
 from efficientnetv2.serving import predict
 from efficientnetv2.serving.loading import Classifier
 from efficientnetv2.serving.predict import Prediction
@@ -26,18 +27,19 @@ _PATCHES, _BATCH = 8, 32
 
 
 def _network(classifier: Classifier) -> keras.Model:
-    if classifier.network is None:
+    network = classifier.network
+    if network is None:
         raise UserError(
-            "A SavedModel gives probabilities alone. For features and "
-            "Grad-CAM name the folder of the run, or a .keras file of "
+            "A SavedModel gives only probabilities. For features and "
+            "Grad-CAM, name the folder of the run, or a .keras file from "
             "--formats=keras."
         )
-    if not naming.is_ours(classifier.network):
+    if not architecture.is_ours(network):
         raise UserError(
             "Features and Grad-CAM need a model of efficientnetv2, whose "
-            f"layers are known; this is {classifier.network.name!r}."
+            f"layers are known; this is {network.name!r}."
         )
-    return classifier.network
+    return network
 
 
 def _prepare(classifier: Classifier, images: Sequence[bytes]) -> tf.Tensor:
@@ -54,52 +56,41 @@ def features(
     images: Iterable[predict.Image],
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Returns the features that the classifier layer sees.
-
-    Returns:
-        float32 [images, features].
+    """Returns what the classifier layer sees, float32 [images, features].
 
     Raises:
         UserError: for a SavedModel.
     """
     network = _network(classifier)
     body = keras.Model(network.input, network.get_layer("head").output)
-    encoded = [predict.encode(image) for image in images]
-    rows = [
-        np.asarray(
-            body(
-                _prepare(classifier, encoded[k : k + batch_size]),
-                training=False,
-            )
-        )
-        for k in range(0, len(encoded), batch_size)
-    ]
-    width = body.output.shape[-1]
-    return np.concatenate([np.zeros([0, width], np.float32), *rows])
+    encoded = [predict.encode_image(image) for image in images]
+    rows = [np.zeros([0, body.output.shape[-1]], np.float32)]
+    for first in range(0, len(encoded), batch_size):
+        batch = _prepare(classifier, encoded[first : first + batch_size])
+        rows.append(np.asarray(body(batch, training=False)))
+    return np.concatenate(rows)
 
 
 def grad_cam(
     classifier: Classifier, image: predict.Image, label: int
 ) -> np.ndarray:
-    """Returns how much each place of an image speaks for a class.
+    """Returns how much each part of an image supports a class.
 
     Grad-CAM (Selvaraju et al., arXiv 1610.02391) on the features of the last
-    block.
-
-    Returns:
-        float32 [size, size] in [0, 1], of the network's image size; the
-        largest value is 1, unless no place speaks for the class.
+    block: float32 [size, size] in [0, 1], of the network's image size; the
+    largest value is 1, unless no part supports the class.
 
     Raises:
         UserError: for a SavedModel.
     """
     network = _network(classifier)
-    last = [
-        layer for layer in network.layers if layer.name.startswith("reduction_")
-    ][-1]
-    body = keras.Model(network.input, last.output)
-    rest = keras.Model(last.output, network.output)
-    maps = body(_prepare(classifier, [predict.encode(image)]), training=False)
+    names = [layer.name for layer in network.layers]
+    *_, last = (name for name in names if name.startswith("reduction_"))
+    inner = network.get_layer(last).output
+    body = keras.Model(network.input, inner)
+    rest = keras.Model(inner, network.output)
+    prepared = _prepare(classifier, [predict.encode_image(image)])
+    maps = body(prepared, training=False)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(maps)
         score = rest(maps, training=False)[:, label]
@@ -107,7 +98,7 @@ def grad_cam(
     weights = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)
     heat = tf.nn.relu(tf.reduce_sum(weights * maps, axis=-1, keepdims=True))
     size = classifier.spec.image_size
-    return _scaled(tf.image.resize(heat, [size, size])[0, :, :, 0].numpy())
+    return _scaled(heat[0], size, size)
 
 
 def occlusion(
@@ -119,9 +110,8 @@ def occlusion(
     parts (Zeiler and Fergus, arXiv 1311.2901, section 4.2).
 
     Returns:
-        float32 [height, width] in [0, 1], of the image, of which the longer
-        side has at most 448 pixels; the largest value is 1, unless no patch
-        makes the class less probable.
+        float32 [height, width] in [0, 1], of the image, the longer side at most
+        448 pixels; the largest value is 1, unless no patch matters.
     """
     pixels = np.asarray(_small(image))
     height, width = pixels.shape[:2]
@@ -136,15 +126,14 @@ def occlusion(
         for k in range(0, len(encoded), _BATCH)
     ]
     whole, *parts = np.concatenate(rows)
-    lost = np.maximum(whole - np.array(parts, np.float32), 0.0)
-    lost = lost.reshape(_PATCHES, _PATCHES, 1)
-    return _scaled(tf.image.resize(lost, [height, width])[..., 0].numpy())
+    lost = np.maximum(whole - np.float32(parts), 0.0)
+    return _scaled(lost.reshape(_PATCHES, _PATCHES, 1), height, width)
 
 
-def _scaled(heat: np.ndarray) -> np.ndarray:
-    """Returns a map of at least 0 with 1 as its largest value, or all 0."""
-    largest = heat.max()
-    return heat / largest if largest > 0 else heat
+def _scaled(heat, height: int, width: int) -> np.ndarray:
+    """Resizes a map of at least 0; the largest value is then 1, or all 0."""
+    heat = tf.image.resize(heat, [height, width])[..., 0].numpy()
+    return heat / (heat.max() or 1.0)
 
 
 def _patch(number: int, side: int) -> slice:
@@ -164,10 +153,10 @@ def attention(
 ) -> tuple[Image.Image, str]:
     """Returns where a model looked, above the image, and the method.
 
-    That is Grad-CAM where the network is at hand and ours, else occlusion.
+    That is Grad-CAM if the network is at hand and ours, else occlusion.
     """
     network = classifier.network
-    if network is not None and naming.is_ours(network):
+    if network is not None and architecture.is_ours(network):
         return _grad_cam_picture(classifier, image, best), "Grad-CAM"
     heat = occlusion(classifier, image, best.label)
     return overlay(np.asarray(_small(image)), heat), "occlusion"
@@ -176,9 +165,7 @@ def attention(
 def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
     """Returns an image with its heat above it: blue for 0, red for 1.
 
-    Args:
-        pixels: [height, width, 3] in [0, 255].
-        heat: [height, width] in [0, 1].
+    Pixels are [height, width, 3] in [0, 255], heat [height, width] in [0, 1].
     """
     heat = heat[..., np.newaxis]
     colours = np.concatenate(
@@ -198,7 +185,7 @@ def draw_grad_cam(
 def _grad_cam_picture(
     classifier: Classifier, image: predict.Image, best: Prediction
 ) -> Image.Image:
-    pixels = _prepare(classifier, [predict.encode(image)])[0]
+    pixels = _prepare(classifier, [predict.encode_image(image)])[0]
     if not classifier.takes_pixels:
         pixels = preprocessing.denormalize(pixels, classifier.spec.mode)
     return overlay(pixels, grad_cam(classifier, image, best.label))
@@ -211,7 +198,7 @@ def annotate(image: predict.Image, best: Prediction) -> Image.Image:
 
 def picture(image: predict.Image) -> Image.Image:
     """Returns an image as it is decoded for a model, in its own size."""
-    data = tf.constant(predict.encode(image))
+    data = tf.constant(predict.encode_image(image))
     return Image.fromarray(decoding.decode(data, portable=True).numpy())
 
 
@@ -237,17 +224,14 @@ def _caption(shown: Image.Image, best: Prediction) -> Image.Image:
 def free_place(
     folder: str | os.PathLike, name: str, suffix: str | None = None
 ) -> pathlib.Path:
-    """Returns a path in a folder for a file that came from somewhere else.
+    """Returns a path in a folder, which is made, for a copy of a file.
 
-    The folder is made; a name that is taken gets a number. `suffix` takes the
-    place of the original's.
+    A name that is taken gets a number. `suffix` takes the place of the
+    original's.
     """
     folder, source = pathlib.Path(folder), pathlib.Path(name)
     folder.mkdir(parents=True, exist_ok=True)
     suffix = source.suffix if suffix is None else suffix
-    path = folder / f"{source.stem}{suffix}"
-    number = 1
-    while path.exists():
-        number += 1
-        path = folder / f"{source.stem}_{number}{suffix}"
-    return path
+    numbers = itertools.chain([""], (f"_{k}" for k in itertools.count(2)))
+    paths = (folder / f"{source.stem}{number}{suffix}" for number in numbers)
+    return next(path for path in paths if not path.exists())

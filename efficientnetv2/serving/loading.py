@@ -1,10 +1,9 @@
-"""Any form of a model becomes a classifier of images."""
+"""Loads any form of a model as an image classifier."""
 
 import contextlib
 import dataclasses
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,11 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from efficientnetv2 import (
-    checkpoints,
-    declarative,
-    zoo,
-)
+from efficientnetv2 import checkpoints, declarative, zoo
 from efficientnetv2 import config as config_lib
 from efficientnetv2.data import (
     decoding,
@@ -25,12 +20,15 @@ from efficientnetv2.data import (
     preprocessing,
     registry,
 )
-from efficientnetv2.models import architecture, naming, weights
+from efficientnetv2.models import architecture, weights
 from efficientnetv2.options import MIN_IMAGE_SIZE
-from efficientnetv2.serving import formats, saved_model
-from efficientnetv2.serving import spec as spec_lib
+from efficientnetv2.serving import converters, formats
 from efficientnetv2.serving.formats import Location, ModelError
-from efficientnetv2.serving.spec import ServingError, ServingSpec
+from efficientnetv2.serving.spec import (
+    ServingError,
+    ServingSpec,
+    read_record,
+)
 
 # As `build_model` calls them; 'none' for a model that takes [0, 255].
 NORMALIZATIONS = ("v2", "v1", "lite", "ft", "none")
@@ -49,7 +47,7 @@ class Classifier(NamedTuple):
     takes_pixels: bool = False
 
 
-def load(
+def load_classifier(
     model: str | os.PathLike | keras.Model,
     checkpoint: str | None = None,
     weights: str | os.PathLike | None = None,
@@ -58,53 +56,50 @@ def load(
     class_names: str | Sequence[str] | None = None,
 ) -> Classifier:
     """Loads a model; arguments and errors as of `predict`."""
+    given = _given(image_size, normalization, class_names)
     if isinstance(model, keras.Model):
         if checkpoint is not None or weights is not None:
             raise ModelError("A model object has its own weights.")
-        found = None
-    else:
-        found = formats.find_model(model, checkpoint, weights)
-    given = _given(image_size, normalization, class_names)
-    if found is not None and found.kind == "saved_model":
+        return _classifier(model, _spec_of(model, given), given)
+    found = formats.find_model(model, checkpoint, weights)
+    if found.kind == "saved_model":
         if given:
             raise ModelError(
                 f"{model} is a SavedModel, which prepares its images and names "
                 f"its classes itself: leave out {', '.join(given)}."
             )
-        names = listing.in_words(saved_model.read_class_names(found.path))
-        return Classifier(names, saved_model.load(found.path))
+        names = listing.in_words(converters.read_class_names(found.path))
+        return Classifier(names, converters.load_saved_model(found.path))
     with _float32():
-        if found is None:
-            network, spec = model, _spec_of(model, given)
-        elif found.kind == "keras":
+        if found.kind == "keras":
             network, spec = _from_keras(found, given)
         elif found.kind == "run":
             network, spec = _from_run(found, checkpoint)
         else:
             network, spec = _by_name(found.name, weights)
-    if "image_size" in given:
-        spec = dataclasses.replace(spec, image_size=image_size)
-    if class_names is not None:
-        names = _class_names(class_names, len(spec.class_names))
-        spec = dataclasses.replace(spec, class_names=names)
-    if normalization not in (None, "none"):
-        if _inside(network):
-            raise ModelError(
-                "The model normalizes its images itself: leave out "
-                f"normalization={normalization!r}."
-            )
-        spec = dataclasses.replace(spec, mode=normalization)
-    return _classifier(network, spec, normalization)
+    return _classifier(network, spec, given)
 
 
 def _classifier(
-    network: keras.Model, spec: ServingSpec, normalization: str | None
+    network: keras.Model, spec: ServingSpec, given: Mapping[str, Any]
 ) -> Classifier:
+    """Returns the classifier of a network; what is given goes before spec."""
+    image_size = given.get("image_size", spec.image_size)
+    mode = given.get("normalization", "none" if _inside(network) else spec.mode)
+    if mode != "none" and _inside(network):
+        raise ModelError(
+            "The model normalizes its images itself: leave out "
+            f"normalization={mode!r}."
+        )
+    names = spec.class_names
+    if "class_names" in given:
+        names = _class_names(given["class_names"], len(names))
+    takes_pixels = mode == "none"
     spec = dataclasses.replace(
-        spec, class_names=listing.in_words(spec.class_names)
-    )
-    takes_pixels = normalization == "none" or (
-        normalization is None and _inside(network)
+        spec,
+        image_size=image_size,
+        mode=spec.mode if takes_pixels else mode,
+        class_names=listing.in_words(names),
     )
 
     def infer(images):
@@ -112,7 +107,7 @@ def _classifier(
             images = preprocessing.to_pixels(images, spec.mode)
         return network(images, training=False)
 
-    module = saved_model.ServingModel(infer, spec)
+    module = converters.ServingModel(infer, spec)
 
     def classify(images):
         outputs = module.classify_encoded(tf.constant(images))
@@ -139,24 +134,20 @@ def _given(
     image_size: int | None, normalization: str | None, class_names
 ) -> dict[str, Any]:
     """Returns what is given, checked."""
-    given = {
-        "image_size": image_size,
-        "normalization": normalization,
-        "class_names": class_names,
-    }
-    if image_size is not None and (
-        not isinstance(image_size, int) or image_size < MIN_IMAGE_SIZE
-    ):
+    is_size = isinstance(image_size, int) and image_size >= MIN_IMAGE_SIZE
+    if image_size is not None and not is_size:
         raise ModelError(
             f"image_size={image_size!r} must be a whole number of at least "
             f"{MIN_IMAGE_SIZE} pixels."
         )
-    if normalization is not None and normalization not in NORMALIZATIONS:
+    if normalization not in (None, *NORMALIZATIONS):
         raise ModelError(
             f"Unknown normalization {normalization!r}."
             + declarative.suggest(str(normalization), list(NORMALIZATIONS))
         )
-    return {key: value for key, value in given.items() if value is not None}
+    values = (image_size, normalization, class_names)
+    names = ("image_size", "normalization", "class_names")
+    return {k: v for k, v in zip(names, values, strict=True) if v is not None}
 
 
 def _class_names(names: str | Sequence[str], count: int) -> list[str]:
@@ -172,14 +163,12 @@ def _class_names(names: str | Sequence[str], count: int) -> list[str]:
 
 def _inside(network: keras.Model) -> bool:
     """Whether one of our models normalizes its images itself."""
-    names = {layer.name for layer in naming.flat_layers(network)}
-    return naming.is_ours(network) and architecture.NORMALIZE in names
+    names = {layer.name for layer in architecture.flat_layers(network)}
+    return architecture.is_ours(network) and architecture.NORMALIZE in names
 
 
 def _spec_of(
-    network: keras.Model,
-    given: Mapping[str, Any],
-    label: str = "",
+    network: keras.Model, given: Mapping[str, Any], label: str = ""
 ) -> ServingSpec:
     """Returns the spec of a model that has none.
 
@@ -196,31 +185,31 @@ def _spec_of(
             "[batch, height, width, 3] to one number per class."
         )
     (_, height, width, _), (_, classes) = shapes
-    known = None
-    if naming.is_ours(network) and network.name in declarative.names("models"):
+    size = height if height == width else None
+    mode, names = None, declarative.names("models")
+    if architecture.is_ours(network) and network.name in names:
         known = config_lib.load_model(network.name, {})
-    image_size = given.get("image_size")
-    if image_size is None and height is not None and height == width:
-        image_size = height
-    if image_size is None and known:
-        image_size = known["eval"]["isize"]
-    normalization = given.get("normalization")
-    mode = known["data"]["normalization"] if known else None
-    if mode is None and (normalization == "none" or _inside(network)):
+        size = size or known["eval"]["isize"]
+        mode = known["data"]["normalization"]
+    elif _inside(network):
         mode = "v2"
+    size = given.get("image_size", size)
+    normalization = given.get("normalization", mode)
     missing = []
-    if image_size is None:
+    if size is None:
         missing.append("image_size=..., in pixels")
-    if mode is None and normalization is None:
+    if normalization is None:
         missing.append(f"normalization=..., one of {', '.join(NORMALIZATIONS)}")
     if missing:
         raise ModelError(
             f"{label} does not say how its images are prepared: give "
             f"{' and '.join(missing)}."
         )
+    if normalization == "none":
+        normalization = mode or "v2"
     return ServingSpec(
-        image_size=image_size,
-        mode=mode or normalization,
+        image_size=size,
+        mode=normalization,
         transformations=None,
         activation=_activation(network),
         class_names=[f"class {k}" for k in range(classes)],
@@ -232,14 +221,13 @@ def _activation(network: keras.Model) -> str:
 
     Other people's models often end with probabilities themselves.
     """
-    last = network.layers[-1]
+    last = network
     while hasattr(last, "layers"):
         last = last.layers[-1]
-    activation = getattr(last, "activation", None)
     ready = (keras.activations.softmax, keras.activations.sigmoid)
-    if isinstance(last, keras.layers.Softmax) or activation in ready:
-        return "none"
-    return "softmax"
+    is_softmax = isinstance(last, keras.layers.Softmax)
+    is_ready = is_softmax or getattr(last, "activation", None) in ready
+    return "none" if is_ready else "softmax"
 
 
 # --- Forms of a model -------------------------------------------------------
@@ -253,11 +241,9 @@ def _from_keras(found: Location, given: Mapping[str, Any]):
             f"{found.path} is truncated, corrupt or from another version "
             f"({str(error).strip().splitlines()[0]})."
         ) from error
-    with zipfile.ZipFile(found.path) as archive:
-        has_record = spec_lib.RECORD in archive.namelist()
-    if has_record:
-        return network, spec_lib.read_from_keras(found.path)
-    return network, _spec_of(network, given, f"{found.path}, by model.save,")
+    label = f"{found.path}, by model.save,"
+    spec = read_record(found.path) or _spec_of(network, given, label)
+    return network, spec
 
 
 def _from_run(found: Location, checkpoint: str | None):
@@ -277,7 +263,7 @@ def _from_run(found: Location, checkpoint: str | None):
     names = fingerprint.class_names(found.path)
     if names is None:
         names = registry.load_info(config["data"]["ds_name"]).class_names
-    network = architecture.build(config["model"])
+    network = architecture.build_network(config["model"])
     best = checkpoints.read_checkpoint(
         checkpoints.find_checkpoint(found.path, checkpoint)
     )
@@ -313,40 +299,31 @@ _PART = 7 / 8
 def views_of(data: bytes, kind: str) -> list[bytes]:
     """Returns the views of an encoded image, the image itself first.
 
-    Args:
-        data: the encoded image.
-        kind: 'flip' adds the mirror image; 'crop' the four corners and the
-            centre, each 7/8 of both sides; 'all' these and their mirror
-            images.
+    'flip' adds the mirror image; 'crop' the four corners and the centre, each
+    7/8 of both sides; 'all' these and their mirror images.
     """
     pixels = decoding.decode(tf.constant(data), portable=True).numpy()
     chosen = [pixels]
     if kind in ("crop", "all"):
-        chosen += _crops(pixels)
+        full = pixels.shape[:2]
+        height, width = (max(1, round(_PART * side)) for side in full)
+        bottom, right = full[0] - height, full[1] - width
+        corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+        chosen += [
+            pixels[top : top + height, left : left + width]
+            for top, left in [*corners, (bottom // 2, right // 2)]
+        ]
     if kind in ("flip", "all"):
         chosen += [view[:, ::-1] for view in chosen]
     return [data, *(tf.io.encode_png(view).numpy() for view in chosen[1:])]
 
 
-def _crops(pixels: np.ndarray) -> list[np.ndarray]:
-    full = pixels.shape[:2]
-    height, width = (max(1, round(_PART * side)) for side in full)
-    bottom, right = full[0] - height, full[1] - width
-    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-    return [
-        pixels[top : top + height, left : left + width]
-        for top, left in [*corners, (bottom // 2, right // 2)]
-    ]
-
-
 def averaging(
     classify: Callable[[Sequence[bytes]], np.ndarray], kind: str
 ) -> Callable[[Sequence[bytes]], np.ndarray]:
-    """Returns a `classify` that gives the mean over the views of each image.
+    """Returns a `Classifier.classify` that averages over views of each image.
 
-    Args:
-        classify: from encoded images to probabilities, [images, classes].
-        kind: see `views_of`.
+    `kind` is that of `views_of`.
     """
 
     def classify_views(images):

@@ -1,4 +1,4 @@
-"""Predictions of any form of a model, for images in any form, and how good."""
+"""Predictions by any form of a model, for images in any form; accuracy."""
 
 import dataclasses
 import itertools
@@ -15,14 +15,14 @@ from efficientnetv2 import progress
 from efficientnetv2.data import decoding, faults, listing, sources
 from efficientnetv2.data.sources import ArraySource, Source
 from efficientnetv2.errors import DataError, UserError
-from efficientnetv2.serving.loading import Classifier, load
+from efficientnetv2.serving.loading import Classifier, load_classifier
 
 Image = str | os.PathLike | bytes | np.ndarray | PIL.Image.Image
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A class that an image may be of."""
+    """A class, and the probability that an image belongs to it."""
 
     label: int  # number of the class, from 0
     name: str  # of the class
@@ -57,22 +57,21 @@ def predict(
     Args:
         model: folder of a SavedModel, .keras file, folder of a run, name of a
             model with published weights, YAML file of an architecture with
-            `weights`, a model object, or what `load` returned.
+            `weights`, a model object, or what `load_classifier` returned.
         images: one or several of: a path; the bytes of a JPEG, PNG, GIF, BMP
             or WebP; an image of Pillow; an array uint8 [height, width, 3].
             Or an array uint8 [images, height, width, 3]. Arrays must be
             upright: EXIF's orientation, which is applied to all others, is
             lost in them.
-        top: how many classes to return of each image, the likeliest first.
+        top: how many classes to return for each image, the most likely first.
         batch_size: images at a time.
         checkpoint: of a run: best (default), last, a step or a file.
-        weights: of a name, or of a YAML file: 'imagenet' (default), or another
-            name or path that `efficientnetv2.build_model` takes.
+        weights: of a name, or of a YAML file: 'imagenet' (default), or what
+            `efficientnetv2.build_model` takes.
         image_size: in pixels; by default the model's own. A .keras file that
             `model.save` wrote, or a model object, need not know it.
-        normalization: likewise: 'v2', 'v1', 'lite' or 'ft', see
-            `efficientnetv2.build_model`, or 'none' for a model that takes
-            pixel values in [0, 255].
+        normalization: likewise: one of `normalizations.MODES`, or 'none' for a
+            model that takes pixel values in [0, 255].
         class_names: one per class, or the name of a dataset such as
             'imagenet'; by default the model's own, or 'class 0' and so on.
 
@@ -88,7 +87,7 @@ def predict(
     if isinstance(images, Image) and not several:
         images = [images]
     if not isinstance(model, Classifier):
-        model = load(
+        model = load_classifier(
             model, checkpoint, weights, image_size, normalization, class_names
         )
 
@@ -98,11 +97,13 @@ def predict(
 
     return [
         predictions
-        for _, predictions in stream(model, images, top, batch_size, refuse)
+        for _, predictions in predict_stream(
+            model, images, top, batch_size, refuse
+        )
     ]
 
 
-def stream(
+def predict_stream(
     classifier: Classifier,
     images: Iterable[Image],
     top: int,
@@ -111,53 +112,48 @@ def stream(
 ) -> Iterator[tuple[Image, list[Prediction]]]:
     """Yields (image, predictions), batch by batch, in order.
 
-    Args:
-        classifier: from `load`.
-        images, top, batch_size: see `predict`.
-        on_error: called with number, image and reason for an image that
-            cannot be read, which is then left out.
+    Arguments are those of `predict`, but for `on_error`: it is called with
+    number, image and reason for an image that cannot be read, which is then
+    left out.
     """
     numbered = enumerate(images)
     while batch := list(itertools.islice(numbered, batch_size)):
         readable = []
         for index, image in batch:
             try:
-                readable.append((index, image, encode(image)))
+                readable.append((index, image, encode_image(image)))
             except OSError as error:
                 on_error(index, image, error.strerror or str(error))
             except tf.errors.OpError:
                 reason = faults.fault_of_image(tf.constant(_read(image)))
                 on_error(index, image, reason or "not an image")
-        good, rows = _classify(classifier, readable, on_error)
-        for image, row in zip(good, rows, strict=True):
-            yield image, _best(row, classifier.class_names, top)
+        try:
+            rows = _classify(classifier, readable)
+        except tf.errors.OpError:
+            # One bad image fails its batch; find out which one.
+            good = []
+            for entry in readable:
+                if reason := faults.fault_of_image(tf.constant(entry[2])):
+                    on_error(entry[0], entry[1], reason)
+                else:
+                    good.append(entry)
+            if len(good) == len(readable):
+                raise
+            readable, rows = good, _classify(classifier, good)
+        for (_, image, _), row in zip(readable, rows, strict=True):
+            order = np.argsort(-row, kind="stable")[:top]
+            yield (
+                image,
+                [
+                    Prediction(int(k), classifier.class_names[k], float(row[k]))
+                    for k in order
+                ],
+            )
 
 
-def _classify(classifier, readable, on_error):
-    """Returns the images that can be decoded and their probabilities."""
-    try:
-        return _run(classifier, readable)
-    except tf.errors.OpError:
-        # One image spoils its batch; which one is looked for only now.
-        reasons = [
-            faults.fault_of_image(tf.constant(data)) for *_, data in readable
-        ]
-        if not any(reasons):
-            raise
-    good = []
-    for entry, reason in zip(readable, reasons, strict=True):
-        if reason:
-            on_error(entry[0], entry[1], reason)
-        else:
-            good.append(entry)
-    return _run(classifier, good)
-
-
-def _run(classifier, readable):
-    if not readable:
-        return [], []
-    rows = classifier.classify([data for *_, data in readable])
-    return [image for _, image, _ in readable], rows
+def _classify(classifier: Classifier, readable) -> Sequence[np.ndarray]:
+    encoded = [data for *_, data in readable]
+    return classifier.classify(encoded) if encoded else []
 
 
 def _read(image: str | os.PathLike | bytes) -> bytes:
@@ -166,7 +162,7 @@ def _read(image: str | os.PathLike | bytes) -> bytes:
     return pathlib.Path(image).expanduser().read_bytes()
 
 
-def encode(image: Image) -> bytes:
+def encode_image(image: Image) -> bytes:
     """Returns an image as a model that is exported takes it."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -180,26 +176,16 @@ def encode(image: Image) -> bytes:
     return decoding.to_portable(_read(image))
 
 
-def _best(row: np.ndarray, names: Sequence[str], top: int) -> list[Prediction]:
-    order = np.argsort(-row, kind="stable")[:top]
-    return [Prediction(int(k), names[k], float(row[k])) for k in order]
-
-
 # --- Accuracy on a dataset ----------------------------------------------------
 
 
-def evaluate(
+def evaluate_classifier(
     classifier: Classifier, source: Source, batch_size: int = 32
 ) -> dict[str, float]:
-    """Evaluates a classifier on every image of a split.
+    """Evaluates a classifier on every image of a split, of one class each.
 
     The classes of the split are found among the model's by name; ImageNet's
     may be called n02123159 or tiger cat.
-
-    Args:
-        classifier: from `loading.load`.
-        source: of one class per image.
-        batch_size: images at a time.
 
     Returns:
         'top1' and 'top5' in [0, 1], among all classes of the model, and

@@ -24,7 +24,7 @@ import ml_collections
 from efficientnetv2 import config as config_lib
 from efficientnetv2 import declarative, schema
 from efficientnetv2.declarative import ConfigError, suggest
-from efficientnetv2.models import counting
+from efficientnetv2.models import structure
 from efficientnetv2.schema import option
 
 _NAME = re.compile(r"[A-Za-z0-9]\w*")
@@ -307,9 +307,7 @@ def image_sizes(config: ml_collections.ConfigDict) -> list[int]:
 
 def describe_model(config: ml_collections.ConfigDict) -> dict:
     """Returns what the report says of an arm's model."""
-    counts = counting.total(
-        counting.count_stages(config.model.to_dict(), config.eval.isize)
-    )
+    counts = structure.count_model(config.model.to_dict(), config.eval.isize)
     return {
         "parameters": counts.parameters,
         "multiply_adds": counts.multiply_adds,

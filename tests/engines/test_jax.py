@@ -75,8 +75,8 @@ import sys
 sys.modules["tensorflow"] = None
 import numpy as np
 from efficientnetv2 import zoo
-from efficientnetv2.models import counting, naming, weights
-from efficientnetv2.models.weights import published
+from efficientnetv2.models import structure, weights
+from efficientnetv2.models import published
 from tests.engines import steps
 
 engine = steps.make_engine()

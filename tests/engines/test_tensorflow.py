@@ -6,15 +6,14 @@ from tensorflow.python.framework import kernels
 
 from efficientnetv2 import engines
 from efficientnetv2.engines import strategies
-from efficientnetv2.models import convolutions, layers
+from efficientnetv2.models import kernels as fast_kernels
 from efficientnetv2.progressive import RunPlan
 
 
 @pytest.fixture
 def as_on_gpu(monkeypatch):
     """Layers and engine choose what they choose where there is a GPU."""
-    for module in (convolutions, layers):
-        monkeypatch.setattr(module, "runs_on_tensorflow_cpu", lambda: False)
+    monkeypatch.setattr(fast_kernels, "runs_on_tensorflow_cpu", lambda: False)
     monkeypatch.setattr(strategies, "on_cpu", lambda: False)
 
 

@@ -54,7 +54,7 @@ def test_confusion_matrix():
 def test_calibration_against_numbers_by_hand():
     probability = np.array([0.95, 0.97, 0.55, 0.55])
     right = np.array([True, False, True, True])
-    bins, error = classes.calibration(right, probability)
+    bins, error = classes.calibration_bins(right, probability)
     assert [count for _, _, count in bins] == [2, 2]
     assert bins[0][:2] == pytest.approx((0.55, 1.0))
     assert bins[1][:2] == pytest.approx((0.96, 0.5))

@@ -16,13 +16,7 @@ from efficientnetv2 import config as config_lib
 from efficientnetv2.data import preprocessing, registry
 from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.models import architecture, weights
-from efficientnetv2.serving import (
-    export,
-    formats,
-    litert,
-    saved_model,
-    to_onnx,
-)
+from efficientnetv2.serving import converters, export, formats
 from efficientnetv2.serving import spec as spec_lib
 from efficientnetv2.serving.export import Batch, Result
 from efficientnetv2.serving.spec import ServingSpec
@@ -43,7 +37,7 @@ def spec(config):
 
 @pytest.fixture(scope="module")
 def network(config, folder_run):
-    network = architecture.build(config.model.to_dict())
+    network = architecture.build_network(config.model.to_dict())
     best = checkpoints.read_checkpoint(
         checkpoints.find_checkpoint(folder_run, None)
     )
@@ -75,14 +69,8 @@ def test_all_formats_are_compared_and_recorded(exported):
     folder, text = exported
     metrics = json.loads((folder / "metrics.json").read_text())
     rows = metrics["exports"]
-    assert list(rows) == [
-        "saved_model",
-        "keras",
-        "litert/float32",
-        "litert/float16",
-        "litert/int8",
-        "onnx",
-    ]
+    kinds = [f"litert/{kind}" for kind in ("float32", "float16", "int8")]
+    assert list(rows) == ["saved_model", "keras", *kinds, "onnx"]
     for name, row in rows.items():
         assert (folder / row["file"]).exists() and row["bytes"] > 1000
         assert row["images"] == 200 and row["step"] == metrics["steps"]
@@ -90,7 +78,7 @@ def test_all_formats_are_compared_and_recorded(exported):
         assert row["agreement"] >= 0.995 or name == "litert/int8"
         assert row["max_difference"] < (0.2 if "int8" in name else 0.02)
         assert name in text and f"{row['top1']:.2%}" in text
-    assert rows["onnx"]["opset"] == to_onnx.OPSET
+    assert rows["onnx"]["opset"] == converters.OPSET
     size = {name: row["bytes"] for name, row in rows.items()}
     assert size["litert/int8"] < size["litert/float32"]
     assert not list(folder.glob(".export*"))
@@ -99,8 +87,8 @@ def test_all_formats_are_compared_and_recorded(exported):
 
 def test_served_bytes_and_pixels_equal_keras(exported, network, spec, batch):
     folder, _ = exported
-    expected = export.run_keras(network, spec)(batch)
-    served = saved_model.load(folder / "saved_model")
+    expected = export.keras_runner(network, spec)(batch)
+    served = converters.load_saved_model(folder / "saved_model")
     images = np.stack([tf.io.decode_png(data, 3) for data in batch.raw])
     np.testing.assert_allclose(served(images), expected, atol=1e-5)
     np.testing.assert_allclose(served(batch.raw), expected, atol=1e-5)
@@ -113,29 +101,28 @@ def test_served_bytes_and_pixels_equal_keras(exported, network, spec, batch):
     ]
 
 
-def test_the_keras_file_says_how_it_is_used(exported, spec, network, batch):
+def test_the_keras_file_says_how_it_is_used(
+    exported, spec, network, batch, tmp_path
+):
     path = exported[0] / "model.keras"
-    assert spec_lib.read_from_keras(path) == spec
+    assert spec_lib.read_record(path) == spec
     loaded = keras.models.load_model(path)
     np.testing.assert_array_equal(
         loaded(batch.normalized), network(batch.normalized)
     )
-
-
-def test_a_keras_file_without_a_record(network, tmp_path):
-    network.save(tmp_path / "plain.keras")
-    with pytest.raises(spec_lib.ServingError, match="--formats=keras"):
-        spec_lib.read_from_keras(tmp_path / "plain.keras")
-    with pytest.raises(spec_lib.ServingError, match="cut short"):
-        (tmp_path / "plain.keras").write_bytes(b"PK")
-        spec_lib.read_from_keras(tmp_path / "plain.keras")
+    path = tmp_path / "plain.keras"
+    network.save(path)
+    assert spec_lib.read_record(path) is None
+    path.write_bytes(b"PK")
+    with pytest.raises(spec_lib.ServingError, match="truncated"):
+        spec_lib.read_record(path)
 
 
 def test_litert_files_run_on_a_phone(exported):
     """Static shapes, built-in operations, and pixels as input."""
     from ai_edge_litert.interpreter import Interpreter
 
-    for kind in litert.KINDS:
+    for kind in converters.LITERT_KINDS:
         path = exported[0] / "litert" / f"{kind}.tflite"
         runner = Interpreter(model_path=str(path)).get_signature_runner()
         given = runner.get_input_details()["images"]
@@ -148,8 +135,8 @@ def test_litert_files_run_on_a_phone(exported):
 
 
 def test_onnx_takes_any_batch(exported, batch, network, spec):
-    expected = export.run_keras(network, spec)(batch)
-    run = to_onnx.load(exported[0] / "model.onnx")
+    expected = export.keras_runner(network, spec)(batch)
+    run = converters.load_onnx(exported[0] / "model.onnx")
     for count in (1, 7):
         np.testing.assert_allclose(
             run(batch.pixels[:count]), expected[:count], atol=1e-5
@@ -159,7 +146,7 @@ def test_onnx_takes_any_batch(exported, batch, network, spec):
 @pytest.mark.parametrize("mode", preprocessing.MODES)
 def test_pixels_are_normalized_in_the_graph(mode, network, spec, batch):
     pixels = batch.pixels[:4]
-    found = spec_lib.freeze(
+    found = converters.freeze(
         network, dataclasses.replace(spec, mode=mode), batch=4
     )(pixels)["probabilities"]
     normalized = preprocessing.normalize(pixels, mode)
@@ -181,27 +168,26 @@ def test_independent_classes_have_a_sigmoid(config, spec):
 
 
 def test_what_disagrees_is_not_written(
-    config, network, spec, folder_run, tmp_path, monkeypatch
+    config, folder_run, tmp_path, monkeypatch
 ):
     def wrong(path):
         return lambda pixels: np.eye(10, dtype=np.float32)[[3] * len(pixels)]
 
-    monkeypatch.setattr(export.to_onnx, "load", wrong)
-    shutil.copytree(folder_run, tmp_path / "run")
+    def exports():
+        return json.loads((run / "metrics.json").read_text())["exports"]
+
+    monkeypatch.setattr(converters, "load_onnx", wrong)
+    run = tmp_path / "run"
+    shutil.copytree(folder_run, run)
     options = {"formats": ["onnx", "keras"], "log": lambda _: None}
     with pytest.raises(export.ExportError, match="onnx: 1.*% of") as error:
-        api.execute(config, tmp_path / "run", "export", **options)
+        api.execute(config, run, "export", **options)
     assert error.value.exit_code == 1
-    assert not (tmp_path / "run/model.onnx").exists()
-    assert (tmp_path / "run/model.keras").exists()
-    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert list(metrics["exports"]) == ["keras"]
-    api.execute(
-        config, tmp_path / "run", "export", **options, allow_disagreement=True
-    )
-    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert metrics["exports"]["onnx"]["agreement"] < 0.2
-    assert (tmp_path / "run/model.onnx").exists()
+    assert not (run / "model.onnx").exists()
+    assert (run / "model.keras").exists() and list(exports()) == ["keras"]
+    api.execute(config, run, "export", **options, allow_disagreement=True)
+    assert exports()["onnx"]["agreement"] < 0.2
+    assert (run / "model.onnx").exists()
 
 
 @pytest.mark.parametrize(
@@ -237,9 +223,9 @@ def test_no_images_to_compare_on(config, network, spec, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "sample", missing)
     arguments = (network, config, spec.class_names, tmp_path, ["keras"])
     with pytest.raises(DataError, match="gone.*--allow_disagreement"):
-        export.export(*arguments, log=lambda _: None)
+        export.export_formats(*arguments, log=lambda _: None)
     assert not list(tmp_path.iterdir())
-    written, faults = export.export(
+    written, faults = export.export_formats(
         *arguments, allow_disagreement=True, log=lambda _: None
     )
     assert set(written["keras"]) == {"file", "bytes"} and not faults
@@ -256,19 +242,20 @@ def test_a_failed_export_leaves_what_was_there(
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saved_model, "write", full)
+    monkeypatch.setattr(converters, "write_saved_model", full)
     with pytest.raises(export.ExportError, match="No space left"):
-        export.export_saved_model(network, spec, tmp_path / "saved_model")
+        export.replace_saved_model(network, spec, tmp_path / "saved_model")
     assert [p.name for p in tmp_path.iterdir()] == ["saved_model"]
     assert (tmp_path / "saved_model/old").read_text() == "old"
 
 
 def test_missing_packages_and_unknown_formats(monkeypatch):
     monkeypatch.setattr(formats.importlib.util, "find_spec", lambda _: None)
-    formats.check(["saved_model", "keras"])
-    with pytest.raises(UserError, match="pip install onnx tf2onnx onnxrun"):
-        formats.check(["onnx"])
-    with pytest.raises(UserError, match="'litert'"):
-        formats.check(["litrt"])
-    with pytest.raises(UserError, match="No format"):
-        formats.check([])
+    formats.check_formats(["saved_model", "keras"])
+    for names, words in (
+        (["onnx"], "pip install onnx tf2onnx onnxrun"),
+        (["litrt"], "'litert'"),
+        ([], "No format"),
+    ):
+        with pytest.raises(UserError, match=words):
+            formats.check_formats(names)

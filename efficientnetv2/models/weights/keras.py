@@ -7,13 +7,17 @@ from collections.abc import Iterator, Mapping
 import keras
 import numpy as np
 
-from efficientnetv2.models import naming
-from efficientnetv2.models.naming import Block, Slot, WeightsError
+from efficientnetv2.errors import WeightsError
+from efficientnetv2.models.architecture import flat_layers, is_ours
 from efficientnetv2.models.weights.matching import (
+    CLASSIFIER,
+    Block,
+    Slot,
     Source,
-    damaged,
-    describe,
-    match,
+    explain,
+    match_slots,
+    reading,
+    slots,
 )
 
 _ENDS = {
@@ -21,7 +25,7 @@ _ENDS = {
     "stem/norm": "stem_bn",
     "head/conv": "top_conv",
     "head/norm": "top_bn",
-    naming.CLASSIFIER: "predictions",
+    CLASSIFIER: "predictions",
 }
 # Of a layer, by its number in a .weights.h5 file of Keras 3.
 _ORDER = {
@@ -34,22 +38,20 @@ _ORDER = {
 }
 
 
-def names(slot: Slot) -> list[str]:
+def applications_names(slot: Slot) -> list[str]:
     """Names in `keras.applications`: layer and attribute.
 
-    The depthwise layers are called otherwise in V1 and V2, and their kernel
-    otherwise in Keras 2 and 3.
+    V1 and V2 name the depthwise layers differently, and Keras 2 and 3 their
+    kernels.
     """
     layers = [_ENDS.get(slot.place)]
     if isinstance(slot.part, Block):
         prefix = f"block{slot.part.stage + 1}{chr(97 + slot.part.repeat)}_"
+        end = slot.layer.replace("/", "_").replace("norm", "bn")
         ends = {
             "depthwise_conv": ["dwconv2", "dwconv"],
             "depthwise_norm": ["bn"],
-        }.get(
-            slot.layer,
-            [slot.layer.replace("/", "_").replace("norm", "bn")],
-        )
+        }.get(slot.layer, [end])
         layers = [prefix + end for end in ends]
     attributes = [slot.attribute]
     if slot.layer == "depthwise_conv":
@@ -83,27 +85,23 @@ def recognizes(path: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path, ema: bool | None) -> Iterator[Source]:
-    """Opens a file; see `weights.load`."""
+    """Opens a file; see `load_into`."""
     if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except Exception as error:
-            raise damaged(path, "checkpoint", error) from error
+        with (
+            reading(path, "checkpoint"),
+            np.load(path, allow_pickle=False) as file,
+        ):
+            arrays = {name: file[name] for name in file.files}
         yield from_arrays(arrays, str(path), ema)
     elif path.suffix == ".keras":
-        try:
+        with reading(path, "Keras model"):
             model = keras.models.load_model(path, compile=False)
-        except Exception as error:
-            raise damaged(path, "Keras model", error) from error
         yield from_model(model, str(path))
     else:
         import h5py
 
-        try:
+        with reading(path, "HDF5 file"):
             file = h5py.File(path, "r")
-        except OSError as error:
-            raise damaged(path, "HDF5 file", error) from error
         with file:
             yield _from_h5(file, path)
 
@@ -113,79 +111,71 @@ def from_arrays(
 ) -> Source:
     """Returns the network of a run's checkpoint as a source.
 
-    Args:
-        arrays: by the names of `Trainer.state`.
-        label: what errors call it.
-        ema: see `weights.load`.
+    The arrays have the names of `Engine.arrays`; errors call it `label`.
     """
     averaged = any(name.startswith("ema/") for name in arrays)
     if ema and not averaged:
         raise WeightsError(f"{label} has no moving averages.")
     group = "ema" if averaged and ema is not False else "network"
-    weights = {
+    found = {
         name.partition("/")[2]: array
         for name, array in arrays.items()
         if name.startswith(f"{group}/") and "seed_generator" not in name
     }
-    if not weights:
+    if not found:
         raise WeightsError(
             f"{label} is not a checkpoint of a run: it has neither ema/ nor "
             "network/."
         )
-    return Source(
-        label,
-        {name: array.shape for name, array in weights.items()},
-        weights.__getitem__,
-        _own_names,
-    )
+    return _source(label, found, found.__getitem__, _own_names)
+
+
+def _source(label: str, found: Mapping, read, names) -> Source:
+    shapes = {name: tuple(each.shape) for name, each in found.items()}
+    return Source(label, shapes, read, names)
 
 
 def from_model(model: keras.Model, label: str) -> Source:
     """Returns a model, ours or of `keras.applications`, as a source."""
-    if naming.is_ours(model):
-        variables = {s.path: s.variable for s in naming.slots(model)}
-        return _from_variables(variables, label, _own_names)
-    variables = _variables(model)
-    _check(variables, label)
-    return _from_variables(variables, label, names)
-
-
-def _from_variables(
-    variables: Mapping[str, keras.Variable],
-    label: str,
-    names_of: naming.NameFunction,
-) -> Source:
-    return Source(
+    names = _own_names
+    if is_ours(model):
+        variables = {slot.path: slot.variable for slot in slots(model)}
+    else:
+        names, variables = applications_names, _variables(model, label)
+    return _source(
         label,
-        {name: tuple(v.shape) for name, v in variables.items()},
+        variables,
         lambda name: keras.ops.convert_to_numpy(variables[name]),
-        names_of,
+        names,
     )
 
 
-def _variables(model: keras.Model) -> dict[str, keras.Variable]:
-    return {
+def _variables(model: keras.Model, label: str) -> dict[str, keras.Variable]:
+    """Returns the weights of a model of `keras.applications` by their names."""
+    found = {
         f"{layer.name}/{variable.name}": variable
-        for layer in naming.flat_layers(model)
+        for layer in flat_layers(model)
         for variable in layer.weights
         if "seed_generator" not in variable.path
     }
+    _check_stem(found, label)
+    return found
 
 
-def _check(found: Mapping, label: str) -> None:
+def _check_stem(found: Mapping, label: str) -> None:
     if "stem_conv/kernel" not in found:
         raise WeightsError(
-            f"{label} is not of an EfficientNet of keras.applications: it has "
-            f"no stem_conv/kernel, but {', '.join(sorted(found)[:3])}."
+            f"{label} is not an EfficientNet of keras.applications: it has no "
+            f"stem_conv/kernel, but {', '.join(sorted(found)[:3])}."
         )
 
 
 def _from_h5(file, path: pathlib.Path) -> Source:
     """Weights or models in Keras 2's format, weights in Keras 3's."""
     root = file.get("model_weights", file)
-    datasets, names_of = {}, names
+    datasets, names = {}, applications_names
     if path.name.endswith(".weights.h5") and "layers/stem/conv" in file:
-        names_of = _h5_names
+        names = _h5_names
 
         def add(name, item):
             if hasattr(item, "shape") and "seed_gen" not in name:
@@ -199,40 +189,28 @@ def _from_h5(file, path: pathlib.Path) -> Source:
                 attribute = weight.rpartition("/")[2].partition(":")[0]
                 datasets[f"{layer}/{attribute}"] = root[layer][weight]
     else:
-        datasets = dict(_keras3_datasets(root))
-    if names_of is names:
-        _check(datasets, str(path))
-    return Source(
-        str(path),
-        {name: tuple(data.shape) for name, data in datasets.items()},
-        lambda name: datasets[name][()],
-        names_of,
-    )
+        root.visititems(lambda _, item: datasets.update(_numbered(item)))
+    if names is applications_names:
+        _check_stem(datasets, str(path))
+    return _source(str(path), datasets, lambda name: datasets[name][()], names)
 
 
 def _text(value) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _keras3_datasets(root) -> Iterator[tuple[str, object]]:
-    """Yields 'layer/attribute' and dataset of Keras 3's weights format.
+def _numbered(group) -> Iterator[tuple[str, object]]:
+    """Yields 'layer/attribute' and dataset of a layer in Keras 3's format.
 
     There, weights are numbered, and each group keeps its layer's name.
     """
-    found = []
-
-    def visit(_, item):
-        if "name" in item.attrs and hasattr(item, "keys"):
-            found.append(item)
-
-    root.visititems(visit)
-    for group in found:
-        layer = _text(group.attrs["name"])
-        is_norm = layer.endswith("bn")
-        for attribute, number in _ORDER.items():
-            of_norm = attribute not in ("kernel", "bias")
-            if of_norm == is_norm and str(number) in group:
-                yield f"{layer}/{attribute}", group[str(number)]
+    if "name" not in group.attrs or not hasattr(group, "keys"):
+        return
+    layer = _text(group.attrs["name"])
+    for attribute, number in _ORDER.items():
+        of_norm = attribute not in ("kernel", "bias")
+        if of_norm == layer.endswith("bn") and str(number) in group:
+            yield f"{layer}/{attribute}", group[str(number)]
 
 
 def to_keras_applications(model: keras.Model, target: keras.Model) -> None:
@@ -251,19 +229,15 @@ def to_keras_applications(model: keras.Model, target: keras.Model) -> None:
 
     Raises:
         WeightsError: if a weight has no counterpart or another shape, on
-            either side; the target is then as it was.
+            either side; the target is then unchanged.
     """
     label = f"model {target.name!r}"
-    variables = _variables(target)
-    _check(variables, label)
-    pairs, problems = match(
-        naming.slots(model),
-        _from_variables(variables, label, names),
-    )
+    variables = _variables(target, label)
+    pairs, problems = match_slots(slots(model), from_model(target, label))
     problems = [text for _, text in problems]
     preprocessing = tuple(
         f"{layer.name}/"
-        for layer in naming.flat_layers(target)
+        for layer in flat_layers(target)
         if isinstance(layer, keras.layers.Normalization)
     )
     set_here = {name for _, name in pairs}
@@ -273,6 +247,6 @@ def to_keras_applications(model: keras.Model, target: keras.Model) -> None:
         if name not in set_here and not name.startswith(preprocessing)
     ]
     if problems:
-        raise WeightsError(describe(label, problems))
+        raise WeightsError(explain(label, problems))
     for slot, name in pairs:
         variables[name].assign(keras.ops.convert_to_numpy(slot.variable))

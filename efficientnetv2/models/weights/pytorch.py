@@ -12,7 +12,6 @@ import collections
 import contextlib
 import dataclasses
 import io
-import math
 import pathlib
 import pickle
 import zipfile
@@ -20,14 +19,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from efficientnetv2.models import naming
-from efficientnetv2.models.naming import Block, Slot, WeightsError
-from efficientnetv2.models.weights.matching import Source, damaged
+from efficientnetv2.errors import WeightsError
+from efficientnetv2.models.weights.matching import (
+    CLASSIFIER,
+    Block,
+    Slot,
+    Source,
+    reading,
+)
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _MAGIC = 0x1950A86A20F9469CFC6C
 _CONVERT = (
-    "Write model.state_dict() by safetensors.torch.save_file, and give that "
+    "Save model.state_dict() with safetensors.torch.save_file, and use that "
     "file."
 )
 _LEAF = {
@@ -42,7 +46,7 @@ _V1_ENDS = {
     "stem/norm": "_bn0",
     "head/conv": "_conv_head",
     "head/norm": "_bn1",
-    naming.CLASSIFIER: "_fc",
+    CLASSIFIER: "_fc",
 }
 _V1_LAYERS = {
     "expand_norm": "_bn0",
@@ -56,7 +60,7 @@ _TIMM_ENDS = {
     "stem/norm": "bn1",
     "head/conv": "conv_head",
     "head/norm": "bn2",
-    naming.CLASSIFIER: "classifier",
+    CLASSIFIER: "classifier",
 }
 
 
@@ -103,24 +107,19 @@ def recognizes(path: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path, ema: bool | None) -> Iterator[Source]:
-    """Opens a .safetensors or a pickled file; see `weights.load`."""
-    try:
-        read = _safetensors if path.suffix == ".safetensors" else _pickled
+    """Opens a .safetensors or a pickled file; see `load_into`."""
+    read = _safetensors if path.suffix == ".safetensors" else _pickled
+    with reading(path, "file of PyTorch's weights"):
         shapes, tensor = read(path)
-    except WeightsError:
-        raise
-    except Exception as error:
-        # Each reader raises its own errors for truncated data.
-        raise damaged(path, "file of PyTorch's weights", error) from error
     if "_conv_stem.weight" in shapes:
         names = v1_names
     elif "conv_stem.weight" in shapes:
         names = timm_names
     else:
         raise WeightsError(
-            f"{path} is not of an EfficientNet of PyTorch Image Models "
+            f"{path} is not an EfficientNet of PyTorch Image Models "
             "(conv_stem.weight) or of the PyTorch port of V1 "
-            "(_conv_stem.weight), but has "
+            "(_conv_stem.weight): it has "
             f"{', '.join(sorted(shapes)[:3]) or 'nothing'}."
         )
     yield Source(str(path), shapes, tensor, names, _convert)
@@ -160,19 +159,14 @@ class _Tensor:
     strides: tuple[int, ...]
 
     def of(self, data: bytes) -> np.ndarray:
-        flat = np.frombuffer(data, np.dtype(self.dtype))
-        last = sum(
-            (n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)
-        )
-        inside = min(self.shape + self.strides + (self.offset,), default=0) >= 0
-        if not inside or (
-            math.prod(self.shape) and self.offset + last >= flat.size
-        ):
-            raise ValueError("a tensor is larger than its data")
-        return np.lib.stride_tricks.as_strided(
-            flat[self.offset :],
+        kind = np.dtype(self.dtype)
+        # NumPy refuses a view that is not inside its data.
+        return np.ndarray(
             self.shape,
-            [s * flat.itemsize for s in self.strides],
+            kind,
+            data,
+            self.offset * kind.itemsize,
+            [stride * kind.itemsize for stride in self.strides],
         )
 
 
@@ -211,15 +205,9 @@ class _Unpickler(pickle.Unpickler):
         return key, dtype
 
 
-def _unpickle(file, path: pathlib.Path):
-    return _Unpickler(file, path).load()
-
-
 def _pickled(path: pathlib.Path):
-    if zipfile.is_zipfile(path):
-        content, data_of = _from_zip(path)
-    else:
-        content, data_of = _from_stream(path)
+    read = _from_zip if zipfile.is_zipfile(path) else _from_stream
+    content, data_of = read(path)
     return (
         {name: tensor.shape for name, tensor in content.items()},
         lambda name: content[name].of(data_of(content[name].key)),
@@ -227,7 +215,7 @@ def _pickled(path: pathlib.Path):
 
 
 def _state_dict(file, path: pathlib.Path) -> dict[str, _Tensor]:
-    content = _unpickle(file, path)
+    content = _Unpickler(file, path).load()
     if not isinstance(content, dict) or not all(
         isinstance(each, _Tensor) for each in content.values()
     ):
@@ -254,14 +242,13 @@ def _from_stream(path: pathlib.Path):
     """PyTorch's format before 1.6: pickles, then all storages in a row."""
     storages, sizes = {}, {}
     with open(path, "rb") as file:
-        if _unpickle(file, path) != _MAGIC:
+        first, *_ = (_Unpickler(file, path).load() for _ in range(3))
+        if first != _MAGIC:
             raise ValueError("it begins with something else")
-        for _ in range(2):
-            _unpickle(file, path)
         content = _state_dict(file, path)
         for tensor in content.values():
             sizes[tensor.key] = np.dtype(tensor.dtype).itemsize
-        for key in _unpickle(file, path):
+        for key in _Unpickler(file, path).load():
             count = int(np.frombuffer(file.read(8), "<i8")[0])
             storages[key] = file.read(count * sizes[key])
     return content, storages.__getitem__

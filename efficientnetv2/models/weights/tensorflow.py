@@ -9,15 +9,18 @@ from collections.abc import Iterator, Mapping
 import keras
 import numpy as np
 
-from efficientnetv2.models import naming
-from efficientnetv2.models.naming import Block, Slot, WeightsError
+from efficientnetv2.errors import WeightsError
+from efficientnetv2.models.weights import matching
 from efficientnetv2.models.weights.matching import (
+    CLASSIFIER,
     EMA,
     VALUE,
+    Block,
+    Slot,
     Source,
-    damaged,
     first_line,
     listed,
+    reading,
 )
 
 _NORM = "tpu_batch_normalization"
@@ -27,15 +30,8 @@ _OBJECT_ENDS = {
     "stem/norm": "_stem/_norm",
     "head/conv": "_head/_conv_head",
     "head/norm": "_head/_norm",
-    naming.CLASSIFIER: "_fc",
+    CLASSIFIER: "_fc",
 }
-
-
-# --- Names ------------------------------------------------------------------
-
-
-def _numbered(name: str, index: int) -> str:
-    return f"{name}_{index}" if index else name
 
 
 def reference_names(slot: Slot) -> list[str]:
@@ -50,17 +46,16 @@ def reference_names(slot: Slot) -> list[str]:
     if not isinstance(part, Block):
         layers = {"conv": ["conv2d"], "norm": [_NORM, _GROUP_NORM]}[slot.layer]
         return [f"{part}/{layer}/{attribute}" for layer in layers]
-    if slot.layer in part.convs:
-        layer = _numbered("conv2d", part.convs.index(slot.layer))
-    elif slot.layer in part.norms:
-        # In blocks group normalization has the name of batch normalization.
-        layer = _numbered(_NORM, part.norms.index(slot.layer))
-    elif slot.layer == "depthwise_conv":
+    layer = {"se/reduce": "se/conv2d", "se/expand": "se/conv2d_1"}.get(
+        slot.layer
+    )
+    # In blocks group normalization has the name of batch normalization.
+    for kind, layers in (("conv2d", part.convs), (_NORM, part.norms)):
+        if slot.layer in layers:
+            index = layers.index(slot.layer)
+            layer = f"{kind}_{index}" if index else kind
+    if slot.layer == "depthwise_conv":
         layer, attribute = "depthwise_conv2d", "depthwise_kernel"
-    else:
-        layer = {"se/reduce": "se/conv2d", "se/expand": "se/conv2d_1"}[
-            slot.layer
-        ]
     return [f"blocks_{part.index}/{layer}/{attribute}"]
 
 
@@ -105,9 +100,6 @@ def object_names(slot: Slot) -> list[str]:
     return [f"{path}/{attribute}"]
 
 
-# --- In ---------------------------------------------------------------------
-
-
 def recognizes(path: pathlib.Path) -> bool:
     """Whether there is a checkpoint of that prefix, or a folder."""
     return path.is_dir() or pathlib.Path(f"{_prefix(path)}.index").exists()
@@ -117,21 +109,20 @@ def _prefix(path: pathlib.Path) -> str:
     return str(path).removesuffix(".index")
 
 
-def _find(path: pathlib.Path) -> str:
+def _prefix_in(path: pathlib.Path) -> str:
     """Returns the prefix of the checkpoint of a folder."""
     import tensorflow as tf
 
     state = tf.train.get_checkpoint_state(str(path))
     if state is not None and state.model_checkpoint_path:
         # The name only: the rest is the folder where it was written.
-        name = pathlib.PurePosixPath(state.model_checkpoint_path).name
-        if not (path / f"{name}.index").exists():
+        named = path / pathlib.PurePosixPath(state.model_checkpoint_path).name
+        if not pathlib.Path(f"{named}.index").exists():
             raise WeightsError(
-                f"{path / 'checkpoint'} names "
-                f"{state.model_checkpoint_path!r}, but "
-                f"{path / name}.index is missing."
+                f"{path / 'checkpoint'} names {state.model_checkpoint_path!r}, "
+                f"but {named}.index is missing."
             )
-        return str(path / name)
+        return str(named)
     found = sorted(path.glob("*.index"))
     if len(found) > 1:
         raise WeightsError(
@@ -148,31 +139,19 @@ def _find(path: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def opened(path: pathlib.Path, ema: bool | None) -> Iterator[Source]:
-    """Opens a checkpoint; see `weights.load`."""
+    """Opens a checkpoint; see `load_into`."""
     import tensorflow as tf
 
-    prefix = _find(path) if path.is_dir() else _prefix(path)
-    try:
+    prefix = _prefix_in(path) if path.is_dir() else _prefix(path)
+    with reading(prefix, "TensorFlow checkpoint"):
         reader = tf.train.load_checkpoint(prefix)
         shapes = {
-            name: tuple(shape)
-            for name, shape in reader.get_variable_to_shape_map().items()
+            k: tuple(v) for k, v in reader.get_variable_to_shape_map().items()
         }
-    except Exception as error:
-        raise damaged(prefix, "TensorFlow checkpoint", error) from error
     graph = "_CHECKPOINTABLE_OBJECT_GRAPH"
-    is_object_based = shapes.pop(graph, None) is not None
-    if is_object_based:
-        anchor, suffix = "_stem/_conv_stem/kernel", VALUE
-        names = object_names
-        if ema:
-            raise WeightsError(
-                f"{prefix} is object-based and has no moving averages; load "
-                "it with ema=None."
-            )
-    else:
-        anchor, suffix = "stem/conv2d/kernel", ""
-        names = reference_names
+    anchor, suffix, names = "stem/conv2d/kernel", "", reference_names
+    if shapes.pop(graph, None) is not None:
+        anchor, suffix, names = "_stem/_conv_stem/kernel", VALUE, object_names
     scope = _scope(shapes, anchor + suffix, prefix)
     averaged = any(name.endswith(f"/{EMA}") for name in shapes)
     if ema and not averaged:
@@ -180,7 +159,7 @@ def opened(path: pathlib.Path, ema: bool | None) -> Iterator[Source]:
             f"{prefix} has no moving averages (*/{EMA}); load it with "
             "ema=None or False."
         )
-    # A weight that stands there by several names is taken once.
+    # A weight with several names there is taken once.
     real = {_unnumbered(name): name for name in sorted(shapes)}
     shapes = {name: shapes[name] for name in real.values()}
 
@@ -195,24 +174,18 @@ def opened(path: pathlib.Path, ema: bool | None) -> Iterator[Source]:
 
 def _scope(shapes: Mapping, anchor: str, prefix: str) -> str:
     """Returns what stands before the names: 'efficientnetv2-b0/'."""
-    scopes = sorted(
-        (
-            name.removesuffix(anchor)
-            for name in shapes
-            if name == anchor or name.endswith(f"/{anchor}")
-        ),
-        key=len,
-    )
+    scopes = [
+        name.removesuffix(anchor)
+        for name in shapes
+        if f"/{name}".endswith(f"/{anchor}")
+    ]
     if not scopes:
         raise WeightsError(
-            f"{prefix} is a TensorFlow checkpoint, but not of an "
-            f"EfficientNet of the released code: it has no {anchor}. Its "
-            f"variables begin with {', '.join(sorted(shapes)[:3])}."
+            f"{prefix} is a TensorFlow checkpoint, but not an EfficientNet of "
+            f"the released code: it has no {anchor}. Its variables begin with "
+            f"{', '.join(sorted(shapes)[:3])}."
         )
-    return scopes[0]
-
-
-# --- Out --------------------------------------------------------------------
+    return min(scopes, key=len)
 
 
 def to_reference_checkpoint(
@@ -234,7 +207,7 @@ def to_reference_checkpoint(
         step: written as global_step.
 
     Returns:
-        The complete prefix.
+        The prefix with the step.
 
     Raises:
         WeightsError: if it cannot be written.
@@ -243,7 +216,7 @@ def to_reference_checkpoint(
 
     prefix = pathlib.Path(prefix)
     scope = scope or model.name
-    slots = naming.slots(model)
+    slots = matching.slots(model)
     batch_norms = {s.place for s in slots if s.attribute == "moving_mean"}
     arrays = {"global_step": np.int64(step)}
     for slot in slots:

@@ -19,7 +19,9 @@ TINY = {
 
 
 def slim_model(**options):
-    return efficientnetv2.build_model("efficientnetv2-b0", **SLIM, **options)
+    return efficientnetv2.build_model(
+        "efficientnetv2-b0", **{**SLIM, **options}
+    )
 
 
 def tiny(**options):

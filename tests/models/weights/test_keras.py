@@ -6,7 +6,7 @@ import pytest
 
 import efficientnetv2
 from efficientnetv2 import checkpoints
-from efficientnetv2.models.naming import WeightsError
+from efficientnetv2.errors import WeightsError
 from tests.models.weights.made import logits, randomize, tiny, unchanged
 
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 import efficientnetv2
-from efficientnetv2.models import weights
-from efficientnetv2.models.naming import WeightsError
-from efficientnetv2.models.weights import published
-from tests.models.weights.made import TINY, randomize, slim_model
+from efficientnetv2.errors import WeightsError
+from efficientnetv2.models import published, weights
+from tests.models.weights.made import randomize, slim_model, tiny
 
 
 @pytest.fixture
@@ -84,34 +83,24 @@ def test_published_weights_are_cached_and_verified(server, tmp_path, capfd):
 
 
 def test_published_names(server):
-    urls = {
-        published.url(name, weights_name)
-        for name, files in published._FILES.items()
-        for weights_name in files
-    }
-    assert len(urls) == 7 * 3 + 2 + 8 * 2 + 1 + 2 + 5
+    urls = [published.url(*each[:2]) for each in efficientnetv2.list_weights()]
+    assert len(set(urls)) == 7 * 3 + 2 + 8 * 2 + 1 + 2 + 5
     with pytest.raises(WeightsError, match="imagenet21k, imagenet21k-ft1k"):
         published.url("efficientnetv2-xl", "imagenet")
     with pytest.raises(WeightsError, match="Did you mean 'imagenet'"):
         slim_model(weights="imagnet")
     # The server has only the one archive.
-    with pytest.raises(WeightsError, match=r"-21k\.tgz.*Where there is no"):
+    with pytest.raises(WeightsError, match=r"-21k\.tgz.*Without internet"):
         slim_model(weights="imagenet21k")
 
 
-def test_default_number_of_classes(monkeypatch):
-    monkeypatch.setattr(
-        weights, "load", lambda *a: weights.LoadReport("", {}, [], [])
-    )
-    monkeypatch.setattr(published, "fetch", lambda *a: pathlib.Path("x"))
-    options = {k: v for k, v in TINY.items() if k != "num_classes"}
-
-    def classes(**kwargs):
-        model = efficientnetv2.build_model(
-            "efficientnetv2-b0", **options, **kwargs
-        )
-        return model.output_shape[-1]
-
-    assert classes() == 1000
-    assert classes(weights="imagenet21k") == 21_843
-    assert classes(weights="imagenet21k-ft1k") == 1000
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [(None, 1000), ("imagenet21k", 21_843), ("imagenet21k-ft1k", 1000)],
+)
+def test_default_number_of_classes(monkeypatch, name, classes):
+    report = weights.LoadReport("", {}, [], [])
+    monkeypatch.setattr(weights, "load_into", lambda *_: report)
+    monkeypatch.setattr(published, "fetch", lambda *_: pathlib.Path("x"))
+    model = tiny(num_classes=None, weights=name)
+    assert model.output_shape == (None, classes)

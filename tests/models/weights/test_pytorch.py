@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import efficientnetv2
-from efficientnetv2.models import naming
-from efficientnetv2.models.naming import WeightsError
+from efficientnetv2.errors import WeightsError
+from efficientnetv2.models import weights
 from efficientnetv2.models.weights import pytorch
 from tests.models.weights.made import logits, randomize
 
@@ -73,12 +73,9 @@ def torch_file(tmp_path, monkeypatch):
             if isinstance(each, tuple) and each[:1] == ("storage",):
                 return "storage", storage, each[1], "cpu", each[2]
 
-    def dump(content, file):
-        Pickler(file, protocol=2).dump(content)
-
     def write(model, zipped=False, **further):
         arrays, content = {}, dict(further)
-        for slot in naming.slots(model):
+        for slot in weights.slots(model):
             array = np.asarray(slot.variable)
             if array.ndim == 4:
                 depthwise = slot.layer == "depthwise_conv"
@@ -93,14 +90,14 @@ def torch_file(tmp_path, monkeypatch):
         if zipped:
             with zipfile.ZipFile(path, "w") as archive:
                 with archive.open("model/data.pkl", "w") as file:
-                    dump(content, file)
+                    Pickler(file, protocol=2).dump(content)
                 for key, array in arrays.items():
                     archive.writestr(f"model/data/{key}", array.tobytes())
             return path
         with open(path, "wb") as file:
             for each in (0x1950A86A20F9469CFC6C, 1001, {}, content):
-                dump(each, file)
-            dump(list(arrays), file)
+                Pickler(file, protocol=2).dump(each)
+            Pickler(file, protocol=2).dump(list(arrays))
             for array in arrays.values():
                 file.write(np.int64(array.size).tobytes() + array.tobytes())
         return path
@@ -123,7 +120,7 @@ def test_the_pytorch_port_of_v1(torch_file, images, zipped):
     again = efficientnetv2.build_model("efficientnet-b0", weights=path, **V1)
     np.testing.assert_array_equal(logits(again, images), logits(model, images))
     names = {
-        name for slot in naming.slots(model) for name in pytorch.v1_names(slot)
+        name for slot in weights.slots(model) for name in pytorch.v1_names(slot)
     }
     assert {
         "_conv_stem.weight",
@@ -136,7 +133,7 @@ def test_the_pytorch_port_of_v1(torch_file, images, zipped):
     } <= names
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 2 // 3])
-    with pytest.raises(WeightsError, match="cut short"):
+    with pytest.raises(WeightsError, match="truncated"):
         efficientnetv2.load_weights(again, path)
 
 
