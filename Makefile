@@ -1,10 +1,10 @@
 # make train   sets up and trains on Fashion-MNIST
 # make test    sets up and runs all tests
-# make study   runs the studies in runs/study, SHARDS runs at a time, renews
+# make study   runs the studies in runs/study, SHARDS runs at a time, updates
 #              results/study with their results, and draws the pictures; rerun
 #              it to resume
 # make test-fast        runs the tests that take seconds, in under 3 minutes
-# make benchmark        measures us and our peers, and renews
+# make benchmark        measures us and our peers, and updates
 #               results/benchmarks.md and .json; BENCHMARK passes options on,
 #               such as BENCHMARK='--only=step --seconds=5'
 # make figures draws the pictures of README and docs from results/

@@ -6,6 +6,7 @@ import sys
 import efficientnetv2
 from efficientnetv2 import cli, commands
 from efficientnetv2.declarative import suggest
+from efficientnetv2.formatting import wrapped
 
 
 def main() -> None:
@@ -22,7 +23,8 @@ def main() -> None:
         print(_overview(program))
     else:
         hint = suggest(name, list(commands.NAMES))
-        print(f"error: Unknown command {name!r}.{hint}", file=sys.stderr)
+        text = f"error: Unknown command {name!r}.{hint}"
+        print(wrapped(text, sys.stderr), file=sys.stderr)
         sys.exit(2)
 
 

@@ -49,7 +49,7 @@ def train(
     Args:
         config: from `efficientnetv2.load_config`.
         model_dir: folder of the run.
-        callbacks: of Keras, called besides the run's own.
+        callbacks: Keras callbacks, called in addition to the run's own.
         log: prints one line.
 
     Returns:
@@ -99,10 +99,10 @@ def evaluate_weights(
     weights: str | os.PathLike,
     log: Callable[[str], None] = progress.say,
 ) -> dict:
-    """Evaluates weights without a run on every image of `eval.split`.
+    """Evaluates weights that belong to no run on every image of `eval.split`.
 
     Args:
-        config: from `efficientnetv2.load_config`, of the dataset.
+        config: from `efficientnetv2.load_config`, for the dataset.
         model_name: a name of hparams/models/, or a YAML file.
         weights: 'imagenet', or what `efficientnetv2.load_weights` reads.
         log: prints one line.
@@ -136,23 +136,23 @@ def export(
     allow_disagreement: bool = False,
     log: Callable[[str], None] = progress.say,
 ) -> dict[str, dict]:
-    """Writes a run's model in formats of `--formats` into its folder.
+    """Exports a run's model, in one or more formats, into the run's folder.
 
     Args:
         model_dir: folder of the run.
-        formats: of 'saved_model', 'keras', 'litert' and 'onnx'.
+        formats: any of 'saved_model', 'keras', 'litert' and 'onnx'.
         checkpoint: 'best' (default), 'last', a step or a file.
-        allow_disagreement: write also what differs too much from Keras.
+        allow_disagreement: also write exports that differ too much from Keras.
         log: prints one line.
 
     Returns:
-        Name of what is written, such as 'int8', to its facts: 'file',
+        A dict from each export, such as 'int8', to its details: 'file',
         'bytes', 'agreement' and 'accuracy' on the images compared.
 
     Raises:
-        UserError: for an unknown format, a package that it needs and that is
-            not installed, or a format that differs too much, after the others
-            are written.
+        UserError: for an unknown format, a required package that is not
+            installed, or an export that differs too much; the others are
+            written first.
     """
     run = runs.Run(model_dir, log)
     config = _config_of(run)
@@ -161,7 +161,7 @@ def export(
 
 
 def _config_of(run: runs.Run, hparam_str="") -> ml_collections.ConfigDict:
-    """Returns the configuration of the run that a folder holds."""
+    """Returns the configuration of the run in a folder."""
     saved = config_lib.read_saved(run.model_dir)
     config = config_lib.load(hparam_str=hparam_str, saved=saved)
     return runs.as_begun(run, config)
@@ -237,7 +237,7 @@ def _train_as_chief(
     engines.set_up(config)
     run.update_metrics(environment=runs.environment())
     data = runs.Splits(config, run.log)
-    # What can be found wrong in seconds is found before the first step.
+    # Checks that take seconds run before the first step.
     names = [config.train.split, config.eval.val_split]
     names += [split] if mode != "train" else []
     splits = {name: data[name] for name in names if name is not None}
@@ -285,7 +285,7 @@ def report(
     run: runs.Run,
     checkpoint: str | None = None,
 ) -> None:
-    """Writes report.html; without the run's data, of what is on record."""
+    """Writes report.html; without the run's data, from the recorded metrics."""
     from efficientnetv2.reports import run as run_report
 
     metrics = run.read_metrics()
@@ -299,12 +299,12 @@ def report(
         here = registry.state(info, folder) != "-"
         if here or known is None:
             raise
-        run.log(f"From the recorded metrics only, without images: {error}")
+        run.log(f"Using the recorded metrics only, without images: {error}")
         run.log(f"Report: {run_report.write_report(config, run, None, known)}")
 
 
 def _silent(_: str) -> None:
-    """Logs nothing: where the data came from has been said."""
+    """Logs nothing: the source of the data was already logged."""
 
 
 def _network(config, run: runs.Run, checkpoint: str | None, engine=None):
@@ -324,7 +324,7 @@ def _network(config, run: runs.Run, checkpoint: str | None, engine=None):
 def export_saved_model(
     config: ml_collections.ConfigDict, run: runs.Run, engine=None
 ) -> pathlib.Path:
-    """Exports the best checkpoint to saved_model/, as training ends with."""
+    """Exports the best checkpoint to saved_model/, as training does last."""
     if backend.active() == "jax":
         backend.run_on_tensorflow(
             "efficientnetv2.api", str(run.model_dir), log=run.log
@@ -348,7 +348,7 @@ def export_run(
     formats: Sequence[str],
     allow_disagreement: bool,
 ) -> dict[str, dict]:
-    """Exports a checkpoint, and keeps in metrics.json how it compares.
+    """Exports a checkpoint and records the comparison in metrics.json.
 
     Args:
         config, run: of the checkpoint.
@@ -356,7 +356,7 @@ def export_run(
         formats, allow_disagreement: see `serving.export.export_formats`.
 
     Returns:
-        What is written, name to facts.
+        The exports that were written, name to details.
 
     Raises:
         ExportError: if an export differs too much from Keras, after the
@@ -400,7 +400,7 @@ def export_run(
 
 
 if __name__ == "__main__":
-    # What `export_saved_model` wants of its child process.
+    # The child process of `export_saved_model`.
     try:
         own = runs.Run(sys.argv[1])
         export_saved_model(_config_of(own), own)

@@ -1,8 +1,8 @@
-"""The backend of Keras: which it is, its import, and the other one's place.
+"""The Keras backend: choosing it, importing it, and reining in the other one.
 
-Keras decides when it is imported, so `choose` comes first. TensorFlow is there
-on both backends, for `tf.data`; where JAX trains, TensorFlow must not take the
-memory of the devices.
+Keras decides when it is imported, so `choose` comes first. Both backends use
+TensorFlow for `tf.data`; when JAX trains, TensorFlow must not take the devices'
+memory.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ _INSTALL_JAX = (
     "pip install 'jax[tpu]' on a TPU, pip install 'jax[cuda12]' on an NVIDIA "
     "GPU, else pip install jax"
 )
-# What TensorFlow and Keras import where it is installed: for a converter, for
-# plots and for scikit-learn's interface, which no program here calls.
+# Imported by TensorFlow and Keras if installed, for a converter, plots and the
+# scikit-learn wrappers, which no program here uses.
 _UNNEEDED = ("jax", "matplotlib", "sklearn")
 
 
 class BackendError(UserError):
-    """A backend that is unknown, not installed, or comes too late."""
+    """A backend that is unknown, not installed, or chosen too late."""
 
 
 class ChildError(UserError):
-    """A child process failed; what it wrote says why."""
+    """A child process failed; its output says why."""
 
     exit_code = 1
 
@@ -51,8 +51,8 @@ def choose(name: str | None = None) -> str:
         The backend.
 
     Raises:
-        BackendError: if it is neither of both, is not installed, or Keras
-            was imported with another one.
+        BackendError: if it is neither of these, is not installed, or Keras was
+            imported with another one.
     """
     source = f"--backend={name}"
     if name is None:
@@ -117,8 +117,8 @@ def has_tpu() -> bool:
 def importing_tensorflow(name: str | None = "tensorflow") -> Iterator[None]:
     """Decides on the backend, and imports it quickly and quietly.
 
-    For programs: in this process Keras' interface to scikit-learn and its
-    pictures are missing. The packages themselves can be imported afterwards.
+    For programs only: Keras' scikit-learn wrappers and model plots are
+    unavailable in this process. The packages themselves can still be imported.
 
     Args:
         name: what Keras then runs on, see `choose`.
@@ -136,17 +136,17 @@ def importing_tensorflow(name: str | None = "tensorflow") -> Iterator[None]:
                     sys.modules.pop(each, None)
             yield
     finally:
-        # What is imported stays: the collector need not look at it, ever.
+        # Imported modules stay, so the garbage collector can skip them.
         gc.freeze()
         gc.enable()
 
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Keeps TensorFlow's remarks off the screen while it is imported.
+    """Hides TensorFlow's messages while it is imported.
 
-    TensorFlow announces its kernels and missing CUDA drivers before its log
-    level is read. What it wrote is shown if the import fails.
+    TensorFlow announces its kernels and missing CUDA drivers before it reads
+    its log level. The messages are shown if the import fails.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "tensorflow" in sys.modules:
@@ -175,10 +175,10 @@ def without_native_messages() -> Iterator[None]:
 
 
 def gpu_precision(capability: tuple[int, int]) -> str:
-    """Returns the dtype policy of a GPU for which none is chosen.
+    """Returns the default dtype policy of a GPU.
 
-    With tensor cores half precision: bfloat16 from compute capability 8.0 on,
-    float16 with dynamic loss scaling from 7.0 on.
+    With tensor cores, half precision: bfloat16 from compute capability 8.0,
+    float16 with dynamic loss scaling from 7.0.
 
     Args:
         capability: (major, minor); (0, 0) if unknown.
@@ -191,8 +191,8 @@ def gpu_precision(capability: tuple[int, int]) -> str:
 def hide_devices_from_tensorflow() -> None:
     """Keeps TensorFlow on the CPU; imports it.
 
-    TensorFlow takes all memory of a GPU when it first computes, which must not
-    have happened yet.
+    TensorFlow takes all memory of a GPU with its first operation, so call this
+    before.
     """
     import tensorflow as tf
 
@@ -215,9 +215,9 @@ def run_on_tensorflow(
     holds the devices of this one.
 
     Args:
-        module: as of `python -m`.
-        *arguments: of its command line.
-        log: gets each line that the child writes.
+        module: as for `python -m`.
+        *arguments: its command-line arguments.
+        log: called with each line of the child's output.
 
     Raises:
         ChildError: if it fails.

@@ -1,4 +1,4 @@
-"""What there is: models, published weights, datasets and recipes.
+"""What is available: models, published weights, datasets and recipes.
 
 Nothing here imports TensorFlow or Keras.
 """
@@ -55,7 +55,7 @@ def list_models() -> list[ModelEntry]:
 
 
 def model_entry(name: str, num_classes: int = 1000) -> ModelEntry:
-    """Returns what `list_models` has of one model.
+    """Returns the entry of `list_models` for one model.
 
     Raises:
         ConfigError: for an unknown name.

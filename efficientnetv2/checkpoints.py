@@ -1,4 +1,4 @@
-"""Checkpoints: atomic, the last few and the best, read without code.
+"""Checkpoints, written atomically: the last few and the best.
 
 A checkpoint is one .npz file of named arrays and a JSON text `meta`. It is
 written next to its final place, flushed and renamed, so a file under a final
@@ -90,10 +90,10 @@ def _write(path, arrays, meta):
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Reads a checkpoint whole.
+    """Reads a whole checkpoint.
 
     Raises:
-        CheckpointError: if there is none, or it is cut short or corrupt.
+        CheckpointError: if there is none, or it is truncated or corrupt.
     """
     path = pathlib.Path(path)
     try:
@@ -105,7 +105,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
         raise CheckpointError(f"There is no checkpoint {path}.") from None
     except _READ_ERRORS as error:
         raise CheckpointError(
-            f"{path} is cut short, corrupt or not a checkpoint ({error})."
+            f"{path} is truncated, corrupt or not a checkpoint ({error})."
         ) from error
     return Checkpoint(arrays, meta, path)
 

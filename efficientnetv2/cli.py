@@ -1,7 +1,7 @@
 """What the commands share: flags, help, and errors without a traceback.
 
-A command is a function, made by `command`, whose docstring begins with a line
-that says what it does and has indented lines that show how.
+A command is a function decorated by `command`. Its docstring begins with a
+summary; its indented lines are examples.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from efficientnetv2 import backend
 from efficientnetv2.data.registry import DEFAULT_DATA_DIR
 from efficientnetv2.declarative import suggest
 from efficientnetv2.errors import UserError, nearest
+from efficientnetv2.formatting import wrapped
 from efficientnetv2.options import OPTIONS
 
 _HELP = ("--help", "-h", "-help", "-?", "--helpshort")
@@ -37,7 +38,7 @@ class Flag:
         name: without the dashes.
         help: the short help shows only its first sentence.
         kind: str, int, float, bool or list.
-        default: its value where it is not given.
+        default: its value if it is not given.
         choices: the valid values; None for any.
         low, high: the inclusive range of a number.
         option: the option of a run that the flag sets, if any.
@@ -107,7 +108,9 @@ SHARED = SWITCHES | {
             option="data.data_dir",
         ),
         Flag("model_dir", "Folder of the run."),
-        Flag("checkpoint", "best (default), last, a step or a file."),
+        Flag(
+            "checkpoint", "Checkpoint: best (default), last, a step or a file."
+        ),
         Flag(
             "weights", "Evaluate these instead of a run: imagenet, or a path."
         ),
@@ -160,11 +163,11 @@ class Command:
 def command(*given: str | Flag, rare: str = "") -> Callable:
     """Returns a decorator that makes a `Command`.
 
-    The function does the work: it takes the flags that are given and the words
-    besides them, and returns the exit status, None for 0.
+    The function does the work: it takes the parsed flags and the other
+    arguments, and returns the exit status, None for 0.
 
     Args:
-        *given: flags, or names of shared ones, separated by blanks.
+        *given: flags, or names of shared ones, separated by spaces.
         rare: names of flags that only --helpfull shows.
     """
     found = []
@@ -202,15 +205,15 @@ def own_flags(command: Command) -> flags.FlagValues:
 def parse(
     command: Command, arguments: Sequence[str]
 ) -> tuple[flags.FlagValues, list[str]]:
-    """Returns the flags that are given, and the words besides them.
+    """Returns the parsed flags, and the arguments that are not flags.
 
     Raises:
-        UserError: for an unknown flag or a value that it does not take.
+        UserError: for an unknown flag or an invalid value.
     """
     values = own_flags(command)
-    # Those of absl itself, such as --verbosity and --flagfile.
+    # absl's own flags, such as --verbosity and --flagfile.
     values.append_flag_values(flags.FLAGS)
-    # Options may stand behind words.
+    # Flags may follow other arguments.
     values.set_gnu_getopt(True)
     try:
         words = values(["", *arguments])[1:]
@@ -239,11 +242,10 @@ def _explain(message: str, values: flags.FlagValues) -> str:
 
 
 def no_words(words: Sequence[str]) -> None:
-    """Raises a UserError if there are words besides flags."""
+    """Raises a UserError if there are arguments other than flags."""
     if words:
         raise UserError(
-            f"Unexpected argument {words[0]!r}: options are written "
-            "--name=value."
+            f"Unexpected argument {words[0]!r}: flags are written --name=value."
         )
 
 
@@ -265,13 +267,13 @@ def help_text(program: str, command: Command, full: bool = False) -> str:
     examples = [line for line in rest.splitlines() if line.startswith("  ")]
     rows = []
     for name in values:
-        # absl writes the values of an enumeration in front.
+        # absl puts the values of an enumeration first.
         text = values[name].help
         text = (text.partition(">: ")[2] or text).split(". ")[0]
         if name not in command.RARE:
             rows.append((_left(values[name]), text.rstrip(".") + "."))
-    more = f" Shows {len(command.RARE)} more." if command.RARE else ""
-    rows.append(("--helpfull", f"Explains everything.{more}"))
+    more = f", and {len(command.RARE)} more" if command.RARE else ""
+    rows.append(("--helpfull", f"Explain every flag in full{more}."))
     width = max(len(left) for left, _ in rows)
     lines = [f"{left:<{width}}  {text}" for left, text in rows]
     return "\n".join([summary, "", *examples, "", *lines])
@@ -304,12 +306,12 @@ def start(
     """Runs a command and exits with its status.
 
     That is 0, the `exit_code` of a `UserError`, whose message is printed, or
-    130 after Ctrl-C. If what reads the output has ended, as in `--help |
-    head`, it is 1.
+    130 after Ctrl-C. It is 1 if the reader of the output has gone, as in
+    `--help | head`.
 
     Args:
-        name: how it is called, such as 'efficientnetv2 train'; takes the
-            place of the program's path in `sys.argv`.
+        name: how it is called, such as 'efficientnetv2 train'; replaces the
+            program's path in `sys.argv`.
         arguments: None for those of the process.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -336,7 +338,7 @@ def _run(command: Command, name: str, arguments: list[str]) -> int:
         given, words = parse(command, arguments)
         return command.run(given, words) or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(wrapped(f"error: {error}", sys.stderr), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -61,7 +61,7 @@ def parse_hparam_str(text: str) -> dict:
 
 
 def _of_today(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns options under the names and values that they have now.
+    """Translates options of earlier versions to current names and values.
 
     Earlier versions, like the released code, name policy and normalization
     together by `data.augname`. In the complete configuration of a run a name
@@ -93,7 +93,7 @@ def _apply(flat: dict[str, Any], nested: Mapping, source: str) -> None:
     """Applies a layer of overrides to options.
 
     Raises:
-        ConfigError: for an unknown option or a value that it does not take.
+        ConfigError: for an unknown option or an invalid value.
     """
     for key, value in _of_today(flatten(nested)).items():
         if key not in OPTIONS:
@@ -137,8 +137,8 @@ def load(
         saved: the content of a run's `config.yaml`, above the recipe.
 
     Raises:
-        ConfigError: for anything unknown, of a wrong type, out of range or
-            impossible in combination.
+        ConfigError: for anything unknown, of the wrong type, out of range or in
+            conflict.
     """
     overrides = parse_hparam_str(hparam_str)
     known = {**flatten(saved or {}), **flatten(overrides)}
@@ -284,7 +284,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def run_plan(config: ml_collections.ConfigDict) -> progressive.RunPlan:
-    """Returns the plan of a run, whose data need not be there yet."""
+    """Returns the plan of a run; its data need not be present yet."""
     info = registry.load_info(config.data.ds_name)
     images = registry.num_images(info, config.train.split, config)
     return progressive.plan_run(config, images)
@@ -305,12 +305,12 @@ def differences(
     free: tuple[str, ...] = (),
     only_common: bool = False,
 ) -> list[tuple[str, Any, Any]]:
-    """Returns (option, old value, new value) of what differs.
+    """Returns (option, old value, new value) for each difference.
 
     Args:
         old, new: nested mappings, such as two loaded `config.yaml`.
         free: beginnings of options that may differ, see `FREE_OPTIONS`.
-        only_common: pass over options that only one of them has.
+        only_common: ignore options that only one of them has.
     """
     old, new = (_of_today(flatten(each)) for each in (old, new))
     keys = old.keys() & new.keys() if only_common else old.keys() | new.keys()
@@ -410,8 +410,8 @@ def _check_data(
     given = f"data.images_per_class={data.images_per_class}"
     if info.multi_label:
         raise ConfigError(
-            f"{given}: images of {name} have several classes, so that no "
-            "number of images per class is exact. Leave it out."
+            f"{given}: images of {name} have several labels, so an exact "
+            "number of images per class is impossible. Leave it out."
         )
     there = info.splits[config.train.split].num_images
     if data.images_per_class * classes > there:

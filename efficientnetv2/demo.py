@@ -1,4 +1,4 @@
-"""A page in the browser that shows what a model says of images, and why.
+"""A web page that shows what a model predicts for images, and why.
 
 `python -m efficientnetv2.demo` is `efficientnetv2 demo`.
 """
@@ -71,7 +71,7 @@ def build_page(classifier: Classifier, name: str):
         gradio.Markdown(
             f"# {name}\nDrop images to see the {TOP} most likely of "
             f"{len(classifier.class_names):,} classes, and where the model "
-            "looked: red areas speak most for the first class."
+            "looked: red areas support the first class most."
         )
         files = gradio.File(file_count="multiple", label="Images")
         results = gradio.HTML()
@@ -100,7 +100,7 @@ def serve_page(
         block: whether to wait for Ctrl-C.
 
     Raises:
-        UserError: if the port is taken, or the host is not of this machine.
+        UserError: if the port is taken, or the host is not this machine's.
     """
     import gradio
 

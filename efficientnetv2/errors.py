@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake of the user or of the surroundings.
+    """A mistake by the user, or a problem in the environment.
 
     The message says what was wrong and what to do. A command that meets one
     prints the message without a traceback and ends with `exit_code`.
 
     Attributes:
-        exit_code: the exit status of the process: 2 for what was asked, 1 in
-            classes for what went wrong while it was done.
+        exit_code: the exit status of the process: 2 for a wrong request, 1 in
+            subclasses for failures while carrying it out.
     """
 
     exit_code = 2
@@ -33,11 +33,10 @@ class WeightsError(UserError, ValueError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Returns the valid name most like `name`, or '' if none is close.
+    """Returns the valid name closest to `name`, or '' if none is close.
 
-    Upper and lower case are alike, so that `EfficientNetV2-S` finds
-    `efficientnetv2-s`, and the end of a name stands for it: `b0` finds
-    `efficientnetv2-b0`, the last of those that end so.
+    Case is ignored: `EfficientNetV2-S` finds `efficientnetv2-s`. The end of a
+    name will do: `b0` finds `efficientnetv2-b0`, the last name that ends so.
 
     Args:
         name: what the user wrote.

@@ -13,7 +13,7 @@ from efficientnetv2.data import faults, fingerprint, pipeline, sources
 from efficientnetv2.models import weights
 from efficientnetv2.runs import Run, Splits
 
-# Batches of the rate of inference, and how often it is measured.
+# Batches per measurement of inference speed, and number of measurements.
 _WARM_UP, _BATCHES, _ROUNDS = 3, 20, 7
 
 
@@ -26,8 +26,8 @@ def evaluate(
     """Returns the metrics of a model on a dataset.
 
     Args:
-        logits: from images to logits, float32 [batch, classes]; that of an
-            engine, say.
+        logits: maps images to logits, float32 [batch, classes]; an engine's,
+            for example.
         dataset: a `tf.data.Dataset` of images and labels, int64 [batch] or
             float32 [batch, classes] of zeros and ones.
         loss_type: see `engines.cross_entropy`.
@@ -35,17 +35,16 @@ def evaluate(
 
     Returns:
         'top1' and 'top5' in [0, 1], 'cross_entropy' in nats and 'images', the
-        number of examples. Vectors of labels, of which an image may have
-        several, add
+        number of examples. Label vectors (several labels per image) add
 
-            precision_1, precision_5  share of right classes among the
-                                      likeliest one or five
-            recall_1, recall_5        share of the labels that are among these
-            pr_auc                    area under the curve of precision by
-                                      recall over all pairs of image and
-                                      class, 200 thresholds
+            precision_1, precision_5  share of correct classes among the top
+                                      one or five
+            recall_1, recall_5        share of the labels found among these
+            pr_auc                    area under the precision-recall curve
+                                      over all (image, class) pairs, 200
+                                      thresholds
 
-        and there 'top1' and 'top5' say how often any of the labels is found.
+        and make 'top1' and 'top5' how often any of the labels is found.
     """
     images, entropy, curve = 0, 0.0, None
     top1 = top5 = found_labels = all_labels = 0.0
@@ -116,7 +115,7 @@ def evaluate_checkpoint(
         run: of the checkpoint.
         name: see `checkpoints.find_checkpoint`.
         observe: see `evaluate`.
-        engine: whose network is used, its training being over; None: a new
+        engine: whose network is used once its training is over; None: a new
             one.
 
     Returns:

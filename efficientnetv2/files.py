@@ -87,9 +87,9 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 class Lock(NamedTuple):
-    """What `locked` has found."""
+    """The result of `locked`."""
 
-    holder: str | None  # such as 'process 123 on host'; None: it is ours
+    holder: str | None  # such as 'process 123 on host'; None: this process
     # Of the locked file. A child that inherits it holds the lock, too.
     descriptor: int
 

@@ -1,5 +1,6 @@
-"""Numbers, tables and commands as people read them."""
+"""Numbers, tables and commands in a readable form."""
 
+import functools
 import math
 import os
 import pathlib
@@ -7,7 +8,9 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Collection, Sequence
+from typing import TextIO
 
 import tabulate
 
@@ -38,6 +41,29 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((_COLUMNS, 24)).columns
 
 
+def wrapped(text: str, stream: TextIO, indent: str = "  ") -> str:
+    """Returns lines as a stream shows them best: wrapped on a terminal.
+
+    Lines that begin with two spaces, such as commands to copy, are left alone.
+
+    Args:
+        text: one or several lines.
+        stream: that will show it.
+        indent: of what follows the first part of a long line.
+    """
+    if not stream.isatty():
+        return text
+    fill = functools.partial(
+        textwrap.fill,
+        width=terminal_width(),
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    lines = text.split("\n")
+    return "\n".join(x if x.startswith("  ") else fill(x) for x in lines)
+
+
 def align_table(
     rows: Sequence[Sequence[str]],
     left: Collection[int] = (),
@@ -50,10 +76,9 @@ def align_table(
 
     Args:
         rows: of equally many cells, the first being the header.
-        left: numbers of the columns that are aligned to the left; all others
-            are to the right.
-        width: columns to fit; by default those of the terminal, and without a
-            terminal only the header is broken, at 80.
+        left: indices of left-aligned columns; the others are right-aligned.
+        width: to fit, by default the terminal's; without a terminal, only the
+            header is wrapped, at 80.
     """
     is_cut = width is not None or sys.stdout.isatty()
     width = width or terminal_width()
@@ -102,15 +127,15 @@ def command_line() -> str:
 
 
 def quote(word: str | os.PathLike) -> str:
-    """Returns a word as a shell takes it."""
+    """Quotes a word for a shell."""
     return shlex.quote(os.fspath(word))
 
 
 def program(name: str = "efficientnetv2") -> str:
-    """Returns what to type for a program of this environment.
+    """Returns what to type to run a program of this environment.
 
-    It is the name alone where the shell finds this environment's program by
-    it, else its path, or for `efficientnetv2` Python with its module.
+    That is its name if the shell finds it by that, else its path, or, for a
+    module without a program, Python with the module.
     """
     folder = pathlib.Path(sys.executable).parent
     found = shutil.which(name)
@@ -123,14 +148,14 @@ def program(name: str = "efficientnetv2") -> str:
 
 
 def relative_path(path: str | os.PathLike) -> pathlib.Path:
-    """Returns a path as it is seen from the working directory, if below it."""
+    """Returns a path relative to the working directory, if it is below it."""
     path = pathlib.Path(path)
     here = os.getcwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def wrap_command(*words: str) -> str:
-    """Returns a command to copy, in lines of at most 80 columns if it can be.
+    """Returns a command to copy, wrapped at 80 columns where possible.
 
     Its words are as a shell takes them.
     """

@@ -1,4 +1,4 @@
-"""The learning-rate range test: which peak learning rate a run can bear.
+"""The learning-rate range test: finds a good peak learning rate for a run.
 
 Source: Smith, arXiv 1506.01186, section 3.3. The learning rate rises
 exponentially from step to step; where the loss falls fastest is a good peak.
@@ -39,10 +39,10 @@ def find_learning_rate(
 ) -> RangeTest:
     """Trains for some steps with a learning rate that rises from step to step.
 
-    Leaves no run: neither weights nor files.
+    Keeps neither weights nor files.
 
     Args:
-        config: of the run that the rate is for; its last stage is tried.
+        config: of the run that needs the rate; its last stage is used.
         steps: at most; the test ends where the loss diverges.
         log: prints one line.
 
@@ -100,8 +100,8 @@ def _steepest(rates: np.ndarray, losses) -> float:
     slopes = np.gradient(np.asarray(losses), np.log(rates))
     if slopes.min() >= 0:
         raise UserError(
-            "The loss falls at no learning rate. Try more steps, or check the "
-            "labels."
+            "The loss does not fall at any learning rate. Try more steps, or "
+            "check the labels."
         )
     return float(rates[slopes.argmin()])
 

@@ -1,4 +1,4 @@
-"""From pixel values to what a network is trained on: one table for all.
+"""Normalization of pixel values: one table for all parts of the package.
 
 `data.normalization` names a model's convention:
 

@@ -1,4 +1,4 @@
-"""What a run tells people before its first step, and after its last."""
+"""What a run prints before its first step and after its last."""
 
 import math
 import os
@@ -121,11 +121,11 @@ def measured_seconds(
 def slow_warning(
     config: ml_collections.ConfigDict, plan: RunPlan, seconds: float
 ) -> str | None:
-    """Returns what to say of a run that a CPU trains for long, else None.
+    """Returns a warning about a run that takes long on a CPU, else None.
 
     Args:
         config, plan: of the run.
-        seconds: that it takes.
+        seconds: its expected duration.
     """
     if seconds < _SLOW or not lacks_accelerator():
         return None
@@ -165,7 +165,7 @@ def class_table(
     Args:
         labels: int64 [images].
         predicted: int64 [images].
-        names: one per class; of more than twenty the weakest are shown.
+        names: one per class; only the weakest of more than twenty are shown.
     """
     rows = []
     for label, name in enumerate(names):
@@ -187,10 +187,10 @@ def class_table(
 def example_image(
     model_dir: pathlib.Path, source: Source
 ) -> pathlib.Path | str:
-    """Returns a file with an image of a split.
+    """Returns the path of an image of a split.
 
-    Images that lie in no file of their own give MODEL_DIR/example.png; what
-    cannot be read image by image gives the word IMAGE.
+    An image that has no file of its own is written to MODEL_DIR/example.png;
+    where single images cannot be read, the word IMAGE stands for one.
     """
     if isinstance(source, EncodedSource) and source.in_files:
         return source.items[0]

@@ -42,8 +42,10 @@ class Model:
         1.0, "scales every layer's channels", 1e-3
     )
     depth_coefficient: float = option(1.0, "scales every stage's blocks", 1e-3)
-    depth_divisor: int = option(8, "channels are rounded to its multiples", 1)
-    min_depth: int = option(8, "and never fall below this", 0)
+    depth_divisor: int = option(
+        8, "channels are rounded to multiples of this", 1
+    )
+    min_depth: int = option(8, "least number of channels", 0)
     round_limit: float | None = option(
         None,
         "0.9: round up where rounding loses more than a tenth, as in V1's "
@@ -57,7 +59,9 @@ class Model:
     )
     feature_size: int = option(1280, "channels of the unscaled head", 1)
     num_classes: int | None = option(
-        None, "width of the classifier; null: the dataset's", 1
+        None,
+        "number of outputs of the classifier; null: the dataset's classes",
+        1,
     )
     act_fn: Literal[
         "silu", "swish", "relu", "relu6", "hswish", "mish",
@@ -66,23 +70,28 @@ class Model:
     bn_type: Literal["bn", "sync_bn", "gn"] | None = option(
         None, "null and bn: batch norm; gn: group norm"
     )
-    bn_momentum: float = option(0.9, "the paper: 0.99", 0, 1)
-    bn_epsilon: float = option(0.001, "", 0)
+    bn_momentum: float = option(
+        0.9, "decay of the moving statistics; the paper: 0.99", 0, 1
+    )
+    bn_epsilon: float = option(0.001, "added to the variance", 0)
     gn_groups: int = option(8, "groups of group norm", 1)
     survival_prob: float | None = option(
         0.8,
-        "of the last block's residual branch; falls linearly from 1 at the "
-        "first block; 1, 0, null: off",
+        "survival probability of the last block's residual branch, falling "
+        "linearly from 1 at the first block; 1, 0, null: off",
         *_SHARE,
     )
     conv_dropout: float | None = option(
         None, "dropout rate inside the blocks", 0, 0.999
     )
     dropout_rate: float | None = option(
-        0.2, "before the classifier, last stage; 0, null: off", 0, 0.999
+        0.2,
+        "dropout rate before the classifier, last stage; 0, null: off",
+        0,
+        0.999,
     )
     dropout_base: float | None = option(
-        None, "in the first stage; null: dropout_rate", 0, 0.999
+        None, "dropout rate of the first stage; null: dropout_rate", 0, 0.999
     )
     headbias: float | None = option(None, "initial bias of the classifier")
 
@@ -106,7 +115,7 @@ class Train:
         1,
         "parts of a batch that TensorFlow computes in parallel on a CPU, one "
         "per core, with batch norm over each part; other devices take the "
-        "batch whole",
+        "whole batch",
         1,
         64,
     )
@@ -136,7 +145,7 @@ class Train:
     )
     adaptive_mixing: bool = option(
         True,
-        "ramp the Mixup and CutMix alphas; false: the last ones throughout",
+        "ramp the Mixup and CutMix alphas; false: the final ones throughout",
     )
     adaptive_dropout: bool = option(
         True, "ramp the dropout rate; false: model.dropout_rate throughout"
@@ -159,31 +168,33 @@ class Train:
     )
     optimizer: Literal[
         "rmsprop", "momentum", "nesterov", "sgd", "adam", "adamw", "lion"
-    ] = option("rmsprop")
+    ] = option("rmsprop", "optimizer")
     momentum: float = option(
-        0.9, "of rmsprop, momentum and nesterov", 0, 0.999999
+        0.9, "for rmsprop, momentum and nesterov", 0, 0.999999
     )
-    rmsprop_decay: float = option(0.9, "", 0, 0.999999)
+    rmsprop_decay: float = option(0.9, "decay of the mean square", 0, 0.999999)
     rmsprop_epsilon: float = option(0.001, "inside the square root", 0)
     lr_sched: Literal["exponential", "cosine", "linear", "constant"] = option(
         "exponential", "learning-rate schedule; exponential is a staircase"
     )
     lr_base: float = option(0.016, "learning rate per 256 images per step", 0)
     lr_min: float = option(0.0, "lowest learning rate, per 256 images", 0)
-    lr_decay_epoch: float = option(2.4, "epochs per stair", 1e-9)
-    lr_decay_factor: float = option(0.97, "from stair to stair", 0)
+    lr_decay_epoch: float = option(
+        2.4, "epochs per step of the staircase", 1e-9
+    )
+    lr_decay_factor: float = option(0.97, "factor from step to step", 0)
     lr_warmup_epoch: float = option(5.0, "epochs of linear warm-up", 0)
     ema_decay: float = option(
         0.9999,
-        "of the moving average of the weights: min(ema_decay, (2 + step) / "
-        "(11 + step)); 0: off",
+        "decay of the moving average of the weights: "
+        "min(ema_decay, (2 + step) / (11 + step)); 0: off",
         0,
         0.9999999,
     )
     weight_decay: float = option(
         1e-05,
-        "of the L2 loss wd / 2 * |w|^2; a coefficient near 1 makes that loss "
-        "dwarf the cross-entropy and drives every weight to zero: accuracy "
+        "coefficient wd of the L2 loss wd / 2 * |w|^2; near 1, that loss "
+        "dwarfs the cross-entropy and drives every weight to zero: accuracy "
         "stays at chance",
         0,
     )
@@ -216,7 +227,7 @@ class Train:
         0.0, "clips each gradient, then the global norm; 0: off", 0
     )
     split: str = option("train", "split to train on")
-    seed: int = option(0, "seed of everything random", 0, 2**31 - 1)
+    seed: int = option(0, "random seed", 0, 2**31 - 1)
     ft_init_ckpt: str | None = option(
         None,
         "run folder, checkpoint or published weights to start from; a "
@@ -225,7 +236,7 @@ class Train:
     layer_decay: float = option(
         1.0,
         "the learning rate of each block is this times that of the next "
-        "block; 1: all alike",
+        "block; 1: the same for all",
         1e-3,
         1,
     )
@@ -252,7 +263,7 @@ class Train:
 class Eval:
     """Evaluation."""
 
-    batch_size: int = option(100, "", 1, free=True)
+    batch_size: int = option(100, "images per batch", 1, free=True)
     isize: int = option(224, "image size in pixels", high=_LARGEST_IMAGE)
     split: str = option("eval", "split to evaluate once, after training")
     val_split: str | None = option(
@@ -305,12 +316,12 @@ class Data:
     )
     antialias: bool = option(
         False,
-        "average pixels where images shrink, in training, evaluation and "
-        "exports alike; false: skip them, as the released code does",
+        "average pixels when images shrink, in training, evaluation and "
+        "exports alike; false: skip pixels, as the released code does",
     )
     shuffle_buffer: int = option(
         8192,
-        "records shuffled together, where a dataset is read from shards",
+        "records shuffled together when a dataset is read from shards",
         1,
     )
     augname: Literal[normalizations.POLICIES] | None = option(
@@ -327,7 +338,7 @@ class Data:
     )
     ra_num_layers: int = option(2, "operations per image", 0, 8)
     ram: float = option(15.0, "RandAugment magnitude of the last stage", 0, 100)
-    ram_base: float = option(5.0, "and of the first", 0, 100)
+    ram_base: float = option(5.0, "magnitude of the first stage", 0, 100)
     cutout_const: float = option(
         40.0,
         "half the side of RandAugment's Cutout in pixels, at magnitude 10",
@@ -336,10 +347,12 @@ class Data:
     translate_const: float = option(
         100.0, "RandAugment's shift in pixels, at magnitude 10", 0
     )
-    mixup_alpha: float = option(0.0, "of the last stage", 0, 100)
-    mixup_alpha_base: float = option(0.0, "of the first", 0, 100)
-    cutmix_alpha: float = option(0.0, "of the last stage", 0, 100)
-    cutmix_alpha_base: float = option(0.0, "of the first", 0, 100)
+    mixup_alpha: float = option(0.0, "Mixup of the last stage; 0: off", 0, 100)
+    mixup_alpha_base: float = option(0.0, "Mixup of the first stage", 0, 100)
+    cutmix_alpha: float = option(
+        0.0, "CutMix of the last stage; 0: off", 0, 100
+    )
+    cutmix_alpha_base: float = option(0.0, "CutMix of the first stage", 0, 100)
     cutmix_labels: Literal["image", "batch"] = option(
         "image",
         "a label is mixed by the area of the image's own box, as in the "
@@ -379,9 +392,14 @@ class Checkpoint:
     keep: int = option(
         3, "last checkpoints kept, in addition to the best", 1, free=True
     )
-    every_minutes: float = option(5.0, "", 0.01, free=True)
+    every_minutes: float = option(
+        5.0, "minutes between checkpoints", 0.01, free=True
+    )
     every_steps: int = option(
-        0, "0: by time, epoch and stage only", 0, free=True
+        0,
+        "steps between checkpoints; 0: by time, epoch and stage only",
+        0,
+        free=True,
     )
 
 

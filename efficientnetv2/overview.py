@@ -1,4 +1,4 @@
-"""Runs side by side, from the files that they leave; imports no TensorFlow."""
+"""Lists and compares runs by the files they leave, without TensorFlow."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ class RunEntry:
 
     @property
     def split(self) -> str:
-        """The split that `top1` is of; '' without a result."""
+        """The split of `top1`; '' without a result."""
         if self.metrics.get("test"):
             return str(self.metrics["test"].get("split", "eval"))
         validation = self.config.get("eval", {}).get("val_split")
@@ -58,7 +58,7 @@ class RunEntry:
 
     @property
     def minutes(self) -> float | None:
-        """Of training, with the evaluations in between."""
+        """Minutes of training, including evaluations."""
         seconds = self.metrics.get("train_seconds")
         return None if seconds is None else seconds / 60
 
@@ -116,7 +116,7 @@ def find(folder: str | os.PathLike) -> list[RunEntry]:
 
 
 def differing_options(runs: Sequence[RunEntry]) -> list[tuple[str, ...]]:
-    """Returns (option, value of each run) of what is not the same in all."""
+    """Returns (option, value of each run) for each option that differs."""
     names = set()
     for other in runs[1:]:
         found = config_lib.differences(runs[0].config, other.config)

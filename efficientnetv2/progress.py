@@ -1,11 +1,10 @@
-"""What is shown of work that takes long: lines, bars, TensorBoard scalars."""
+"""Progress of long work: lines, bars and TensorBoard scalars."""
 
 import contextlib
 import math
 import os
 import pathlib
 import sys
-import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -14,7 +13,11 @@ import ml_collections
 import tqdm
 
 from efficientnetv2 import files
-from efficientnetv2.formatting import format_seconds, terminal_width
+from efficientnetv2.formatting import (
+    format_seconds,
+    terminal_width,
+    wrapped,
+)
 
 _WINDOW = 50  # steps over which throughput is averaged
 # Columns of a percentage and a bar; tqdm draws 10 where it knows no width.
@@ -35,36 +38,17 @@ def has_colour(stream) -> bool:
 
 
 def say(text: str) -> None:
-    """Prints lines on stdout, above a bar if there is one.
-
-    On a terminal long sentences are wrapped; indented lines, such as commands
-    to copy, are left alone.
-    """
-    if sys.stdout.isatty():
-        lines = text.split("\n")
-        text = "\n".join(
-            line if line.startswith("  ") else _wrap(line) for line in lines
-        )
-    tqdm.tqdm.write(text, file=sys.stdout)
+    """Prints lines on stdout, above a bar if there is one."""
+    tqdm.tqdm.write(wrapped(text, sys.stdout), file=sys.stdout)
     sys.stdout.flush()
 
 
 @contextlib.contextmanager
 def lines_above() -> Iterator[None]:
-    """Prints what is printed meanwhile above a bar, if there is one."""
+    """Prints above a bar whatever is printed meanwhile, if there is one."""
     with tqdm.tqdm.external_write_mode():
         yield
         sys.stdout.flush()
-
-
-def _wrap(line: str) -> str:
-    return textwrap.fill(
-        line,
-        terminal_width(),
-        subsequent_indent="  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def track(
@@ -73,14 +57,14 @@ def track(
     total: int | None = None,
     unit: str = "images",
 ) -> Iterator[Item]:
-    """Yields items while a bar on stderr shows how many there have been.
+    """Yields items while a bar on stderr counts them.
 
-    The bar appears where lines are redrawn, if the work takes long enough, and
-    is gone at the end.
+    The bar appears on terminals and in notebooks if the work takes long enough,
+    and disappears at the end.
 
     Args:
         items: of the work.
-        what: is done, such as 'Evaluating'.
+        what: the work, such as 'Evaluating'.
         total: number of items; by default their length, if they have one.
         unit: what an item is, in the plural.
     """
@@ -154,7 +138,7 @@ class Clock:
         self.history["waiting_share"] = _share(*self.seconds)
 
     def take_waiting_share(self) -> float:
-        """Returns the share of waiting since this was asked last."""
+        """Returns the share of waiting since the last call."""
         spent = [
             now - then
             for now, then in zip(self.seconds, self.before, strict=True)
@@ -171,7 +155,7 @@ class Events:
     """A file of TensorBoard scalars.
 
     Args:
-        folder: where it is made.
+        folder: for the file.
         is_written: whether anything is written.
 
     Raises:
@@ -293,7 +277,7 @@ class Progress:
     def log(self, text: str) -> None:
         """Prints a line of its own, above the redrawn one."""
         if self.redraws:
-            self.bar.write(_wrap(text), file=self.stream)
+            self.bar.write(wrapped(text, self.stream), file=self.stream)
         else:
             print(text, file=self.stream, flush=True)
 
@@ -337,7 +321,7 @@ class Progress:
         self.unread = []
 
     def take_means(self) -> dict[str, float]:
-        """Returns the means of what was read since this was asked last."""
+        """Returns the means of what was read since the last call."""
         rows, self.read_values = self.read_values, []
         return {
             name: sum(row[name] for row in rows) / len(rows)
@@ -345,7 +329,7 @@ class Progress:
         }
 
     def evaluated(self, result: Mapping, is_best: bool) -> None:
-        """Logs an evaluation, whose time does not count as that of steps."""
+        """Logs an evaluation; its time does not count as step time."""
         self.log(
             f"Epoch {result['epoch']:.4g}: {self.split} "
             f"top-1 {result['top1']:.2%}, top-5 {result['top5']:.2%} "

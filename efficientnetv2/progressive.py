@@ -15,17 +15,17 @@ from efficientnetv2 import formatting
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What holds from `first_step` up to but without `last_step`.
+    """What holds from `first_step` up to, but not including, `last_step`.
 
     Attributes:
-        first_step, last_step: half-open range of optimizer steps; which steps
-            they are where stages are drawn at random, the plan's
-            `stage_of_steps` says.
+        first_step, last_step: half-open range of optimizer steps; if stages are
+            drawn at random, `RunPlan.stage_of_steps` says which steps are
+            meant.
         image_size: pixels, height and width.
         randaugment_magnitude: 0 to 10, or above in the larger models.
         mixup_alpha, cutmix_alpha: of the Beta distribution; 0: off.
         dropout_rate: before the classifier.
-        batch_size: images a step, over all devices.
+        batch_size: images per step, over all devices.
     """
 
     first_step: int
@@ -40,7 +40,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class RunPlan:
-    """What a run does when.
+    """The schedule of a run.
 
     Attributes:
         num_images: images of the training split.
@@ -233,7 +233,7 @@ def uses_magnitude(augname: str | None) -> bool:
 def table(
     config: ml_collections.ConfigDict, plan: RunPlan
 ) -> list[tuple[str, ...]]:
-    """Returns the rows of the stage table, the first one being its header.
+    """Returns the rows of the stage table, the header first.
 
     Weight decay is that of a stage's first step, or of the run's first and last
     where stages are drawn. Without a RandAugment policy the column of
@@ -288,7 +288,7 @@ def describe(
 ) -> str:
     """Returns the stage table as lines that fit the terminal, or `width`.
 
-    Values that all stages share are in a sentence below the table.
+    Values that all stages share follow in a sentence below the table.
     """
     header, *rows = table(config, plan)
     columns = list(zip(header, *rows, strict=True))

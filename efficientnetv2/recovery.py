@@ -1,8 +1,9 @@
-"""Around the loop: what goes wrong in a run, and what users add to it.
+"""Around the training loop: recovery from failures, and users' callbacks.
 
-A loss that is not finite sends a run back to the last checkpoint without the
-data that led there, too little memory to smaller micro-batches; a signal ends
-it with a checkpoint. Keras callbacks of users are called as `fit` would.
+After a loss that is not finite, a run returns to the last checkpoint and skips
+the data that led there; out of memory, it continues with smaller micro-batches;
+a signal ends it with a checkpoint. Users' Keras callbacks are called as `fit`
+would.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ class NotFiniteError(UserError):
     """The loss became NaN or infinite.
 
     Attributes:
-        step: at which it was so.
+        step: where it happened.
         place: the same for people.
     """
 
@@ -50,13 +51,13 @@ class Interrupted(UserError):
 
 
 class OutOfMemoryError(UserError):
-    """There is too little memory for even the smallest part of a batch."""
+    """Not enough memory even for the smallest part of a batch."""
 
     exit_code = 1
 
 
 class WorkerLost(UserError):
-    """Another machine does not answer; the program must be started again."""
+    """Another machine is not responding; the program must be restarted."""
 
     exit_code = 75
 
@@ -126,7 +127,7 @@ class Recovery:
         self.amend: Callable[[State], None] = lambda state: None
 
     def until_done(self, attempt: Callable[["Recovery"], Any]) -> Any:
-        """Returns what the first attempt returns that is not cut short.
+        """Repeats `attempt` until one succeeds; returns its result.
 
         Args:
             attempt: trains from the latest checkpoint on. It sets `engine` and
@@ -156,7 +157,7 @@ class Recovery:
             gc.collect()
 
     def _roll_back(self, error: NotFiniteError):
-        """Goes back to a checkpoint and leaves out the data since."""
+        """Goes back to a checkpoint and skips the data since."""
         if self.on_nan == "stop":
             raise error
         if self.rollbacks == _MOST_ROLLBACKS:
@@ -172,9 +173,8 @@ class Recovery:
             stretch = error.step + 1 - state.step
             state.history["skipped"] = skipped + stretch
             self.log(
-                f"The loss was not finite at {error.place}: back to step "
-                f"{state.step:,}, without the {stretch:,} batches of data that "
-                "led there."
+                f"The loss was not finite at {error.place}: returning to step "
+                f"{state.step:,} and skipping the {stretch:,} batches since."
             )
 
         return amend
@@ -219,7 +219,7 @@ def load_callbacks(names: Sequence[str]) -> list[keras.callbacks.Callback]:
             directory.
 
     Raises:
-        UserError: for a module or name that is not there, or what is no
+        UserError: for a missing module or name, or something that is not a
             callback.
     """
     here, found = os.getcwd(), []
@@ -255,8 +255,8 @@ class UserCallbacks:
         callbacks: to call; may be empty.
         engine: whose network they get as `model`, with raw weights. A
             callback that sets its `stop_training` ends the run after the
-            step. On JAX the weights are for reading: the state that is
-            trained is the engine's.
+            step. On JAX the weights are read-only: the engine holds the trained
+            state.
         first_step: from which it trains.
     """
 
@@ -297,7 +297,7 @@ class UserCallbacks:
         )
 
     def before(self, step: int) -> None:
-        """Is called before a step, which is counted from 0."""
+        """Called before a step, counted from 0."""
         if self.list is None:
             return
         epoch, batch = divmod(step, self.plan.steps_per_epoch)
@@ -307,7 +307,7 @@ class UserCallbacks:
         self.list.on_train_batch_begin(batch)
 
     def after(self, state: State, metrics: Mapping[str, float]) -> None:
-        """Is called after a step, and after the evaluation that follows it."""
+        """Called after a step, and after the evaluation that follows it."""
         if self.list is None:
             return
         self.count += 1
@@ -319,7 +319,7 @@ class UserCallbacks:
             names = ("top1", "top5", "cross_entropy")
             self.evaluated = {f"val_{name}": last[name] for name in names}
         epoch, batch = divmod(state.step - 1, self.plan.steps_per_epoch)
-        # On JAX, whoever asks for the network updates its variables.
+        # On JAX, asking for the network updates its variables.
         self.network = self.engine.network
         self.list.on_train_batch_end(batch, dict(self.logs))
         is_last = state.step == self.plan.total_steps
@@ -327,6 +327,6 @@ class UserCallbacks:
             self.list.on_epoch_end(epoch, {**self.logs, **self.evaluated})
 
     def end(self) -> None:
-        """Is called once, when training is over."""
+        """Called once, when training is over."""
         if self.list is not None:
             self.list.on_train_end(dict(self.logs))

@@ -1,4 +1,4 @@
-"""A run: its folder, its data, where it is."""
+"""A run: its folder, its data, and how far it is."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ class RunError(UserError):
 
 @dataclasses.dataclass
 class State:
-    """Where a run is.
+    """How far a run is.
 
     Attributes:
         step: optimizer steps done.
@@ -75,7 +75,7 @@ class Splits:
 
     def __getitem__(self, name: str) -> loading.Source:
         if name not in self.loaded:
-            # Where the data came from is said once.
+            # The source of the data is logged once.
             log = (lambda _: None) if self.loaded else self.log
             self.loaded[name] = loading.load_split(
                 self.config, name, log, self.left_out
@@ -84,7 +84,7 @@ class Splits:
 
 
 class Run:
-    """The folder of a run, and what its parts share besides.
+    """The folder, log and callbacks of a run.
 
     Args:
         model_dir: where the run leaves its files.
@@ -123,7 +123,7 @@ class Run:
 def as_begun(
     run: Run, config: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
-    """Returns the configuration with which a run of an older version resumes.
+    """Returns the configuration to resume a run of an older version with.
 
     It keeps the values of its time for options that its `config.yaml` does
     not know; the log says if others are asked for.
@@ -147,9 +147,9 @@ def as_begun(
 
 @contextlib.contextmanager
 def claimed(run: Run, config: ml_collections.ConfigDict) -> Iterator[None]:
-    """Holds a run's model_dir, which no other process then gets.
+    """Locks a run's model_dir against other processes.
 
-    Makes model_dir and writes config.yaml, or checks that it agrees.
+    Creates model_dir and config.yaml, or checks that they agree.
 
     Raises:
         RunError: if model_dir is a file, cannot be written, is in use, or
@@ -183,10 +183,10 @@ def _write_config(run: Run, config: ml_collections.ConfigDict) -> None:
     """Writes config.yaml, which must agree with one that is there."""
     folder, text = run.model_dir, config_lib.to_yaml(config)
     path = folder / config_lib.FILE
-    # A start that failed before the first checkpoint binds nobody.
+    # A run without a checkpoint may be started with other options.
     if path.exists() and _has_begun(run):
         saved = declarative.read_yaml(path)
-        # What an earlier version wrote lacks the options that came later.
+        # Configurations of earlier versions lack newer options.
         free = fingerprint.free_options(saved, config, folder)
         free = (*config_lib.FREE_OPTIONS, *free)
         changed = config_lib.differences(saved, config.to_dict(), free, True)
@@ -216,7 +216,7 @@ def _has_begun(run: Run) -> bool:
 
 
 def _describe_extension(config: ml_collections.ConfigDict, epochs: float):
-    """Returns what becomes of the schedules of a run with more epochs."""
+    """Explains what more epochs do to a run's schedules."""
     before = config.copy_and_resolve_references().unlock()
     before.train.epochs = epochs
     plan, old_plan = run_plan(config), run_plan(before)

@@ -1,4 +1,4 @@
-"""One validator for everything that is written in YAML.
+"""One validator for all YAML files.
 
 A schema is a dataclass whose fields are made by `option`: the annotation gives
 type and choices, the field default, range and meaning. The options of a run
@@ -48,8 +48,8 @@ def option(
         help: what it means, for people.
         low, high: the inclusive range of a number.
         check: raises a ValueError that says what is wrong with a value.
-        free: whether it may change between the parts of one run, because it
-            changes neither the data nor the numbers.
+        free: whether a resumed run may change it, because it affects neither
+            the data nor the numbers.
     """
     metadata = {
         **{"help": help, "low": low, "high": high},
@@ -117,7 +117,7 @@ class Option:
         """Returns a value in the type of this option.
 
         Raises:
-            ConfigError: names the source, the option and what it takes.
+            ConfigError: names the source, the option and the valid values.
         """
         if value is None and self.nullable:
             return None
@@ -177,7 +177,7 @@ class Option:
             )
         if high is not None and value > high:
             raise ConfigError(
-                f"{where}={value} is too large; at most {high:g}."
+                f"{where}={value} is too large; at most {high:.10g}."
             )
 
 
@@ -206,8 +206,7 @@ def check_values(
         The values that are given, by field, in the types of the fields.
 
     Raises:
-        ConfigError: for a value, or a name, that the schema does not take, or
-            a field that is missing.
+        ConfigError: for an invalid value, an unknown name or a missing field.
     """
     options = {
         name: each
@@ -242,7 +241,7 @@ def parse_pairs(
 
     Args:
         text: values are true, false, null, numbers, text, and lists as
-            'crop|flip'. Of a key that is given twice the last value counts.
+            'crop|flip'. If a key is given twice, the last value counts.
         source: what a message begins with.
         whole: keys to whose values '|' belongs.
 
@@ -250,7 +249,7 @@ def parse_pairs(
         A nested dict.
 
     Raises:
-        ConfigError: if a part is no 'key=value'.
+        ConfigError: if a part is not 'key=value'.
     """
     nested: dict = {}
     for pair in filter(str.strip, text.split(",")):
@@ -348,7 +347,7 @@ def _as_yaml(value: Any) -> str:
 
 
 def _values(each: Option) -> str:
-    """Returns which values an option takes, in a few words."""
+    """Describes the valid values of an option in a few words."""
     words = "|" if each.kind is list else ", "
     kinds = {int: "whole number", float: "number", str: "text", list: "list"}
     text = words.join(map(str, each.choices)) or kinds.get(
@@ -406,7 +405,7 @@ def to_markdown(sections: Mapping[str, type]) -> str:
 
 
 def written_files(sections: Mapping[str, type]) -> dict[pathlib.Path, str]:
-    """Returns what is written from the options of a run, path to text."""
+    """Returns the generated files: path to text."""
     page = pathlib.Path("docs/options.md")
     head = page.read_text(encoding="utf-8").partition(_MARK)[0]
     return {

@@ -34,9 +34,9 @@ from efficientnetv2.serving import converters
 from efficientnetv2.serving.spec import ServingSpec
 
 BATCH_SIZES = (1, 8, 32)
-"""Of which the latency is measured."""
+"""Batch sizes whose latency is measured."""
 _WARM_UP = 3
-# What `efficientnetv2 benchmark --model_dir` leaves in the folder of a run.
+# The file that `efficientnetv2 benchmark --model_dir` writes to a run.
 INFERENCE = "inference.json"
 # Of each stage in a dry run: at most so many are timed, for at most so long.
 _DRY_STEPS, _DRY_SECONDS = 8, 20.0
@@ -114,7 +114,7 @@ def apart(name: str, config: ml_collections.ConfigDict, *arguments):
 
 
 def first_step_seconds(config: ml_collections.ConfigDict) -> float:
-    """Returns the time from starting the program to its first step's end.
+    """Returns the time from the program's start to the end of its first step.
 
     With all imports and building; the data must be prepared. UserError if the
     program ends before.
@@ -166,7 +166,7 @@ def _repeat(function: Callable[[], object], times: int) -> float:
 
 
 def peak_memory() -> int:
-    """Returns the most memory that this process has had so far, in bytes."""
+    """Returns the peak memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
@@ -179,12 +179,12 @@ def stage_maker(
     on_device: bool,
     steps: int,
 ) -> Callable[..., Iterable]:
-    """Returns what makes the batches of one stage, as `Engine.dataset` asks.
+    """Returns a function that makes one stage's batches, for `Engine.dataset`.
 
     Args:
         on_device: see `pipeline.training_dataset`.
-        steps: that are used, of twice as many: a pipeline that reads no
-            further is faster.
+        steps: to use, of twice as many: a pipeline that has stopped reading
+            ahead is faster.
     """
     return functools.partial(
         pipeline.training_dataset,
@@ -217,7 +217,7 @@ def measure_stage(
 
     Args:
         index: of the stage, from 0.
-        steps: that are timed, after a few that are not.
+        steps: to time, after a few untimed ones.
 
     Returns:
         The stage's 'image_size', 'batch_size' and 'steps'; images/s of the
@@ -302,7 +302,7 @@ def measure_latency(
     """Measures inference at `eval.isize`, with random weights.
 
     Args:
-        calls: of each kind that are timed, after a few that are not.
+        calls: to time of each kind, after a few untimed ones.
 
     Returns:
         One dict each for 'form' Keras (`predict_on_batch` of normalized
@@ -353,7 +353,7 @@ _MEASUREMENTS = {
 
 
 def _answer(name: str, arguments: list[str], config_text: str) -> dict:
-    """Returns the result of a measurement, or the error of a user."""
+    """Returns the result of a measurement, or a user's error."""
     config = ml_collections.ConfigDict(yaml.safe_load(config_text))
     try:
         found = map(json.loads, arguments)
@@ -370,8 +370,8 @@ def dry_run(
 ) -> float:
     """Logs data, model, stages, and the measured time and memory of a run.
 
-    Nothing is written. The data are fetched or prepared if they are not here.
-    Returns the estimated seconds of the whole run.
+    Nothing is written. Missing data are downloaded or prepared. Returns the
+    estimated seconds of the whole run.
     """
     start = time.perf_counter()
     plan, data = config_lib.run_plan(config), runs.Splits(config, log)
@@ -401,7 +401,7 @@ def dry_run(
     log(f"{memory}.")
     text = formatting.format_seconds(seconds)
     log(f"Estimated time of the whole run: {text}.")
-    log("Nothing was written; without --dry_run the run begins.")
+    log("Nothing was written. Rerun without --dry_run to train.")
     return seconds
 
 

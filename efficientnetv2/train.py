@@ -194,7 +194,7 @@ def _evaluate(config, plan, run, engine, dataset, state, clock) -> dict:
 
 
 def _out_of_patience(config, state: State) -> bool:
-    """Whether `eval.patience` evaluations in a row brought nothing better."""
+    """Whether the last `eval.patience` evaluations brought no improvement."""
     best, since_best = -1.0, 0
     for each in state.history["evaluations"]:
         since_best = 0 if each["top1"] > best else since_best + 1
@@ -203,7 +203,7 @@ def _out_of_patience(config, state: State) -> bool:
 
 
 def _scalars(config, plan, state, progress, clock) -> dict:
-    """Returns what TensorBoard shows: means since it was asked last."""
+    """Returns TensorBoard's scalars: means since the last call."""
     step = state.step - 1
     stage = plan.stage(step)
     values = {

@@ -1,4 +1,4 @@
-"""Every EfficientNet by name, with weights."""
+"""Builds every EfficientNet by name, with or without weights."""
 
 import contextlib
 import functools
@@ -68,9 +68,9 @@ def build_model(
             bn_type, survival_prob, dropout_rate, fused_stages, blocks, ...
 
     The released code and the original one of V1 round the channels of
-    'efficientnet-b3' differently. With weights the rounding is the one that
-    fits them; without, it is the released code's, and `round_limit=0.9` gives
-    the original one, which `keras.applications` has.
+    'efficientnet-b3' differently. With weights, the rounding that fits them is
+    used; without, the released code's. `round_limit=0.9` selects the original
+    one, as in `keras.applications`.
 
     Returns:
         A functional `keras.Model` that ends with float32 logits [batch,

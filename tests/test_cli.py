@@ -214,13 +214,11 @@ def test_what_an_export_says(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     to = ["--format=tfrecord", "--output_dir=shards"]
     _call("data", "export", f"--dataset={photos}", *to)
-    lines = capsys.readouterr().out.splitlines()
-    counts = re.search(r"(\d+) images \((.*)\) in shards", lines[-2])
+    said, _, advice = capsys.readouterr().out.partition("Train on them:\n")
+    counts = re.search(r"(\d+) images \((.*)\) in shards", said)
     parts = re.findall(r"\d+", counts[2])
     assert int(counts[1]) == sum(map(int, parts)) == 600
-    command = shlex.split(
-        lines[-1].partition("train on them: ")[2] or lines[-1]
-    )
+    command = shlex.split(advice.replace("\\\n", " "))
     assert "--dataset=shards/dataset.yaml" in command
     given, _ = cli.parse(run.train, command[command.index("train") + 1 :])
     config = run.load_config(given)
@@ -229,7 +227,12 @@ def test_what_an_export_says(photos, tmp_path, monkeypatch, capsys):
     # The folder is that of the shards, not that of other data.
     _call("data", "--dataset=shards/dataset.yaml")
     text = capsys.readouterr().out
-    assert re.search(r"^here +\d shards \(in shards\)$", text, re.MULTILINE)
+    assert re.search(r"^data +\d shards in shards$", text, re.MULTILINE)
+
+    # A run does not go into the folder of its images.
+    few = ["--images_per_class=1", "--output_dir=runs/few"]
+    _call("data", "export", f"--dataset={photos}", *few)
+    assert "--model_dir=runs/few_model" in capsys.readouterr().out
 
 
 def test_an_unknown_dataset_beside_a_folder(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def test_images_are_explained_and_other_files_get_a_message(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "--model is missing"),
+        ([], "Set --model"),
         (["--model=runs/none"], "There is no model 'runs/none'"),
         (["--model=efficientnetv2-b0", "--port=0"], "--port=0"),
     ],

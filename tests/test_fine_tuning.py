@@ -121,7 +121,7 @@ def test_weights_of_another_model_are_named(folder_run):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_data")
-def test_a_failed_start_binds_nobody(tiny_config, tmp_path):
+def test_a_failed_start_leaves_the_folder_free(tiny_config, tmp_path):
     lines = []
     wrong = tiny_config(f"train.epochs=1,train.ft_init_ckpt={tmp_path}/none")
     with pytest.raises(UserError, match="none"):

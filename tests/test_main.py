@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
             ["--mode=report", "--dataset=cifar10", "--model_dir={run}"],
             ["a run on fashion_mnist"],
         ),
-        (["--model_dir="], ["--model_dir is missing"]),
+        (["--model_dir="], ["Set --model_dir"]),
         (["--mode=eval", "--dry_run"], ["for training"]),
         (
             ["--dataset=cifar10", "--data_dir={tmp}/data"]

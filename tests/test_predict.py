@@ -83,7 +83,7 @@ def test_json_and_csv(folder_run, pictures):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{photo}"], ["--model is missing"]),
+        (["{photo}"], ["Set --model"]),
         (["--model={run}"], ["No image"]),
         (["--model={run}", "{photo}", "--json", "--csv"], ["be combined"]),
         (["--model={run}", "{photo}", "--top=0"], ["top"]),
@@ -95,7 +95,7 @@ def test_json_and_csv(folder_run, pictures):
         (["--model={run}", "--weights=imagenet", "{photo}"], ["--weights"]),
     ],
 )
-def test_mistakes_are_told_without_tensorflow(
+def test_mistakes_are_reported_without_tensorflow(
     folder_run, pictures, arguments, words
 ):
     (pictures / "tensorflow.py").write_text("raise SystemExit('imported')")
@@ -238,7 +238,7 @@ def test_the_views_of_an_image():
     ("method", "part", "size"),
     [("grad_cam", "", 24), ("occlusion", "saved_model", 28)],
 )
-def test_attention_is_where_what_decides_is(
+def test_attention_is_where_the_evidence_is(
     folder_run, source, method, part, size
 ):
     """The class of an image is where its bright columns are."""

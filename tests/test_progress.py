@@ -6,7 +6,7 @@ import math
 import pytest
 
 from efficientnetv2 import config as config_lib
-from efficientnetv2.formatting import format_seconds
+from efficientnetv2.formatting import format_seconds, wrapped
 from efficientnetv2.progress import Progress
 
 
@@ -48,11 +48,21 @@ def test_a_description_fits_its_columns(config, columns):
     assert ("images/s" in text) == (columns >= 64)
 
 
-def test_a_terminal_gets_one_line_that_is_redrawn(config, monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
+
+def test_long_lines_are_wrapped_on_a_terminal_alone(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    text = f"error: {'word ' * 20}end.\n  efficientnetv2 {'--flag ' * 9}"
+    *sentence, command = wrapped(text, Terminal()).split("\n")
+    assert max(map(len, sentence)) <= 40 and sentence[1].startswith("  word")
+    assert command == text.split("\n")[1]
+    assert wrapped(text, io.StringIO()) == text
+
+
+def test_a_terminal_gets_one_line_that_is_redrawn(config, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
     terminal = Terminal()

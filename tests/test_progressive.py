@@ -70,7 +70,7 @@ def test_off_means_the_final_value_throughout(switch, columns):
             assert after == before
 
 
-def test_in_the_fashion_mnist_recipe_every_ramp_is_real():
+def test_in_the_fashion_mnist_recipe_every_ramp_is_active():
     for recipe in ("fashion_mnist", "fashion_mnist_best"):
         config = config_lib.load("fashion_mnist", recipe=recipe)
         plan = config_lib.run_plan(config)

@@ -76,7 +76,7 @@ def test_rollback_before_the_first_checkpoint(
     config = tiny_config(f"{SHORT},train.on_nan=rollback")
     latest, text = _train(config, tmp_path / "run")
     assert latest.meta["history"]["skipped"] == 2
-    assert "back to step 0" in text
+    assert "returning to step 0" in text
     _poison(monkeypatch, list(range(100)))
     monkeypatch.setattr(recovery, "_MOST_ROLLBACKS", 1)
     with pytest.raises(recovery.NotFiniteError, match="went back 1 times"):
@@ -120,7 +120,7 @@ def _limit_memory(monkeypatch, most):
     monkeypatch.setattr(Engine, "_side_by_side", limited)
 
 
-def test_too_little_memory_is_answered_by_smaller_parts(
+def test_out_of_memory_leads_to_smaller_parts(
     tiny_config, tmp_path, monkeypatch
 ):
     config = tiny_config(f"{SHORT},{EXACT}")

@@ -26,8 +26,10 @@ OVERRIDES = (
 )
 
 
-def run_in_terminal(command: list[str], folder: pathlib.Path) -> bytes:
-    """Returns what a command writes into a terminal; it must succeed."""
+def run_in_terminal(
+    command: list[str], folder: pathlib.Path, status: int = 0
+) -> bytes:
+    """Returns what a command writes into a terminal, by its exit status."""
     master, slave = pty.openpty()
     size = struct.pack("HHHH", ROWS, COLUMNS, 0, 0)
     fcntl.ioctl(slave, termios.TIOCSWINSZ, size)
@@ -55,7 +57,7 @@ def run_in_terminal(command: list[str], folder: pathlib.Path) -> bytes:
                 break
             written += part
     os.close(master)
-    assert process.returncode == 0, written.decode(errors="replace")
+    assert process.returncode == status, written.decode(errors="replace")
     return written
 
 
@@ -121,3 +123,15 @@ def test_the_bar_fits_and_is_redrawn(written):
     assert max(map(len, bars)) <= COLUMNS
     assert "images/s" in bars[-1] or "Evaluating" in bars[-1]
     assert "\x1b[32m" in written.decode()
+
+
+def test_mistakes_and_tables_break_between_words(tmp_path):
+    program = [sys.executable, "-m", "efficientnetv2"]
+    for arguments, status, word in (
+        (["trian"], 2, "benchmark"),
+        (["predict", "--model=photo", "a.png"], 2, "hparams/models/"),
+        (["data", "--dataset=cars"], 0, "Categorization"),
+    ):
+        lines = lines_of(run_in_terminal(program + arguments, tmp_path, status))
+        assert max(map(len, lines)) <= COLUMNS
+        assert any(word in line for line in lines)

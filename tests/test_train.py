@@ -275,16 +275,14 @@ def test_stages_drawn_at_random(tiny_config, tmp_path, monkeypatch, capsys):
     assert checkpoints.list_steps(tmp_path / "whole") == [8, 12, 15]
 
 
-def test_a_corrupt_checkpoint_is_passed_over(
-    tiny_config, tmp_path, uninterrupted
-):
+def test_a_corrupt_checkpoint_is_skipped(tiny_config, tmp_path, uninterrupted):
     config = tiny_config(RESUMED)
     expected = _run_once(config, uninterrupted)
     shutil.copytree(uninterrupted, tmp_path / "run")
     newest = checkpoints.path_of_step(tmp_path / "run", 15)
     newest.write_bytes(newest.read_bytes()[:-2000])
     text = _execute(config, tmp_path / "run", mode="train")
-    assert "cut short" in text and "Resuming at step 12" in text
+    assert "truncated" in text and "Resuming at step 12" in text
     assert_same(_weights(tmp_path / "run"), expected)
 
 

@@ -49,7 +49,7 @@ _HEAD = ("run", "dataset", "model", "top-1", "of", "minutes", "state")
     ),
 )
 def data(given: flags.FlagValues, words: Sequence[str]) -> int | None:
-    r"""List datasets; see, write or prepare one.
+    r"""List datasets; preview, export or check one.
 
         efficientnetv2 data
         efficientnetv2 data --dataset=cifar10
@@ -58,11 +58,10 @@ def data(given: flags.FlagValues, words: Sequence[str]) -> int | None:
             --images_per_class=100
         efficientnetv2 data check --dataset=photos
 
-    `preview` writes a contact sheet for each stage of a run: what the network
-    sees, with the labels and their weights below each image. `export` writes
-    a dataset as a folder of images, or as TFRecord shards with their YAML
-    file. `check` decodes every image and lists those that cannot be read; the
-    exit status is then 1.
+    `preview` writes a contact sheet for each stage of a run: the images as the
+    network sees them, above their labels. `export` writes a dataset as a folder
+    of images, or as TFRecord shards with their YAML file. `check` decodes every
+    image and lists those that cannot be read; the exit status is then 1.
     """
     action, *more = words or [None]
     actions = {"preview": _preview, "export": _export, "check": _check}
@@ -70,12 +69,12 @@ def data(given: flags.FlagValues, words: Sequence[str]) -> int | None:
         raise UserError(
             f"Unknown action {action!r}."
             + declarative.suggest(action, list(actions))
-            + " A dataset is named by --dataset."
+            + " Name a dataset with --dataset."
         )
     cli.no_words(more)
     folder = registry.data_dir(given.data_dir)
     if action and not given.dataset:
-        raise UserError("--dataset is missing, such as fashion_mnist.")
+        raise UserError("Set --dataset, for example --dataset=fashion_mnist.")
     if action:
         return actions[action](given, folder)
     return _dataset(given.dataset, folder) if given.dataset else _list(folder)
@@ -84,7 +83,7 @@ def data(given: flags.FlagValues, words: Sequence[str]) -> int | None:
 def _place(
     info: registry.DatasetInfo, folder: pathlib.Path
 ) -> str | pathlib.Path:
-    """Returns the folder that holds a dataset, or should."""
+    """Returns the folder that holds a dataset, or would hold it."""
     if info.folder or info.source != "tfrecord":
         return info.folder or folder
     places = registry.shard_folders(info, folder)
@@ -114,11 +113,13 @@ def _dataset(name: str, folder: pathlib.Path) -> None:
     names = ", ".join(info.class_names[:_MOST_SHOWN])
     more = info.num_classes - _MOST_SHOWN
     names += f" and {more:,} more" if more > 0 else ""
+    state, place = registry.state(info, folder), _place(info, folder)
+    found = {"-": "not found", "here": "found"}.get(state, state)
     rows = [
         ("classes", f"{info.num_classes:,}: {names}"),
         ("source", " ".join(filter(None, (info.source, info.tfds_name)))),
         ("recipe", info.recipe),
-        ("here", f"{registry.state(info, folder)} (in {_place(info, folder)})"),
+        ("data", f"{found} in {place}"),
         ("licence", info.license),
         ("citation", info.citation),
         ("how to get", info.how_to_get),
@@ -135,7 +136,8 @@ def _dataset(name: str, folder: pathlib.Path) -> None:
     rows += [("note", note) for note in registry.notes(info)]
     for label, text in rows:
         if text:
-            print(f"{label:12}{text}")
+            line = f"{label:12}{text}"
+            print(formatting.wrapped(line, sys.stdout, indent=" " * 12))
 
 
 def _by_class(counts: dict[str, int]) -> str:
@@ -160,7 +162,7 @@ def _preview(given: flags.FlagValues, _) -> None:
 
 def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
     if not given.output_dir:
-        raise UserError("--output_dir is missing, such as photos.")
+        raise UserError("Set --output_dir, for example --output_dir=photos.")
     info = registry.load_info(given.dataset)
     with backend.importing_tensorflow():
         from efficientnetv2.data import loading, output
@@ -176,10 +178,16 @@ def _export(given: flags.FlagValues, folder: pathlib.Path) -> None:
     counts = [written.splits[split].num_images for split in splits]
     parts = ", ".join(map("{} {:,}".format, splits, counts))
     print(f"{sum(counts):,} images ({parts}) in {given.output_dir}")
-    name = pathlib.Path(given.output_dir).name
+    run = pathlib.Path("runs", pathlib.Path(given.output_dir).name)
+    if run == pathlib.Path(given.output_dir):
+        run = run.with_name(f"{run.name}_model")
+    print("Train on them:")
     print(
-        f"Train on them: {formatting.program()} train --dataset={path} "
-        f"--model_dir=runs/{name}"
+        formatting.wrap_command(
+            f"{formatting.program()} train",
+            f"--dataset={formatting.quote(path)}",
+            f"--model_dir={formatting.quote(run)}",
+        )
     )
 
 
@@ -201,10 +209,10 @@ def _check(given: flags.FlagValues, folder: pathlib.Path) -> int:
         int,
         low=1,
     ),
-    Flag("num_classes", "Width of the classifier.", int, 1000, low=1),
+    Flag("num_classes", "Number of classes.", int, 1000, low=1),
     Flag(
         "hparam_str",
-        "Options of the section model: model.fused_stages=3.",
+        "Options of the model, such as model.fused_stages=3.",
         default="",
     ),
 )
@@ -216,7 +224,7 @@ def models(given: flags.FlagValues, words: Sequence[str]) -> None:
         efficientnetv2 models --model_name=efficientnet-b4 \
             --hparam_str=model.fused_stages=3
 
-    Top-1 is on ImageNet, as the authors publish it with their weights.
+    Top-1 is ImageNet accuracy as published with the weights.
     """
     cli.no_words(words)
     return _model(given) if given.model_name else _models(given)
@@ -228,8 +236,8 @@ def _load_model(name: str, given: flags.FlagValues) -> tuple[dict, int]:
     other = sorted(overrides.keys() - {"model"})
     if other:
         raise UserError(
-            f"--hparam_str: {other[0]!r} does not change a model; here are "
-            "only options of the section 'model'."
+            f"--hparam_str: {other[0]!r} does not affect a model; only options "
+            "of the section 'model' do."
         )
     options = {"num_classes": given.num_classes, **overrides.get("model", {})}
     config = config_lib.load_model(name, options)
@@ -252,7 +260,11 @@ def _model(given: flags.FlagValues) -> None:
     )
     if name in declarative.names("models"):
         for entry in catalog.list_weights(name):
-            top1 = f"top-1 {entry.top1:.1%}" if entry.top1 else "no top-1 known"
+            top1 = (
+                f"top-1 {entry.top1:.1%}"
+                if entry.top1
+                else "top-1 not published"
+            )
             print(f"published weights {entry.weights}: {top1}")
 
 
@@ -281,8 +293,8 @@ def _percent(value: float | None) -> str:
 
 
 @cli.command(
-    Flag("csv", "Print CSV.", bool, default=False),
-    Flag("plot", "PNG file for the curves of the runs."),
+    Flag("csv", "Print as CSV.", bool, default=False),
+    Flag("plot", "Plot the curves of the runs to this PNG file."),
 )
 def runs(given: flags.FlagValues, words: Sequence[str]) -> None:
     """List the runs in a folder, or compare some: options, results, curves.
@@ -291,7 +303,7 @@ def runs(given: flags.FlagValues, words: Sequence[str]) -> None:
         efficientnetv2 runs runs/ --csv > runs.csv
         efficientnetv2 runs runs/first runs/second --plot=curves.png
 
-    Top-1 is on the test split, or on validation before there is a test.
+    Top-1 is on the test split, or on validation until the run is tested.
     """
     folders = list(words) or ["runs"]
     if len(folders) > 1:
@@ -334,7 +346,7 @@ def _compare(
     options = overview.differing_options(runs)
     _print(rows + options, as_csv, range(len(rows[0])))
     if not options and not as_csv:
-        print("The options are the same.")
+        print("All options are the same.")
 
 
 def _print(rows, as_csv: bool, left: Sequence[int]) -> None:

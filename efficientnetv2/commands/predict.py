@@ -30,11 +30,11 @@ _MODEL = (
     ),
     Flag(
         "checkpoint",
-        "Of a run: best, last, a step or a file; default: best.",
+        "For a run: best, last, a step or a file; default: best.",
     ),
     Flag(
         "weights",
-        "Of a published model: imagenet (default), or others. Names that "
+        "For a published model: imagenet (default), or others. Names that "
         "efficientnetv2.build_model takes, such as imagenet21k-ft1k, or a "
         "path.",
     ),
@@ -46,12 +46,12 @@ _MODEL = (
     ),
     Flag(
         "normalization",
-        "How pixels are scaled, for a model that does not say so: v2, v1, "
-        "lite, ft or none.",
+        "How pixels are scaled, if the model does not say so: v2, v1, lite, "
+        "ft or none.",
     ),
     Flag(
         "class_names",
-        "Dataset whose classes the model has, where it does not name them.",
+        "Dataset with the model's classes, if the model does not name them.",
     ),
 )
 
@@ -61,8 +61,8 @@ _MODEL = (
     Flag("top", "Classes printed per image; default: 5.", int, 5, low=1),
     Flag(
         "threshold",
-        "Leave out less probable classes. Images with no class left go into "
-        f"the folder {UNSURE}.",
+        "Omit less probable classes. Images with no class left go into the "
+        f"folder {UNSURE}.",
         float,
         default=0.0,
         low=0.0,
@@ -73,8 +73,8 @@ _MODEL = (
     Flag("csv", "Print CSV, one row per class.", bool, False),
     Flag(
         "tta",
-        "Mean over mirror images (flip), crops, or both (all). Crops are the "
-        "corners and the centre, 7/8 of each side, beside the whole image.",
+        "Average over mirror images (flip), crops, or both (all). Crops are "
+        "the corners and the centre, 7/8 of each side, beside the whole image.",
         choices=("flip", "crop", "all"),
     ),
     Flag(
@@ -82,12 +82,12 @@ _MODEL = (
         "Write the features of the images to this .npz file. It holds `files` "
         "and `features`, float32 [images, features].",
     ),
-    Flag("sort_to", "Copy the images into folders by class, below this one."),
-    Flag("annotate_to", "Write copies with the class below the image here."),
+    Flag("sort_to", "Copy the images into one sub-folder per class here."),
+    Flag("annotate_to", "Write copies captioned with the class here."),
     Flag(
         "grad_cam_to",
-        "Write pictures of where the network looked here. Grad-CAM of the "
-        "likeliest class.",
+        "Write pictures of where the network looked here. This is Grad-CAM "
+        "for the most likely class.",
     ),
     rare=_RARE,
 )
@@ -98,12 +98,12 @@ def predict(given: flags.FlagValues, words: Sequence[str]) -> int:
         efficientnetv2 predict --model=runs/photos folder/ '*.jpg' --json
         efficientnetv2 predict --model=runs/photos folder/ --sort_to=sorted
 
-    Folders are searched recursively. Prints the likeliest classes of each
+    Folders are searched recursively. Prints the most likely classes of each
     image with their probabilities. Missing and unreadable images are skipped
     with a message, and the exit status is then 1.
     """
     if not given.model:
-        raise UserError("--model is missing, such as runs/fashion_mnist.")
+        raise UserError("Set --model, for example --model=runs/fashion_mnist.")
     if given.json and given.csv:
         raise UserError("--json and --csv cannot be combined.")
     if not words:
@@ -113,7 +113,7 @@ def predict(given: flags.FlagValues, words: Sequence[str]) -> int:
     if inspects and found.kind == "saved_model":
         raise UserError(
             "--features and --grad_cam_to need the network, which a "
-            "SavedModel does not give: name the folder of the run."
+            "SavedModel does not expose: name the folder of the run."
         )
     # Names of files need not be valid text.
     sys.stdout.reconfigure(errors="surrogateescape")
@@ -266,7 +266,7 @@ def _csv_writer() -> Callable:
     ),
     Flag(
         "share",
-        "Let Gradio give the page a public address for a week.",
+        "Also publish the page through Gradio, for a week.",
         bool,
         default=False,
     ),
@@ -278,12 +278,12 @@ def demo(given: flags.FlagValues, words: Sequence[str]) -> None:
         efficientnetv2 demo --model=runs/fashion_mnist
         efficientnetv2 demo --model=efficientnetv2-b0 --port=8080
 
-    Takes each model that `efficientnetv2 predict` takes. Only this machine can
+    Takes any model that `efficientnetv2 predict` takes. Only this machine can
     reach the page, unless --host or --share says otherwise.
     """
     cli.no_words(words)
     if not given.model:
-        raise UserError("--model is missing, such as runs/fashion_mnist.")
+        raise UserError("Set --model, for example --model=runs/fashion_mnist.")
     formats.find_model(given.model, given.checkpoint, given.weights)
     if importlib.util.find_spec("gradio") is None:
         raise UserError(

@@ -50,7 +50,7 @@ _EXPORT = (
         default=False,
     ),
 )
-_NO_MODEL_DIR = "--model_dir is missing, such as runs/fashion_mnist."
+_NO_MODEL_DIR = "Set --model_dir, for example --model_dir=runs/fashion_mnist."
 
 
 # --- Configurations ---------------------------------------------------------
@@ -59,7 +59,7 @@ _NO_MODEL_DIR = "--model_dir is missing, such as runs/fashion_mnist."
 def load_config(
     given: flags.FlagValues, saved: Mapping[str, Any] | None = None
 ) -> ml_collections.ConfigDict:
-    """Returns the configuration that the flags give.
+    """Returns the configuration from the flags.
 
     Args:
         given: the flags.
@@ -148,7 +148,7 @@ def train(given: flags.FlagValues, words: Sequence[str]) -> None:
 
 @cli.command(
     "model_dir checkpoint",
-    Flag("dataset", "Other images; default: the run's."),
+    Flag("dataset", "Dataset to evaluate on; default: the run's."),
     Flag(
         "model_name",
         "With --weights: a name of hparams/models/, or a YAML file.",
@@ -219,7 +219,8 @@ def export(given: flags.FlagValues, words: Sequence[str]) -> None:
 
         efficientnetv2 export runs/fashion_mnist --formats=keras,litert,onnx
 
-    What differs too much from Keras is not written, and the exit status is 1.
+    An export that differs too much from Keras is not written; the exit status
+    is then 1.
     """
     _take_model_dir(given, words)
     formats.check_formats(given.formats or formats.DEFAULT)

@@ -45,7 +45,7 @@ def study(given: flags.FlagValues, words: Sequence[str]) -> None:
     cli.no_words(words)
     if given.only != "report":
         if not given.study:
-            raise UserError("--study is missing, such as regularization.")
+            raise UserError("Set --study, for example --study=regularization.")
         with backend.importing_tensorflow():
             from efficientnetv2.study import definition, work
 
@@ -124,8 +124,8 @@ def benchmark(given: flags.FlagValues, words: Sequence[str]) -> None:
             --hparam_str=train.isize=64,eval.isize=64 --json=speed.json
         efficientnetv2 benchmark --model_dir=runs/fashion_mnist
 
-    Each measurement runs in a process of its own. Of a finished run, images/s
-    of inference are also written to inference.json in its folder.
+    Each measurement runs in a process of its own. For a finished run, images/s
+    of inference also go to inference.json in its folder.
     """
     cli.no_words(words)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -178,7 +178,7 @@ def format_speed(result: Mapping) -> str:
         f"{', '.join(machine['devices'])}\n"
         f"Matrix products of float32: {peak:.0f} GFLOP/s\n\n"
         f"{formatting.align_table(rows)}\n\n"
-        f"A whole run waits for data {result['waiting_share']:.1%} of its "
-        f"time.\nThe first step ends {seconds:.1f} s after the start of the "
-        f"program.\n\n{formatting.align_table(calls, left=[0])}"
+        f"A whole run spends {result['waiting_share']:.1%} of its time waiting "
+        f"for data.\nThe first step ends {seconds:.1f} s after the start of "
+        f"the program.\n\n{formatting.align_table(calls, left=[0])}"
     )

@@ -97,7 +97,7 @@ def _if(condition, place) -> tf.Tensor:
 
 
 def format_of(data: tf.Tensor) -> tf.Tensor:
-    """Returns what an encoded image is by its first bytes: int32 scalar.
+    """Returns the format of an encoded image by its first bytes: int32 scalar.
 
     One of `JPEG`, `PNG`, `WEBP`, `BMP`, `GIF` and `UNKNOWN`.
     """
@@ -262,16 +262,16 @@ def turn(image: tf.Tensor, turned: tf.Tensor) -> tf.Tensor:
 def decode(data: tf.Tensor, portable: bool = False) -> tf.Tensor:
     """Decodes an encoded image to RGB, upright.
 
-    The orientation that EXIF gives is applied. Grayscale is repeated, CMYK is
-    converted, transparency is left out, as Pillow's `convert("RGB")` does,
-    and of an animation the first frame is taken. Of 16 bits the upper eight
-    are taken; where the file says (sBIT) that fewer are used, and no pixel
-    exceeds them, the upper eight of these.
+    The EXIF orientation is applied. Grayscale is repeated, CMYK is converted,
+    and transparency is dropped, as in Pillow's `convert("RGB")`. An animation
+    gives its first frame. Samples of 16 bits give their upper eight bits; if
+    the file says (sBIT) that fewer are used, and no pixel exceeds them, the
+    upper eight of these.
 
     Args:
         data: string scalar: JPEG, PNG, BMP, GIF or WebP.
         portable: TensorFlow operations only, for a model that is exported;
-            BMP is then read with 24 or 32 bits per pixel alone.
+            BMP is then read with 24 or 32 bits per pixel only.
 
     Returns:
         uint8 [height, width, 3].
@@ -332,7 +332,7 @@ def _significant_bits(data: tf.Tensor) -> tf.Tensor:
 
 
 def _decode_webp(data: tf.Tensor) -> tf.Tensor:
-    """Decodes a WebP, of an animation the first frame.
+    """Decodes a WebP, or the first frame of an animation.
 
     TensorFlow's decoder refuses animations without transparency, and may
     overwrite memory with others: it is given the frame as a file of its own.

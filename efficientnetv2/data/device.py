@@ -3,7 +3,7 @@
 Written in `keras.ops`, for XLA on either backend: shapes are static, nothing
 branches on an image, and nothing calls back to the host. Each operation runs
 on the whole batch, and each image keeps the result of the one that it drew;
-what an accelerator computes in vain costs it less than sorting the images.
+on an accelerator, wasted results cost less than sorting the images.
 
 The values equal those of `ops` to the last bit. A compiler may contract a * b
 + c into one operation that rounds once, where `ops` rounds twice; `_product`
@@ -287,8 +287,8 @@ def blend(
 def is_chosen(config: ml_collections.ConfigDict, accelerated: bool) -> bool:
     """Resolves `data.augment_on`; accelerated: on a GPU or TPU.
 
-    A CPU's cores are not relieved by themselves, and below 96 pixels two of
-    them augment more images a second than an accelerator trains on.
+    Moving work from a CPU to itself gains nothing, and below 96 pixels two
+    cores augment more images per second than an accelerator trains on.
     """
     if config.data.augment_on is not None:
         return config.data.augment_on == "device"
@@ -306,7 +306,7 @@ def batch_maker(config: ml_collections.ConfigDict) -> Callable:
 
 
 def finish(batch: Mapping, mode: str) -> tuple:
-    """Makes a training batch of what `pipeline.training_dataset` sends.
+    """Turns the output of `pipeline.training_dataset` into a training batch.
 
     Args:
       batch: 'images', uint8 [batch, size, size, 1 or 3], or float32, already

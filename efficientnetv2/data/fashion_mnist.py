@@ -22,8 +22,6 @@ import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import pooch
-
 from efficientnetv2.errors import DataError
 
 if TYPE_CHECKING:
@@ -198,6 +196,9 @@ def _reason(error: Exception) -> str:
 
 def _download(mirror: str, folder: pathlib.Path) -> None:
     """Raises OSError or ValueError if the mirror lacks an archive."""
+    # Imports tqdm's notebook bar, which warns where Jupyter has no widgets.
+    import pooch
+
     pooch.get_logger().setLevel("ERROR")
     registry = {name: sha256 for name, (sha256, _) in ARCHIVES.items()}
     store = pooch.create(folder, mirror, registry=registry, retry_if_failed=1)

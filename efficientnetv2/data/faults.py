@@ -1,9 +1,9 @@
 """Whether data can be read: at a glance before training, or image by image.
 
 A pipeline reads and decodes in TensorFlow's graph, whose errors name an
-operation and no file: which example it was is looked for only afterwards, by
-`named`. `before_training` reads the first bytes of every file, which takes
-seconds for a hundred thousand; `check_dataset` decodes everything.
+operation and no file; `named` finds the example afterwards. `before_training`
+reads the first bytes of every file, which takes seconds for a hundred thousand;
+`check_dataset` decodes everything.
 """
 
 import concurrent.futures
@@ -34,7 +34,7 @@ from efficientnetv2.errors import DataError
 
 _SHOWN = 5
 _AT_ONCE = 500
-# Reading is waiting, above all on a network.
+# Reading mostly waits, above all on a network.
 _THREADS = 16
 _DECODERS = os.cpu_count() or 1
 # Of a file, to see what it is.
@@ -42,7 +42,7 @@ _HEAD = 64
 _SAMPLE = 32
 # Files of one name and size in two splits, whose contents are compared.
 _COMPARED = 100
-# Shrunk by more than this, images that are sampled look unlike themselves.
+# Shrunk by more than this, sampled images are distorted.
 _MOST_SHRINKING = 2.0
 # TensorFlow quotes a record that it cannot parse in its message; where the
 # record is not UTF-8, raising the error fails itself.
@@ -107,7 +107,7 @@ def fault_of_beginning(head: bytes, size: int) -> str | None:
         return "it is empty"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         (length,) = struct.unpack("<I", head[4:8])
-        return "it is cut short" if size < length + 8 else None
+        return "it is truncated" if size < length + 8 else None
     if head.startswith(tuple(itertools.chain(*decoding.FIRST_BYTES.values()))):
         return None
     return f"it is {_kind(head)}, not {FORMATS}"
@@ -188,9 +188,9 @@ def before_training(
     if factor > _MOST_SHRINKING:
         log(
             f"Warning: images are shrunk by {factor:.1f} for evaluation at "
-            f"eval.isize={config.eval.isize}, and pixels are skipped: fine "
-            "patterns turn into others. data.antialias=true averages them; "
-            "this recipe keeps to the numbers of the released code."
+            f"eval.isize={config.eval.isize}, which skips pixels and distorts "
+            "fine patterns. data.antialias=true averages pixels instead; this "
+            "recipe follows the released code."
         )
 
 
@@ -239,7 +239,7 @@ def _fault_of_shard(head: bytes, size: int) -> str | None:
     # A shard may hold no record. A record has eight bytes for its length, and
     # two checksums of four.
     if size and (size < 16 or struct.unpack("<Q", head[:8])[0] + 16 > size):
-        return "it is cut short, or not a TFRecord file"
+        return "it is truncated, or not a TFRecord file"
     return None
 
 
@@ -318,9 +318,9 @@ def _dark(source: EncodedSource) -> Iterator[str]:
             data = tf.io.read_file(data) if source.in_files else data
             if tf.reduce_max(decoding.decode(tf.constant(data))) < 16:
                 yield (
-                    f"Note: {source.describe(number)} is nearly black: of its "
-                    "16 bits it uses at most 12 without saying so (sBIT). "
-                    "Scale it."
+                    f"Note: {source.describe(number)} is nearly black: it uses "
+                    "at most 12 of its 16 bits without saying so (sBIT). "
+                    "Rescale it."
                 )
 
 
@@ -357,7 +357,7 @@ def reasons_of_items(source: EncodedSource) -> Iterator[str | None]:
             return _reason(error)
 
     with concurrent.futures.ThreadPoolExecutor(_DECODERS) as pool:
-        # Whoever wants one fault alone need not wait for the others.
+        # A caller that wants one fault need not wait for the others.
         for first in range(0, len(source), _AT_ONCE):
             yield from pool.map(reason_of, source.items[first:][:_AT_ONCE])
 
@@ -390,7 +390,7 @@ def _in_shard(source, advance, shard) -> tuple[int, list[str]]:
             break
         except tf.errors.DataLossError:
             faults.append(
-                f"{shard.path} is corrupt or cut short at record {number:,}. "
+                f"{shard.path} is corrupt or truncated at record {number:,}. "
                 "Write or copy it again."
             )
             break

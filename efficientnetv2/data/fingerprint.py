@@ -1,4 +1,4 @@
-"""What a run keeps of its data: the names of its classes, and a fingerprint.
+"""What a run records of its data: the names of its classes, and a fingerprint.
 
 MODEL_DIR/class_names.txt is written once. MODEL_DIR/data.json says how many
 images each split and class had, with a hash over the names and sizes of the
@@ -320,7 +320,7 @@ def say_changes(
     model_dir: pathlib.Path,
     log: Callable[[str], None],
 ) -> None:
-    """Says if the data of a run are not those that it trained on.
+    """Logs whether a run's data differ from those it was trained on.
 
     Nothing is said about other data, nor where the run has no fingerprint.
     """

@@ -156,8 +156,8 @@ def scan(root: pathlib.Path) -> Listing:
     notes = []
     if parts.keys() == {"train"} and parts["train"] is not tree:
         notes.append(
-            f"{root} has no folder for validation or test beside "
-            f"{parts['train'].name}/, whose images are split by their names."
+            f"{root} has no validation or test folder beside "
+            f"{parts['train'].name}/, so its images are split by their names."
         )
     listed = {
         split: _classes(part, split, declared) for split, part in parts.items()

@@ -153,10 +153,10 @@ def divide(
     notes: list[str],
     multi_label: bool = False,
 ) -> Listing:
-    """Returns all splits, those that lack taken from 'train' by name.
+    """Returns all splits; missing ones are taken from 'train', by name.
 
-    In which split an image falls depends on its name alone, so that images
-    may be added without moving any.
+    An image's split depends on its name alone, so that adding images moves
+    none.
 
     Args:
         entries: (label, name, path) of the images of 'train' and perhaps
@@ -388,7 +388,7 @@ def read_names(path: str | os.PathLike) -> list[str]:
 def read_names_in_words(path: str | os.PathLike) -> dict[str, str]:
     """Returns the classes of a file with a name and, after a tab, words.
 
-    Lines that begin with # are for people; a name without words stands for
+    Lines that begin with # are comments; a name without words stands for
     itself. For errors see `read_names`.
     """
     rows = [line.split("\t") for line in read_names(path) if line[:1] != "#"]
@@ -415,7 +415,7 @@ def folder_name(class_name: str) -> str:
 
 
 def match_names(found: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Returns where each of some names stands in a list of names.
+    """Returns the index of each name in a list of names.
 
     Args:
         found: names of classes, or of their folders.
@@ -445,7 +445,7 @@ def match_names(found: Sequence[str], wanted: Sequence[str]) -> list[int]:
 def compare_names(
     one: Sequence[str], other: Sequence[str], one_is: str, other_is: str
 ) -> str:
-    """Returns two lists of names for an error; of long ones what differs."""
+    """Formats two lists of names for an error; of long ones, what differs."""
     lines = []
     for label, names, others in ((one_is, one, other), (other_is, other, one)):
         few = len(names) <= _MOST_CLASSES

@@ -127,7 +127,8 @@ def load_split(
     if per_class and split == config.train.split:
         source = with_images_per_class(source, per_class)
         log(
-            f"{split}: {len(source):,} of these images, {per_class:,} per class"
+            f"{split}: using {len(source):,} of these images, {per_class:,} "
+            "per class"
         )
     return source
 

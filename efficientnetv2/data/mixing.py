@@ -60,7 +60,7 @@ def partners(batch_size, mixup_alpha, cutmix_alpha) -> tuple:
 
 
 def _cutmix_boxes(size, uniforms: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
-    """Draws the rectangle in which each image shows its partner.
+    """Draws the rectangle of each image that its partner fills.
 
     The part of the image that is kept, before the box is cut off at the
     border, is a draw from Beta(alpha, alpha); uniforms: float32 [batch, 6].

@@ -97,7 +97,7 @@ def write_sheets(
     folder: pathlib.Path,
     title: str,
 ) -> list[pathlib.Path]:
-    """Writes one sheet a stage: the first batch of the stage.
+    """Writes one sheet per stage, with the first batch of the stage.
 
     Args:
         config: from `with_batch_size`.
@@ -256,12 +256,12 @@ def write_dataset(
 
     Raises:
         DataError: if the folder is not empty or cannot be written, or images
-            have several classes, for which folders have no place.
+            have several labels, which folders cannot express.
     """
     if info.multi_label and form == "folder":
         raise DataError(
-            f"{info.name}: its images have several classes, a folder has one "
-            "a file. Use --format=tfrecord."
+            f"{info.name}: its images have several labels, and folders allow "
+            "one per file. Use --format=tfrecord."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -296,8 +296,9 @@ def write_dataset(
 def encoded(source: Source, images_per_class: int | None = None) -> Examples:
     """Yields encoded images and labels, in order.
 
-    Images in memory become PNG; others are what they were. `images_per_class`
-    are the first so many, of an image's first class where it has several.
+    Images in memory become PNG; others stay as they are. `images_per_class`
+    keeps the first ones of each class; an image with several classes counts for
+    its first.
 
     Yields:
         (image, label): bytes; int64 scalar, or float32 [classes] of zeros and

@@ -4,12 +4,11 @@ Every batch is a pure function of (seed, step), so a resumed run repeats the
 batches of an uninterrupted one. Stages differ in numbers only, which are
 looked up by step: one pipeline, traced once, serves all of them.
 
-Images that are in memory are gathered, cropped and resized as a batch. Encoded
-images are decoded, cropped and resized one by one, with the random numbers
-that the same images in memory would have; of a JPEG only the crop is decoded,
-and smaller where it will be small. Shards are read in an order of their own:
-files in random order, several in turn, and records in random order within
-windows.
+Images in memory are gathered, cropped and resized as a batch. Encoded images
+are decoded, cropped and resized one by one, with the random numbers that the
+same images in memory would have; only the crop of a JPEG is decoded, at reduced
+size if it will be small. Shards are read in their own order: files in random
+order, several in turn, and records in random order within windows.
 """
 
 import ml_collections
@@ -59,7 +58,7 @@ def epoch_indices(
 
 
 def _shuffled(index: tf.Tensor, count: int, seed: tf.Tensor) -> tf.Tensor:
-    """Returns where places in a random order of so many things lead."""
+    """Maps positions to items of a random permutation of `count` items."""
     return tf.raw_ops.RandomIndexShuffle(
         index=index,
         seed=tf.concat([seed, [0]], 0),
@@ -287,8 +286,7 @@ def training_dataset(
     Args:
         first_step: where to begin, above 0 in a resumed run.
         skipped: batches of data that were left out before: a step takes the
-            batch that otherwise belongs to so many steps later, but keeps its
-            stage.
+            batch of the step that many steps later, but keeps its own stage.
         part: (number, parts) of a batch, for one of several workers. The
             parts of all workers together are the whole batch; where examples
             come from shards each worker reads shards of its own.
@@ -298,7 +296,7 @@ def training_dataset(
     Returns:
         A dataset of (images, labels): float32 [batch / parts, size, size, 3],
         with the size of the stage, and float32 [batch / parts, classes]. With
-        `on_device` of a dict of tensors, each with the batch as first axis.
+        `on_device`, of dicts of tensors whose first axis is the batch.
     """
     schedule = _Schedule(config, plan, skipped, part, on_device)
     if isinstance(source, StreamSource):

@@ -1,7 +1,7 @@
 """From decoded images to what the network sees.
 
-Four conventions, chosen by `data.normalization`, whose numbers
-`normalizations` has. 'v2', 'ft' and 'lite' resize bilinearly, 'v1' bicubically.
+Four conventions, chosen by `data.normalization`; see `normalizations` for their
+numbers. 'v2', 'ft' and 'lite' resize bilinearly, 'v1' bicubically.
 """
 
 import tensorflow as tf
@@ -181,12 +181,12 @@ def decode_part(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes the part of a JPEG that a crop reads, upright.
 
-    A box of at least 2, 4 or 8 times `size` is decoded smaller by that
-    factor: the decoder averages pixels, where resizing would skip them. With
-    antialiasing it is still twice as large as `size` then, so that resizing,
-    which averages too, makes of it what it makes of the whole image.
-    What lies below the crop is not read: an image that is cut short there is
-    no error.
+    A box of at least 2, 4 or 8 times `size` is decoded smaller by that factor:
+    the decoder averages pixels, where resizing would skip them. With
+    antialiasing the decoded box is still at least twice `size`, so that
+    resizing, which averages too, gives what it would give for the whole image.
+    What lies below the crop is not read, so an image truncated there is no
+    error.
 
     Args:
         data: string scalar, an image that `can_decode_part` accepts.
@@ -197,8 +197,8 @@ def decode_part(
 
     Returns:
         uint8 [height, width, 3], and the box in its pixels, float32 [4].
-        `crop_resize_flip` gives the same of both as of the whole image and
-        its box, but for what is decoded smaller.
+        `crop_resize_flip` gives the same result for both as for the whole image
+        and its box, except where the box was decoded smaller.
     """
     turned = (
         decoding.orientation(data, decoding.JPEG) if turned is None else turned

@@ -185,7 +185,7 @@ def num_images(
 
 
 def state(info: DatasetInfo, folder: pathlib.Path) -> str:
-    """Returns what of a dataset is on this machine, '-' for nothing."""
+    """Returns what this machine has of a dataset, '-' for nothing."""
     if info.source == "tfrecord":
         found = {
             path
@@ -216,10 +216,10 @@ def load_info(name: str) -> DatasetInfo:
             CSV file.
 
     Raises:
-        ConfigError: for an unknown name, of which the nearest is given, or a
-            YAML file with a mistake.
-        DataError: for a folder that is not one of images by class, or a CSV
-            file that is none of images and labels.
+        ConfigError: for an unknown name (with the nearest valid one), or a YAML
+            file with a mistake.
+        DataError: for a folder without images by class, or a CSV file that does
+            not list images and labels.
     """
     try:
         return _load_info(name)
@@ -235,7 +235,7 @@ _remembered: dict[str, DatasetInfo] = {}
 
 
 def remember(info: DatasetInfo) -> None:
-    """Keeps what a run knows of its data, for where these are not there.
+    """Registers what a run knows of its data, for use without the data.
 
     `load_info` then returns it with the source `ABSENT`; its images cannot be
     loaded.

@@ -27,7 +27,7 @@ class ArraySource:
     Attributes:
         images: uint8 [examples, height, width, channels], 1 or 3 channels.
         labels: int64 [examples], in [0, classes).
-        class_names: one name a class.
+        class_names: one per class.
     """
 
     images: np.ndarray
@@ -46,7 +46,7 @@ class EncodedSource:
         items: bytes or str [examples]: encoded images, or names of files.
         in_files: whether `items` are names of files.
         labels: int64 [examples], in [0, classes).
-        class_names: one name a class.
+        class_names: one per class.
     """
 
     items: Sequence[bytes | str]
@@ -102,9 +102,8 @@ class StreamSource:
         parse: maps a serialized record to (encoded image, label): string
             scalar; int64 scalar, or float32 [classes] of zeros and ones.
         num_images: as the registry says.
-        class_names: one name a class.
-        is_good: tells of an encoded image (bytes) whether it is used; None
-            for all.
+        class_names: one per class.
+        is_good: says whether an encoded image (bytes) is used; None: all are.
     """
 
     shards: Sequence[Shard]
@@ -121,15 +120,15 @@ class StreamSource:
         return self.shards[index].path
 
     def part(self, number: int, parts: int) -> "StreamSource":
-        """Returns every so many of the shards, for one of several workers.
+        """Returns the shards for one of several workers.
 
         Raises:
             DataError: if there are fewer shards than parts.
         """
         if len(self.shards) < parts:
             raise DataError(
-                f"{len(self.shards)} shards, {self.shards[0].path} the first, "
-                f"are fewer than the {parts} hosts, each of which reads its "
+                f"{len(self.shards)} shards, from {self.shards[0].path} on, "
+                f"are fewer than the {parts} hosts, but each host reads its "
                 "own files. Write more, smaller shards."
             )
         return dataclasses.replace(self, shards=self.shards[number::parts])
@@ -225,31 +224,31 @@ def with_images_per_class(
 ) -> ArraySource | EncodedSource:
     """Returns a number of images of each class, in the order of the split.
 
-    They are chosen at random, always the same, and each choice contains all
-    smaller ones. Shards are read whole for it, and what is chosen of them is
-    kept in memory.
+    The choice is random but fixed, and contains all smaller ones. Shards are
+    read completely for it, and the chosen images are kept in memory.
 
     Raises:
-        DataError: if a class has fewer, if images have several classes, or if
-            of shards more than 10,000 images are chosen.
+        DataError: if a class has fewer, if images have several labels, or if
+            more than 10,000 images are chosen from shards.
     """
     option = f"data.images_per_class={per_class}"
     if isinstance(source, StreamSource):
         images = per_class * len(source.class_names)
         if images > MOST_IN_MEMORY:
             raise DataError(
-                f"{option} chooses {images:,} images, and of a split in shards "
-                f"at most {MOST_IN_MEMORY:,} are kept in memory. Choose at "
-                f"most {MOST_IN_MEMORY // len(source.class_names)} per class, "
-                "or write the images to a folder."
+                f"{option} chooses {images:,} images, but at most "
+                f"{MOST_IN_MEMORY:,} images of a split in shards are kept in "
+                "memory. Choose at most "
+                f"{MOST_IN_MEMORY // len(source.class_names)} per class, or "
+                "write the images to a folder."
             )
         labels = np.array([label for _, label in _in_shards(source)])
     else:
         labels = source.labels
     if labels.ndim > 1:
         raise DataError(
-            f"{option}: images have several classes, so that no number of "
-            "images per class is exact. Leave it out."
+            f"{option}: images have several labels, so an exact number of "
+            "images per class is impossible. Leave it out."
         )
     # No labels at all are an array of floats.
     labels = labels.astype(np.int64)
@@ -258,7 +257,7 @@ def with_images_per_class(
     if counts[least] < per_class:
         raise DataError(
             f"{option}: the class {source.class_names[least]!r} has only "
-            f"{counts[least]:,} training images. Choose at most so many."
+            f"{counts[least]:,} training images. Choose at most that many."
         )
     # Unlike a Generator's, this stream is the same in every NumPy version.
     order = np.random.RandomState(0).permutation(len(labels))

@@ -1,4 +1,4 @@
-"""Engines: what trains a run on a backend of Keras.
+"""Engines: what trains a run on a Keras backend.
 
 `create` gives that of the active backend, see `BaseEngine`. Here is what they
 share: a state of named variables, and the losses.
@@ -31,8 +31,8 @@ def _backend():
 def set_up(config: ml_collections.ConfigDict, training: bool = True) -> None:
     """Sets devices, threads, precision and seeds for a run.
 
-    Must be called before the backend or `tf.data` did anything; devices and
-    threads stay as the first call in a process set them.
+    Call it before the backend or `tf.data` is used; the first call in a process
+    fixes devices and threads.
 
     Args:
         training: whether all devices of the run are used, or one.
@@ -44,7 +44,7 @@ def set_up(config: ml_collections.ConfigDict, training: bool = True) -> None:
 
 
 def is_chief(config: ml_collections.ConfigDict) -> bool:
-    """Whether this process writes the run's files; of several workers one does.
+    """Whether this process writes the run's files; one of several workers does.
 
     Raises:
         UserError: if TF_CONFIG is wrong.
@@ -56,12 +56,12 @@ def create(config: ml_collections.ConfigDict, plan: RunPlan | None):
     """Returns the engine of Keras' backend, see `BaseEngine`.
 
     Args:
-        plan: of the run; None: for `logits` alone, those of the network's own
-            weights.
+        plan: of the run; None: only `logits` will be used, with the network's
+            own weights.
 
     Raises:
-        UserError: for devices that are not there, or a batch that cannot be
-            split over them.
+        UserError: for missing devices, or a batch that cannot be split over
+            them.
     """
     return _backend().Engine(config, plan)
 
@@ -94,8 +94,8 @@ class BaseEngine:
     Attributes:
         trained: the variables that the optimizer changes.
         replicas: devices that share a global batch.
-        device: what computes and how, for people.
-        parts: of a batch that are computed side by side.
+        device: description of devices and precision.
+        parts: of a batch that are computed in parallel.
         augments: whether `step` takes crops, see `device.is_chosen`.
         is_chief: whether this process writes the run's files.
         class_weights: float32 [classes] or None, see `cross_entropy`.
@@ -129,7 +129,7 @@ class BaseEngine:
 
     @property
     def network(self) -> keras.Model:
-        """From images to logits, with the raw weights of this moment."""
+        """The model from images to logits, with its current raw weights."""
         return self._network
 
     @property
@@ -166,7 +166,7 @@ def check_batch(
     if micro and part % min(micro, part):
         raise StrategyError(
             f"train.micro_batch_size={micro} does not divide the {part} images "
-            f"that each of {replicas} replicas has of a batch."
+            f"of a batch that each of {replicas} replicas gets."
         )
 
 
@@ -212,7 +212,7 @@ def check_shapes(shapes: Mapping[str, tuple], arrays: Mapping, source) -> None:
 
 
 def _select(network: keras.Model, pattern: str | None) -> list[keras.Variable]:
-    """Returns the variables that are trained, and freezes all others.
+    """Returns the variables to train, and freezes all others.
 
     Batch normalization whose scale and offset are frozen keeps its statistics
     and normalizes by them.
@@ -246,7 +246,7 @@ def _select(network: keras.Model, pattern: str | None) -> list[keras.Variable]:
 
 
 def _decayed(variables: Iterable[keras.Variable], excluded: str) -> list[bool]:
-    """Returns of each variable whether weight decay acts on it.
+    """Returns for each variable whether weight decay applies to it.
 
     Args:
         variables: that are trained.
@@ -314,9 +314,9 @@ def _smooth(labels, smoothing: float, ways: int):
 
 
 def hits(labels, logits):
-    """Returns whether a label is the likeliest class, or among the first 5.
+    """Returns whether a label is the most likely class, or among the top 5.
 
-    A row's label is its largest entry, or any of them where several are equal.
+    A row's label is its largest entry, or any of several equally large ones.
 
     Args:
         labels: float32 [batch, classes].
@@ -334,7 +334,7 @@ def hits(labels, logits):
 
 
 def at_likeliest(labels, logits):
-    """Returns the labels of the five likeliest classes, likeliest first.
+    """Returns the labels of the five most likely classes, in that order.
 
     Args:
         labels: float32 [batch, classes].

@@ -1,10 +1,10 @@
 """Training on JAX: on TPUs and GPUs, and on a CPU to try it.
 
 An optimizer step is one pure function from a state and a batch to the next
-state. It is compiled once per image size, and the state that goes in gives its
-memory to the one that comes out. Several devices share a global batch: XLA
-splits the work along the batch and adds what has to be added, the statistics
-of batch normalization included, so that the numbers are those of one device.
+state. It is compiled once per image size, and donates the memory of the old
+state to the new one. Several devices share a global batch: XLA splits the work
+along the batch and sums over devices where needed, for batch-norm statistics
+too, so that the numbers are those of one device.
 
 TensorFlow is not imported; the batches come from tf.data, which the caller
 makes.
@@ -30,8 +30,8 @@ is_chief = jax_devices.is_chief
 class Engine(engines.BaseEngine):
     """The engine of `engines` on JAX.
 
-    The state on the devices is what counts; the variables of Keras give it
-    names, shapes and initial values.
+    The state lives on the devices; the Keras variables only give it names,
+    shapes and initial values.
     """
 
     def __init__(self, config, plan):
@@ -80,9 +80,9 @@ class Engine(engines.BaseEngine):
 
     @property
     def network(self) -> keras.Model:
-        """From images to logits, with the raw weights of this moment.
+        """The model from images to logits, with its current raw weights.
 
-        A step takes their memory: ask again after it. To train from weights
+        A step donates their memory: ask again after each. To train from weights
         that are set here, call `reset_average`.
         """
         if self._state is not None and self._has_moved:
@@ -107,7 +107,7 @@ class Engine(engines.BaseEngine):
         _ = self.network
 
     def restore(self, arrays: Mapping[str, np.ndarray], source) -> None:
-        """Sets the whole state, or if it does not fit leaves it as it was."""
+        """Sets the whole state, or leaves it unchanged if it does not fit."""
         state = {n: v for n, v in self._state.items() if n != "first_bad"}
         engines.check_shapes(
             {n: v.shape for n, v in state.items()}, arrays, source
@@ -134,7 +134,7 @@ class Engine(engines.BaseEngine):
     def first_bad_step(self) -> int | None:
         """Returns the first step whose loss was not finite, None if none.
 
-        That step and the ones after it left the state as it was.
+        That step and those after it did not change the state.
         """
         step = int(self._state["first_bad"])
         return None if step < 0 else step
@@ -158,8 +158,8 @@ class Engine(engines.BaseEngine):
     def dataset(self, make_dataset: Callable) -> Iterator[tuple]:
         """Yields batches on the devices.
 
-        A batch is on its way to the devices while the step before is still
-        running there: `step` does not wait for its end.
+        A batch is transferred while the previous step still runs on the
+        devices: `step` does not wait for it.
         """
         for batch in make_dataset().as_numpy_iterator():
             yield jax.device_put(batch, self._split)
@@ -263,9 +263,10 @@ class Engine(engines.BaseEngine):
         return {**state, "first_bad": first_bad}, metrics
 
     def _accumulate(self, mesh, micro, state, images, labels, rate, scale):
-        """Returns what `_gradients` does, of one micro-batch after another.
+        """Returns the result of `_gradients`, one micro-batch at a time.
 
-        Each has its images from all devices, of each what lies there.
+        Each micro-batch takes its images from all devices, where they already
+        are.
         """
         replicas = mesh.size
         part = images.shape[0] // replicas
@@ -345,10 +346,9 @@ class Engine(engines.BaseEngine):
     # ---- Evaluation ------------------------------------------------------
 
     def logits(self, images) -> np.ndarray:
-        """Returns what the averaged weights say, else the raw ones.
+        """Returns the logits of the averaged weights, else of the raw ones.
 
-        A batch that is smaller than one before is filled up, so that nothing
-        is compiled anew.
+        A batch smaller than an earlier one is padded, which avoids recompiling.
         """
         images = np.asarray(images)
         rows, shape = len(images), images.shape[1:]
@@ -376,7 +376,7 @@ class Engine(engines.BaseEngine):
 
     @staticmethod
     def is_out_of_memory(error: BaseException) -> bool:
-        """Whether an error says that a device has too little memory."""
+        """Whether an error says that a device is out of memory."""
         return isinstance(
             error, jax.errors.JaxRuntimeError
         ) and "RESOURCE_EXHAUSTED" in str(error)

@@ -1,4 +1,4 @@
-"""Devices of JAX: which there are, how they are set up and share a batch."""
+"""JAX devices: which there are, how they are set up and share a batch."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def _resolve_precision(
 
 
 def describe_devices(devices: Sequence[jax.Device]) -> str:
-    """Returns what computes and how, such as '1 x TPU v5 lite, ...'."""
+    """Describes devices and precision, such as '1 x TPU v5 lite, ...'."""
     name = f"{len(devices)} x {devices[0].device_kind}"
     if devices[0].platform == "cpu":
         name = "CPU" if len(devices) == 1 else f"{len(devices)} x CPU"
@@ -69,7 +69,7 @@ def describe_devices(devices: Sequence[jax.Device]) -> str:
 
 
 def shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-    """Returns how a state and how a batch lie on devices."""
+    """Returns the shardings of a state and of a batch."""
     return (
         NamedSharding(mesh, PartitionSpec()),
         NamedSharding(mesh, PartitionSpec(BATCH)),

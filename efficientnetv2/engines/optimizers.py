@@ -1,4 +1,4 @@
-"""Optimizers and their schedules; RMSProp and warm-up of the released code."""
+"""Optimizers and schedules; RMSProp and warm-up are the released code's."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from efficientnetv2.progressive import RunPlan
 
 @keras.saving.register_keras_serializable(package="efficientnetv2")
 class RMSProp(keras.optimizers.Optimizer):
-    """RMSProp as TensorFlow 1 had it, which the published models used.
+    """RMSProp as in TensorFlow 1, which the published models were trained with.
 
     It differs from `keras.optimizers.RMSprop` in two places: epsilon is added
     inside the square root, and the mean square starts at one, so the first
@@ -106,12 +106,12 @@ class RMSProp(keras.optimizers.Optimizer):
 
 
 class LayerwiseRates:
-    """Mixin of an optimizer: each variable has a part of the learning rate.
+    """Optimizer mixin: each layer has its own part of the learning rate.
 
-    The classifier has all of it; each layer before has `layer_decay` times
-    the rate of the one after it. With `unfreeze_steps` the classifier is
-    trained from the start, and the layers join it one after the other, from
-    the last to the first, which joins after so many steps.
+    The classifier has the full rate; each layer has `layer_decay` times the
+    rate of the next. With `unfreeze_steps` the classifier trains from the
+    start, and the layers join one by one, from last to first; the first one
+    joins after that many steps.
 
     Attributes:
         layer_decay: in (0, 1]; 1: all have the same rate.
@@ -297,7 +297,7 @@ def build_optimizer(
 ) -> keras.optimizers.Optimizer:
     """Returns the optimizer that the configuration names, with its schedule.
 
-    Under `mixed_float16` it is wrapped into dynamic loss scaling.
+    Under `mixed_float16` it is wrapped in dynamic loss scaling.
     """
     train = config.train
     momentum = {"momentum": train.momentum}

@@ -1,4 +1,4 @@
-"""Devices of TensorFlow: which there are, how they are set up, who does what.
+"""TensorFlow devices: which there are, how they are set up and share the work.
 
 Every replica takes its part of the same global batch. On several machines each
 worker reads and prepares only its own rows of it; the first worker, the chief,
@@ -80,7 +80,7 @@ def set_up(
 
 
 def _check_bfloat16_products() -> None:
-    """Raises a StrategyError where bfloat16 products bring nothing."""
+    """Raises a StrategyError where bfloat16 products do not help."""
     option = f"runtime.mixed_precision={BFLOAT16_PRODUCTS}"
     if not on_cpu():
         raise StrategyError(
@@ -104,7 +104,7 @@ def describe_devices(
     strategy: tf.distribute.Strategy,
     parts: int,
 ) -> str:
-    """Returns what computes and how, such as '1 x Tesla T4, mixed_float16'."""
+    """Describes devices and precision, such as '1 x Tesla T4, float32'."""
     gpus = tf.config.get_visible_devices("GPU")
     count = strategy.num_replicas_in_sync
     if gpus:
@@ -124,7 +124,7 @@ def describe_devices(
 
 
 def overlooked() -> str | None:
-    """Returns what to do if a CPU computes beside a GPU or TPU, else None."""
+    """Returns advice if a GPU or TPU is left unused, else None."""
     if not on_cpu():
         return None
     if os.path.exists("/dev/nvidia0") and (
@@ -142,7 +142,7 @@ def overlooked() -> str | None:
 
 @functools.cache
 def make_strategy(name: str) -> tf.distribute.Strategy:
-    """Returns the strategy of a run, in a process always the same one.
+    """Returns the strategy of a run, always the same one within a process.
 
     Args:
         name: of `runtime.strategy`, or 'one' for the default device, whatever
@@ -290,10 +290,10 @@ def distribute(
 
 
 def without_graph_optimizer(function: Callable) -> Callable:
-    """Returns a `tf.function` that TensorFlow takes as it is.
+    """Returns a `tf.function` that skips TensorFlow's graph optimizer.
 
-    Its graph optimizer costs seconds at the first step, and brings a step on
-    a CPU nothing.
+    The optimizer costs seconds at the first step, and does not make steps on a
+    CPU faster.
     """
 
     @functools.wraps(function)

@@ -1,6 +1,6 @@
 """The TensorFlow engine: CPU, GPU, several GPUs, several machines.
 
-One `tf.function` is the step; it is traced once and takes images of any size.
+The step is one `tf.function`, traced once for images of any size.
 """
 
 import gc
@@ -82,7 +82,7 @@ class Engine(engines.BaseEngine):
         return {name: var.numpy() for name, var in self._state().items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], source) -> None:
-        """Sets the whole state, or if it does not fit leaves it as it was."""
+        """Sets the whole state, or leaves it unchanged if it does not fit."""
         variables = self._state()
         shapes = {name: var.shape for name, var in variables.items()}
         engines.check_shapes(shapes, arrays, source)
@@ -210,7 +210,7 @@ class Engine(engines.BaseEngine):
         )
 
     def _accumulate(self, images, labels, variables, scale):
-        """Returns what `_side_by_side` does, of one micro-batch at a time."""
+        """Returns the result of `_side_by_side`, one micro-batch at a time."""
         batch = images.shape[0]
         size = min(self.micro_batch_size or batch, batch)
         count = batch // size
@@ -269,11 +269,11 @@ class Engine(engines.BaseEngine):
         return cross_entropy, logits, gradients
 
     def _call_on_parts(self, parts, variables, scale):
-        """Returns `_part_step` of each part, of which the graph has one copy.
+        """Calls `_part_step` on each part, with one copy of it in the graph.
 
-        Copies would double the time to the first step. What the layers write,
-        which would make one call wait for the other, is written afterwards,
-        as if the parts had come in turn.
+        Copies would double the time to the first step. What the layers write
+        would make one call wait for the other, so it is written afterwards, as
+        if the parts had run in turn.
         """
         written = self.network.non_trainable_variables
 
@@ -334,7 +334,7 @@ class Engine(engines.BaseEngine):
     def _add_weight_decay(self, gradients, variables, coefficient, scale):
         """Adds the gradient of coefficient / 2 * |w|^2 and returns the loss.
 
-        By hand rather than by the tape, which would add four operations a
+        By hand rather than by the tape, which would add four operations per
         variable for the same numbers.
         """
         added, squares = [], []
@@ -416,7 +416,7 @@ class Engine(engines.BaseEngine):
 
     @staticmethod
     def is_out_of_memory(error: Exception) -> bool:
-        """Whether an error says that a device has too little memory."""
+        """Whether an error says that a device is out of memory."""
         return isinstance(error, tf.errors.ResourceExhaustedError)
 
     @staticmethod

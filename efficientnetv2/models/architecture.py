@@ -1,4 +1,4 @@
-"""From a configuration to a model: EfficientNet V1 and V2."""
+"""Builds a model from a configuration: EfficientNet V1 and V2."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,8 @@ def _check_input_shape(shape, preprocessing: str | None) -> None:
         raise ValueError(
             f"The preprocessing {preprocessing!r} has a mean and a deviation "
             "for red, green and blue, and cannot be used for "
-            f"{channels} channels. Normalize the images before, or use 'v2'."
+            f"{channels} channels. Normalize the images beforehand, or use "
+            "'v2'."
         )
 
 

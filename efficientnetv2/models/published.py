@@ -105,7 +105,7 @@ def fetch(model_name: str, weights: str) -> pathlib.Path:
     try:
         known = note.read_text().strip() if note.exists() else None
         if known is None:
-            # Without a note, what is there may be cut short.
+            # Without a note, what is there may be truncated.
             archive.unlink(missing_ok=True)
         if not archive.exists() or pooch.file_hash(archive) != known:
             shutil.rmtree(folder, ignore_errors=True)
@@ -141,13 +141,13 @@ def _download(archive: pathlib.Path, address: str, known: str | None) -> None:
     except Exception as error:
         archive.unlink(missing_ok=True)
         changed = known and (
-            f" The archive was fetched before with the SHA-256 {known}; if it "
-            f"was replaced on purpose, remove {archive}.sha256."
+            f" It was downloaded before with the SHA-256 {known}; if it was "
+            f"replaced on purpose, remove {archive}.sha256."
         )
         raise WeightsError(
-            f"Cannot fetch {address} ({error}).{changed or ''} Where there is "
-            "no network: download it elsewhere, extract it, and give the path "
-            "of the checkpoint as weights."
+            f"Cannot fetch {address} ({error}).{changed or ''} Without "
+            "internet access, download it elsewhere, extract it, and give the "
+            "path of the checkpoint as weights."
         ) from error
 
 

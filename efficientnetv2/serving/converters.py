@@ -79,7 +79,7 @@ class ServingModel(tf.Module):
     """A network with its preprocessing and class names.
 
     Two signatures, each with the outputs 'probabilities', float32
-    [batch, classes], and 'label', string [batch], the name of the likeliest
+    [batch, classes], and 'label', string [batch], the name of the most likely
     class:
 
         serving_default  images: uint8 [batch, height, width, 3], any size
@@ -142,7 +142,7 @@ def write_saved_model(
     """Writes a SavedModel that needs nothing but TensorFlow.
 
     Its weights are constants. To train on, take the run's folder or a .keras
-    file. The class names, one a line, are the asset `assets/class_names.txt`.
+    file. The class names, one per line, are the asset `assets/class_names.txt`.
     The folder must not exist.
     """
     module = ServingModel(_constant(network), spec)
@@ -193,7 +193,7 @@ def load_saved_model(
         encoded = model.signatures["encoded"]
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         raise ServingError(
-            f"{folder} is cut short or not a SavedModel of this project "
+            f"{folder} is truncated or not a SavedModel of this project "
             f"({str(error).splitlines()[0]})."
         ) from error
 

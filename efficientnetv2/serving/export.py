@@ -101,10 +101,10 @@ def export_formats(
     """Writes formats, and compares each with the network.
 
     Each is loaded with its own runtime and run on `COMPARED_IMAGES` images of
-    the split `eval.split`. What differs too much (less than
-    `LEAST_AGREEMENT` of the likeliest classes, or for int8 an accuracy lower
-    by more than `MOST_LOST`) is not put in place, nor is anything where the
-    images are not those that the run knows, see `misfit`.
+    the split `eval.split`. An export that differs too much (agrees on fewer
+    than `LEAST_AGREEMENT` of the top classes or, for int8, loses more than
+    `MOST_LOST` of accuracy) is not put in place; nor is any if the images are
+    not the run's, see `misfit`.
 
     Args:
         network: from normalized images to logits, in float32.
@@ -123,8 +123,8 @@ def export_formats(
 
     Raises:
         ExportError: if one cannot be written.
-        DataError: if the images to compare on, or to calibrate with, cannot
-            be had.
+        DataError: if the images to compare on, or to calibrate with, cannot be
+            obtained.
         UserError: see `formats.check_formats`.
     """
     formats.check_formats(names)
@@ -332,7 +332,7 @@ def misfit(
     return (
         f"the network's top-1 of {top1:.2%} on the {here:,} images compared is "
         f"at chance, and was {known['top1']:.2%} on the run's {there:,} test "
-        "images: the images or the names of their classes are others"
+        "images: these are not the run's images or classes"
     )
 
 
@@ -358,7 +358,7 @@ def _images_to_compare(spec, config, allow_disagreement, log) -> Source | None:
 
 
 def _fault(name: str, result: Result) -> str | None:
-    """Returns in what an export differs too much, None if in nothing."""
+    """Returns how an export differs too much, or None."""
     if name == "litert/int8":
         lost = result.keras_top1 - result.top1
         if lost <= MOST_LOST:
@@ -370,8 +370,8 @@ def _fault(name: str, result: Result) -> str | None:
     if result.agreement >= LEAST_AGREEMENT:
         return None
     return (
-        f"{result.agreement:.2%} of the likeliest classes agree with Keras, "
-        f"fewer than {LEAST_AGREEMENT:.1%}"
+        f"{result.agreement:.2%} of the top classes agree with Keras, fewer "
+        f"than {LEAST_AGREEMENT:.1%}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Models, formats and images as a user names them, known without TensorFlow."""
+"""Finds models, formats and images that a user names, without TensorFlow."""
 
 import glob
 import importlib.util
@@ -73,7 +73,7 @@ def find_model(
     found = _find_model(str(model))
     if checkpoint is not None and found.kind != "run":
         raise ModelError(
-            f"--checkpoint is for the folder of a run; {model} is none."
+            f"--checkpoint is for the folder of a run; {model} is not one."
         )
     if weights is not None and found.kind != "published":
         raise ModelError(

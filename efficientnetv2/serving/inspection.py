@@ -1,6 +1,6 @@
-"""What else a network says of images: features, and where it looked.
+"""What else a network tells about images: features, and where it looked.
 
-Both need the network itself, which a SavedModel does not give away.
+Both need the network itself, which a SavedModel does not expose.
 """
 
 import itertools
@@ -30,8 +30,8 @@ def _network(classifier: Classifier) -> keras.Model:
     network = classifier.network
     if network is None:
         raise UserError(
-            "A SavedModel gives probabilities alone. For features and "
-            "Grad-CAM name the folder of the run, or a .keras file of "
+            "A SavedModel gives only probabilities. For features and "
+            "Grad-CAM, name the folder of the run, or a .keras file from "
             "--formats=keras."
         )
     if not architecture.is_ours(network):
@@ -74,11 +74,11 @@ def features(
 def grad_cam(
     classifier: Classifier, image: predict.Image, label: int
 ) -> np.ndarray:
-    """Returns how much each place of an image speaks for a class.
+    """Returns how much each part of an image supports a class.
 
     Grad-CAM (Selvaraju et al., arXiv 1610.02391) on the features of the last
     block: float32 [size, size] in [0, 1], of the network's image size; the
-    largest value is 1, unless no place speaks for the class.
+    largest value is 1, unless no part supports the class.
 
     Raises:
         UserError: for a SavedModel.
@@ -153,7 +153,7 @@ def attention(
 ) -> tuple[Image.Image, str]:
     """Returns where a model looked, above the image, and the method.
 
-    That is Grad-CAM where the network is at hand and ours, else occlusion.
+    That is Grad-CAM if the network is at hand and ours, else occlusion.
     """
     network = classifier.network
     if network is not None and architecture.is_ours(network):

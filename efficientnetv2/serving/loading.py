@@ -1,4 +1,4 @@
-"""Any form of a model becomes a classifier of images."""
+"""Loads any form of a model as an image classifier."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""Predictions of any form of a model, for images in any form, and how good."""
+"""Predictions by any form of a model, for images in any form; accuracy."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ Image = str | os.PathLike | bytes | np.ndarray | PIL.Image.Image
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """A class that an image may be of."""
+    """A class, and the probability that an image belongs to it."""
 
     label: int  # number of the class, from 0
     name: str  # of the class
@@ -63,7 +63,7 @@ def predict(
             Or an array uint8 [images, height, width, 3]. Arrays must be
             upright: EXIF's orientation, which is applied to all others, is
             lost in them.
-        top: how many classes to return of each image, the likeliest first.
+        top: how many classes to return for each image, the most likely first.
         batch_size: images at a time.
         checkpoint: of a run: best (default), last, a step or a file.
         weights: of a name, or of a YAML file: 'imagenet' (default), or what
@@ -130,7 +130,7 @@ def predict_stream(
         try:
             rows = _classify(classifier, readable)
         except tf.errors.OpError:
-            # One image spoils its batch; which one is looked for only now.
+            # One bad image fails its batch; find out which one.
             good = []
             for entry in readable:
                 if reason := faults.fault_of_image(tf.constant(entry[2])):

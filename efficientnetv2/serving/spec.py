@@ -1,4 +1,4 @@
-"""What a network expects of its images and gives for them, for export."""
+"""How an exported network's images are prepared and its outputs are read."""
 
 import dataclasses
 import json
@@ -89,7 +89,7 @@ class ServingSpec:
 
 
 def write_record(path: str | os.PathLike, spec: ServingSpec) -> None:
-    """Adds a spec to a .keras file; Keras passes over it."""
+    """Adds a spec to a .keras file; Keras ignores it."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(RECORD, json.dumps(dataclasses.asdict(spec)))
 
@@ -107,5 +107,5 @@ def read_record(path: str | os.PathLike) -> ServingSpec | None:
             return ServingSpec(**json.loads(archive.read(RECORD)))
     except (OSError, zipfile.BadZipFile, TypeError, ValueError) as error:
         raise ServingError(
-            f"{path} is cut short, corrupt or not a .keras file ({error})."
+            f"{path} is truncated, corrupt or not a .keras file ({error})."
         ) from None

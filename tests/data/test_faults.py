@@ -53,7 +53,7 @@ def test_other_files_are_named_before_training(tmp_path):
         "a.png": (b"", "it is empty"),
         "b.jpg": (b"<!DOCTYPE html><title>Not found", "an HTML page"),
         "c.jpg": (encode(Image.fromarray(PIXELS), "TIFF"), "a TIFF"),
-        "d.webp": (webp[:-30], "cut short"),
+        "d.webp": (webp[:-30], "truncated"),
         "e.png": (b"version https://git-lfs.github.com", "Git LFS"),
         "f.jpg": (b"\0\0\0\x18ftypheic\0\0", "a HEIC"),
         "g.jpg": (bytes(500), "nothing but zeros"),
@@ -71,7 +71,7 @@ def test_other_files_are_named_before_training(tmp_path):
         _look(root)
 
 
-def test_what_is_said_before_training(tmp_path):
+def test_messages_before_training(tmp_path):
     root = _folder(tmp_path / "photos")
     large = Image.fromarray(PIXELS).resize((224, 160))
     for path in root.rglob("*.jpg"):
@@ -179,7 +179,7 @@ def test_shards_are_looked_at(tmp_path, source):
     (tmp_path / "train-00003-of-00004").write_bytes(b"<html>not found</html>")
     reasons = [reason for *_, reason in faults._beginnings(split)]
     assert reasons[:2] == [None, None]
-    assert all("cut short" in reason for reason in reasons[2:])
+    assert all("truncated" in reason for reason in reasons[2:])
     lines = []
     wrong = faults.check_dataset(
         info,

@@ -104,7 +104,7 @@ def _links(root):
         (_nested, ["1 images lie in sub-folders", "beside train/"]),
     ],
 )
-def test_what_is_left_out_is_said(tmp_path, make, notes):
+def test_what_is_left_out_is_reported(tmp_path, make, notes):
     make(tmp_path)
     index = registry.list_images(tmp_path)
     assert index.class_names == ["cat", "dog"]
@@ -308,7 +308,7 @@ def _rename(root):
 
 @pytest.mark.parametrize("list_is_there", [True, False])
 @pytest.mark.parametrize("change", [_remove, _add, _grow, _move, _rename])
-def test_other_data_are_refused_and_said(tmp_path, change, list_is_there):
+def test_other_data_are_refused_and_reported(tmp_path, change, list_is_there):
     root = _touch(_two(tmp_path / "photos"), "cat/only.jpg")
     run = tmp_path / "run"
     run.mkdir()

@@ -261,7 +261,7 @@ def test_a_bad_image_in_a_folder_is_named(tmp_path, source, kind, mode):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("cut", ["train-00002-of-00004", "cut short at record"]),
+        ("cut", ["train-00002-of-00004", "truncated at record"]),
         ("flip", ["train-00002-of-00004", "record"]),
         ("label", ["train-00002-of-00004, record 3", "10 is not below 10"]),
         ("image", ["train-00002-of-00004, record 3", "cannot be read"]),

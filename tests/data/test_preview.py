@@ -184,8 +184,8 @@ def test_the_command(tmp_path, photos):
     assert result.stderr == ""
     for arguments, words in (
         (["previw", "--dataset=cifar10"], "Did you mean 'preview'?"),
-        (["preview"], "--dataset is missing"),
-        (["export", "--dataset=cifar10"], "--output_dir is missing"),
+        (["preview"], "Set --dataset"),
+        (["export", "--dataset=cifar10"], "Set --output_dir"),
     ):
         result = run(*arguments)
         assert result.returncode == 2 and words in result.stderr

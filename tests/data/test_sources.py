@@ -102,7 +102,7 @@ def test_what_cannot_be_balanced_is_refused(tmp_path, source):
     several = ArraySource(
         source.images, np.eye(10)[source.labels], source.class_names
     )
-    with pytest.raises(DataError, match="several classes"):
+    with pytest.raises(DataError, match="several labels"):
         sources.with_images_per_class(several, 1)
     config = made._config(_shards(tmp_path, source), tmp_path)
     stream = loading.load_split(config, "train")
@@ -122,7 +122,7 @@ def test_too_many_are_refused_before_data_are_read():
         )
 
 
-def test_a_run_goes_on_with_its_own_images_only(tmp_path, source):
+def test_a_run_resumes_with_its_own_images_only(tmp_path, source):
     photos = _folder(tmp_path, source)
     text = "train.batch_size=8,data.images_per_class="
     run = tmp_path / "run"

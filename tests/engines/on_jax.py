@@ -62,7 +62,7 @@ def test_a_state_is_restored_whole_or_not_at_all(engine):
     engine.restore(before, "file")
 
 
-def test_the_network_has_the_weights_of_the_moment(engine):
+def test_the_network_has_the_current_weights(engine):
     engine.step(batch_of(), 0.0)
     state = engine.arrays()
     kernel = engine.network.get_layer("logits").kernel
@@ -235,7 +235,7 @@ def test_an_engine_for_evaluation_alone():
         ("runtime.mixed_precision=bfloat16_products", "is for TensorFlow"),
     ],
 )
-def test_what_cannot_be_is_refused(overrides, words):
+def test_impossible_requests_are_refused(overrides, words):
     if "strategy" not in overrides:
         overrides += ",runtime.strategy=auto"
     with pytest.raises(StrategyError, match=words):

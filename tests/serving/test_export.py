@@ -114,7 +114,7 @@ def test_the_keras_file_says_how_it_is_used(
     network.save(path)
     assert spec_lib.read_record(path) is None
     path.write_bytes(b"PK")
-    with pytest.raises(spec_lib.ServingError, match="cut short"):
+    with pytest.raises(spec_lib.ServingError, match="truncated"):
         spec_lib.read_record(path)
 
 

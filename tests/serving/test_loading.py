@@ -82,7 +82,7 @@ def test_a_yaml_file_with_weights(model, image, tmp_path):
     _agree(found, _expected(model, image, 48, "ft"))
 
 
-def test_a_file_of_kerass_own_model_save(model, image, tmp_path):
+def test_a_file_saved_by_keras(model, image, tmp_path):
     model.save(tmp_path / "own.keras")
     (found,) = efficientnetv2.predict(
         tmp_path / "own.keras", image, top=9, image_size=32, normalization="v2"

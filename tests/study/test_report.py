@@ -99,7 +99,7 @@ def test_the_page_needs_no_other_file(reported):
     assert all((reported / link).exists() for link in links)
 
 
-def test_what_is_missing_or_broken_is_told(tmp_path, small):
+def test_missing_and_broken_parts_are_reported(tmp_path, small):
     with pytest.raises(StudyError, match="no results of a study"):
         report.build(tmp_path)
     folder = write_made_up(tmp_path, small, seeds=4)

@@ -1,7 +1,6 @@
 """Weights in and out: other people's checkpoints and our own.
 
-Each format is a module of this folder, and a file that is added here is found
-by itself. It has two functions:
+Each format is a module of this folder, found automatically, with two functions:
 
     recognizes(path)   whether a path, which need not exist, is of the format;
                        the modules exclude each other

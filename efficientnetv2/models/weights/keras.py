@@ -41,8 +41,8 @@ _ORDER = {
 def applications_names(slot: Slot) -> list[str]:
     """Names in `keras.applications`: layer and attribute.
 
-    The depthwise layers are called otherwise in V1 and V2, and their kernel
-    otherwise in Keras 2 and 3.
+    V1 and V2 name the depthwise layers differently, and Keras 2 and 3 their
+    kernels.
     """
     layers = [_ENDS.get(slot.place)]
     if isinstance(slot.part, Block):
@@ -165,8 +165,8 @@ def _variables(model: keras.Model, label: str) -> dict[str, keras.Variable]:
 def _check_stem(found: Mapping, label: str) -> None:
     if "stem_conv/kernel" not in found:
         raise WeightsError(
-            f"{label} is not of an EfficientNet of keras.applications: it has "
-            f"no stem_conv/kernel, but {', '.join(sorted(found)[:3])}."
+            f"{label} is not an EfficientNet of keras.applications: it has no "
+            f"stem_conv/kernel, but {', '.join(sorted(found)[:3])}."
         )
 
 
@@ -229,7 +229,7 @@ def to_keras_applications(model: keras.Model, target: keras.Model) -> None:
 
     Raises:
         WeightsError: if a weight has no counterpart or another shape, on
-            either side; the target is then as it was.
+            either side; the target is then unchanged.
     """
     label = f"model {target.name!r}"
     variables = _variables(target, label)

@@ -33,7 +33,7 @@ _LISTED = 8
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Where a block stands, counted from 0, and which layers it has."""
+    """The position of a block, counted from 0, and its layers."""
 
     index: int  # over all blocks
     stage: int
@@ -286,7 +286,7 @@ def _read(source: Source, slot: Slot, name: str) -> np.ndarray:
         # Each reader raises its own errors for truncated data.
         raise WeightsError(
             f"{source.label}: cannot read {name} "
-            f"{tuple(source.shapes[name])}: the file is cut short or corrupt "
+            f"{tuple(source.shapes[name])}: the file is truncated or corrupt "
             f"({first_line(error)}). The model is unchanged."
         ) from error
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
@@ -311,5 +311,5 @@ def reading(path: str | os.PathLike, kind: str) -> Iterator[None]:
     except Exception as error:
         # Each reader raises its own errors for truncated data.
         raise WeightsError(
-            f"{path} is cut short, corrupt or no {kind} ({first_line(error)})."
+            f"{path} is truncated, corrupt or no {kind} ({first_line(error)})."
         ) from error

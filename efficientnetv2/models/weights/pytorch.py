@@ -31,7 +31,7 @@ from efficientnetv2.models.weights.matching import (
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _MAGIC = 0x1950A86A20F9469CFC6C
 _CONVERT = (
-    "Write model.state_dict() by safetensors.torch.save_file, and give that "
+    "Save model.state_dict() with safetensors.torch.save_file, and use that "
     "file."
 )
 _LEAF = {
@@ -117,9 +117,9 @@ def opened(path: pathlib.Path, ema: bool | None) -> Iterator[Source]:
         names = timm_names
     else:
         raise WeightsError(
-            f"{path} is not of an EfficientNet of PyTorch Image Models "
+            f"{path} is not an EfficientNet of PyTorch Image Models "
             "(conv_stem.weight) or of the PyTorch port of V1 "
-            "(_conv_stem.weight), but has "
+            "(_conv_stem.weight): it has "
             f"{', '.join(sorted(shapes)[:3]) or 'nothing'}."
         )
     yield Source(str(path), shapes, tensor, names, _convert)

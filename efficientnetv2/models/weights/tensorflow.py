@@ -159,7 +159,7 @@ def opened(path: pathlib.Path, ema: bool | None) -> Iterator[Source]:
             f"{prefix} has no moving averages (*/{EMA}); load it with "
             "ema=None or False."
         )
-    # A weight that stands there by several names is taken once.
+    # A weight with several names there is taken once.
     real = {_unnumbered(name): name for name in sorted(shapes)}
     shapes = {name: shapes[name] for name in real.values()}
 
@@ -181,9 +181,9 @@ def _scope(shapes: Mapping, anchor: str, prefix: str) -> str:
     ]
     if not scopes:
         raise WeightsError(
-            f"{prefix} is a TensorFlow checkpoint, but not of an "
-            f"EfficientNet of the released code: it has no {anchor}. Its "
-            f"variables begin with {', '.join(sorted(shapes)[:3])}."
+            f"{prefix} is a TensorFlow checkpoint, but not an EfficientNet of "
+            f"the released code: it has no {anchor}. Its variables begin with "
+            f"{', '.join(sorted(shapes)[:3])}."
         )
     return min(scopes, key=len)
 

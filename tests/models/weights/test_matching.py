@@ -48,15 +48,15 @@ HDF5 = b"\x89HDF\r\n\x1a\n" + b"a" * 40
         ("", None, "has no checkpoint"),
         ("absent", None, "no weights at"),
         ("notes.txt", b"no weights", "unknown format"),
-        ("model.pth", b"\x80\x04N.", "cut short"),
-        ("a.h5", HDF5, "cut short"),
-        ("a.keras", HDF5, "cut short"),
-        ("a.safetensors", HDF5, "cut short"),
-        ("a.npz", HDF5, "cut short"),
-        ("a.weights.h5", HDF5, "cut short"),
+        ("model.pth", b"\x80\x04N.", "truncated"),
+        ("a.h5", HDF5, "truncated"),
+        ("a.keras", HDF5, "truncated"),
+        ("a.safetensors", HDF5, "truncated"),
+        ("a.npz", HDF5, "truncated"),
+        ("a.weights.h5", HDF5, "truncated"),
         ("checkpoint", b'model_checkpoint_path: "gone"\n', "is missing"),
-        ("model.ckpt-0.data-00000-of-00001", 10_000, "cut short"),
-        ("model.ckpt-0.index", 500, "cut short"),
+        ("model.ckpt-0.data-00000-of-00001", 10_000, "truncated"),
+        ("model.ckpt-0.index", 500, "truncated"),
     ],
 )
 def test_bad_sources_leave_the_model_alone(
@@ -82,7 +82,7 @@ def test_foreign_checkpoints(slim, tmp_path):
         {"a": np.zeros(3, np.float32)}, tmp_path / "other.safetensors"
     )
     for source, word in (
-        (tmp_path / "tf", "not of an EfficientNet"),
+        (tmp_path / "tf", "not an EfficientNet"),
         (other, "stem_conv/kernel"),
         (tmp_path / "other.keras", "other.keras"),
         (tmp_path / "other.safetensors", "conv_stem"),

@@ -90,7 +90,7 @@ def test_published_names(server):
     with pytest.raises(WeightsError, match="Did you mean 'imagenet'"):
         slim_model(weights="imagnet")
     # The server has only the one archive.
-    with pytest.raises(WeightsError, match=r"-21k\.tgz.*Where there is no"):
+    with pytest.raises(WeightsError, match=r"-21k\.tgz.*Without internet"):
         slim_model(weights="imagenet21k")
 
 

@@ -133,7 +133,7 @@ def test_the_pytorch_port_of_v1(torch_file, images, zipped):
     } <= names
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 2 // 3])
-    with pytest.raises(WeightsError, match="cut short"):
+    with pytest.raises(WeightsError, match="truncated"):
         efficientnetv2.load_weights(again, path)
 
 
