@@ -51,10 +51,10 @@ class RecipeEntry(NamedTuple):
 
 def list_models() -> list[ModelEntry]:
     """Returns every model by name, with published accuracy, size and cost."""
-    return [describe_model(name) for name in declarative.names("models")]
+    return [model_entry(name) for name in declarative.names("models")]
 
 
-def describe_model(name: str, num_classes: int = 1000) -> ModelEntry:
+def model_entry(name: str, num_classes: int = 1000) -> ModelEntry:
     """Returns the entry of `list_models` for one model.
 
     Raises:
@@ -78,7 +78,7 @@ def list_weights(model: str | None = None) -> list[WeightsEntry]:
         ConfigError: for an unknown name.
     """
     if model is not None:
-        declarative.named("models", model)
+        declarative.read_named("models", model)
     return [
         WeightsEntry(name, weights, top1 and round(top1 / 100, 3))
         for name in ([model] if model else declarative.names("models"))
@@ -112,5 +112,5 @@ def list_recipes() -> list[RecipeEntry]:
             content.get("eval", {}).get("isize"),
         )
         for name in declarative.names("recipes")
-        for content in [declarative.named("recipes", name)]
+        for content in [declarative.read_named("recipes", name)]
     ]

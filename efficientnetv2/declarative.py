@@ -100,7 +100,7 @@ def _check_aliases(content: Any) -> None:
             raise ValueError("its aliases repeat themselves")
 
 
-def named(kind: str, name: str) -> dict:
+def read_named(kind: str, name: str) -> dict:
     """Returns the content of the file of that name, without its suffix.
 
     Raises:
@@ -130,4 +130,4 @@ def named_or_path(kind: str, name: str) -> dict:
     """Returns the content of a named file, or of a YAML file by path."""
     if name.endswith((".yaml", ".yml")):
         return read_yaml(name)
-    return named(kind, name)
+    return read_named(kind, name)

@@ -37,7 +37,7 @@ def test_datasets_and_recipes():
     recipes = {each.name: each for each in efficientnetv2.list_recipes()}
     assert list(recipes) == declarative.names("recipes")
     quick = recipes["fashion_mnist"]
-    content = declarative.named("recipes", "fashion_mnist")
+    content = declarative.read_named("recipes", "fashion_mnist")
     assert quick.epochs == content["train"]["epochs"]
     assert quick.model == "efficientnetv2-pico"
     for each in recipes.values():

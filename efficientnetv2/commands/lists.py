@@ -274,7 +274,7 @@ def _models(given: flags.FlagValues) -> None:
     for name in declarative.names("models"):
         model, size = _load_model(name, given)
         sums = structure.count_model(model, size)
-        top1 = catalog.describe_model(name).top1
+        top1 = catalog.model_entry(name).top1
         further = [value for key, value in top1.items() if key != "imagenet"]
         counts = map(
             formatting.format_count, (sums.trainable, sums.multiply_adds)
