@@ -289,6 +289,21 @@ def test_policies_are_functions_of_an_images_own_uniforms(name):
         np.testing.assert_array_equal(result, whole[alone])
 
 
+def test_operations_and_signs_are_equally_likely():
+    count, kinds = 20_000, len(policies.RAND_AUGMENT_OPS)
+    draws = uniforms(count, policies.draws("randaug", 2), seed=7)
+    first, second = policies.layers(draws, "randaug", 10, 2)
+    # Layers are independent: so are pairs of operations. The bound is the
+    # 99.9th percentile of chi-square at 255 degrees of freedom.
+    pairs = first.operation * kinds + second.operation
+    counts = np.bincount(pairs, minlength=kinds**2)
+    expected = count / kinds**2
+    assert ((counts - expected) ** 2 / expected).sum() < 330.5
+    rotated = first.operation == policies.RAND_AUGMENT_OPS.index("Rotate")
+    negative = (first.argument[rotated] < 0).numpy()
+    assert abs(negative.mean() - 0.5) < 1.65 / np.sqrt(negative.size)
+
+
 def test_no_layers_and_no_magnitude():
     images = textures(4)
     np.testing.assert_array_equal(
