@@ -38,13 +38,9 @@ class Model:
         "null: as in the block strings",
         low=0,
     )
-    width_coefficient: float = option(
-        1.0, "scales every layer's channels", 1e-3
-    )
+    width_coefficient: float = option(1.0, "scales all channels", 1e-3)
     depth_coefficient: float = option(1.0, "scales every stage's blocks", 1e-3)
-    depth_divisor: int = option(
-        8, "channels are rounded to multiples of this", 1
-    )
+    depth_divisor: int = option(8, "channels are multiples of this", 1)
     min_depth: int = option(8, "least number of channels", 0)
     round_limit: float | None = option(
         None,
@@ -59,9 +55,7 @@ class Model:
     )
     feature_size: int = option(1280, "channels of the unscaled head", 1)
     num_classes: int | None = option(
-        None,
-        "number of outputs of the classifier; null: the dataset's classes",
-        1,
+        None, "outputs of the classifier; null: the dataset's classes", 1
     )
     act_fn: Literal[
         "silu", "swish", "relu", "relu6", "hswish", "mish",
@@ -85,10 +79,7 @@ class Model:
         None, "dropout rate inside the blocks", 0, 0.999
     )
     dropout_rate: float | None = option(
-        0.2,
-        "dropout rate before the classifier, last stage; 0, null: off",
-        0,
-        0.999,
+        0.2, "dropout before the classifier, last stage; 0, null: off", 0, 0.999
     )
     dropout_base: float | None = option(
         None, "dropout rate of the first stage; null: dropout_rate", 0, 0.999
@@ -100,9 +91,7 @@ class Model:
 class Train:
     """Training."""
 
-    epochs: float = option(
-        350.0, "length of the run; may be fractional", 1e-6, 1e9
-    )
+    epochs: float = option(350.0, "length; may be fractional", 1e-6, 1e9)
     min_steps: int = option(0, "train at least this many steps", 0)
     extend: bool = option(
         False,
@@ -114,8 +103,7 @@ class Train:
     batch_parts: int = option(
         1,
         "parts of a batch that TensorFlow computes in parallel on a CPU, one "
-        "per core, with batch norm over each part; other devices take the "
-        "whole batch",
+        "per core, with batch norm over each part; other devices: all of it",
         1,
         64,
     )
@@ -179,9 +167,7 @@ class Train:
     )
     lr_base: float = option(0.016, "learning rate per 256 images per step", 0)
     lr_min: float = option(0.0, "lowest learning rate, per 256 images", 0)
-    lr_decay_epoch: float = option(
-        2.4, "epochs per step of the staircase", 1e-9
-    )
+    lr_decay_epoch: float = option(2.4, "epochs per staircase step", 1e-9)
     lr_decay_factor: float = option(0.97, "factor from step to step", 0)
     lr_warmup_epoch: float = option(5.0, "epochs of linear warm-up", 0)
     ema_decay: float = option(
@@ -396,10 +382,7 @@ class Checkpoint:
         5.0, "minutes between checkpoints", 0.01, free=True
     )
     every_steps: int = option(
-        0,
-        "steps between checkpoints; 0: by time, epoch and stage only",
-        0,
-        free=True,
+        0, "steps between checkpoints; 0: by time, epoch, stage", 0, free=True
     )
 
 

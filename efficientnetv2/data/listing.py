@@ -65,8 +65,7 @@ class ListedSplit:
         files: paths.
         labels: numbers of classes; tuples of them where an image may have
             several.
-        names: of the files, relative to the folder: 'cat/1.jpg'. The same on
-            every machine.
+        names: relative to the folder, the same on every machine: 'cat/1.jpg'.
     """
 
     files: list[str]
@@ -179,10 +178,7 @@ def divide(
         parts[next(chosen, "train")].append(entry)
     total = len(entries["train"])
     entries |= parts
-    remedy = (
-        "Add images, or divide them yourself: train/CLASS, val/CLASS and "
-        "test/CLASS."
-    )
+    remedy = "Add images, or make train/CLASS, val/CLASS and test/CLASS."
     empty = next((split for split, part in entries.items() if not part), None)
     if empty:
         raise DataError(
@@ -326,11 +322,9 @@ def _index(path: pathlib.Path, entries, several: bool) -> Listing:
     if all(name.isdecimal() for name in names):
         names.sort(key=lambda name: (int(name), name))
     if len(names) < 2:
-        raise DataError(
-            f"{path} has one class only: {', '.join(map(repr, names))}."
-        )
-    notes = []
-    alike: dict[str, str] = {}
+        only = ", ".join(map(repr, names))
+        raise DataError(f"{path} has one class only: {only}.")
+    notes, alike = [], {}
     for name in names:
         other = alike.setdefault(folded(name), name)
         if other != name:
@@ -366,9 +360,8 @@ def _index(path: pathlib.Path, entries, several: bool) -> Listing:
 def _is_joined(name: str, names: list[str]) -> bool:
     """Whether a label looks like several, joined by something else than |."""
     words = name.split()
-    return bool(re.search("[,;/]", name)) or (
-        len(words) > 1 and set(words) < set(names)
-    )
+    are_names = len(words) > 1 and set(words) < set(names)
+    return are_names or bool(re.search("[,;/]", name))
 
 
 # --- Names of classes ---------------------------------------------------------
@@ -397,9 +390,8 @@ def read_names_in_words(path: str | os.PathLike) -> dict[str, str]:
 
 @functools.cache
 def _imagenet() -> dict[str, str]:
-    return read_names_in_words(
-        declarative_dir("datasets") / "imagenet_classes.txt"
-    )
+    path = declarative_dir("datasets") / "imagenet_classes.txt"
+    return read_names_in_words(path)
 
 
 def in_words(names: Sequence[str]) -> list[str]:

@@ -123,11 +123,8 @@ class Work:
         """
         known = read_json(self.folder / records.STUDY)["configs"]
         for name in known.keys() & self.configs.keys():
-            found = config_lib.differences(
-                known[name],
-                self.configs[name].to_dict(),
-                config_lib.FREE_OPTIONS,
-            )
+            here, free = self.configs[name].to_dict(), config_lib.FREE_OPTIONS
+            found = config_lib.differences(known[name], here, free)
             if found:
                 lines = config_lib.format_differences(found, "here")
                 self._refuse("options", [f"arm {name}:", lines])
@@ -218,12 +215,11 @@ class Work:
         path, tune = self.folder / records.TUNING, self.study.tune
         if tune is None or path.exists():
             return
+        budgets = self.study.budgets if tune.budget is None else [tune.budget]
         tasks = [
             Task(arm.name, budget, float(strength), seed, tunes=True)
             for seed in tune.seeds
-            for budget in (
-                self.study.budgets if tune.budget is None else [tune.budget]
-            )
+            for budget in budgets
             for arm in self.study.arms
             for strength in tune.strengths
             if arm.strength is None and arm.strength_of is None
