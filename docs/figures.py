@@ -126,6 +126,7 @@ def _draw_examples(axes) -> None:
 def _draw_accuracy(axes) -> None:
     """Draws how accurate progressive learning and a fixed size are by time."""
     plots.draw_accuracy_by_time(axes, analysis.load(STUDIES / STUDY))
+    axes.set_ylim(bottom=20)  # room for the legend
     axes.legend(loc="lower right")
     axes.set_title("Accuracy after equally long trainings", fontsize=12)
 
