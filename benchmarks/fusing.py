@@ -61,7 +61,7 @@ def main() -> int:
     path = pathlib.Path(options.json) if options.json else None
     if path and path.exists():
         content["arms"] = json.loads(path.read_text())["arms"]
-    study = definition.load("fused")
+    study = definition.load_study("fused")
     for arm in study.arms:
         if arm.name in content["arms"]:
             continue

@@ -125,7 +125,7 @@ def _draw_examples(axes) -> None:
 
 def _draw_accuracy(axes) -> None:
     """Draws how accurate progressive learning and a fixed size are by time."""
-    plots.draw_accuracy_by_time(axes, analysis.load(STUDIES / STUDY))
+    plots.draw_accuracy_by_time(axes, analysis.load_results(STUDIES / STUDY))
     axes.set_ylim(bottom=20)  # room for the legend
     axes.legend(loc="lower right")
     axes.set_title("Accuracy after equally long trainings", fontsize=12)
@@ -135,7 +135,9 @@ def main() -> None:
     """Draws everything; with --examples what the network sees is renewed."""
     if "--examples" in sys.argv[1:]:
         make_examples()
-    drawn = [plots.save(progressive_picture(), IMAGES / "progressive.svg")]
+    drawn = [
+        plots.save_figure(progressive_picture(), IMAGES / "progressive.svg")
+    ]
     for path in sorted(STUDIES.glob("*/plots/*.svg")):
         name = f"{path.parent.parent.name}_{path.name}"
         drawn.append(shutil.copy(path, IMAGES / name))

@@ -232,7 +232,7 @@ def read_saved(model_dir: str | os.PathLike) -> dict:
     if isinstance(name, str):
         # Also by its absolute path, which `load` looks up.
         for each in {name, registry.normalized(name)}:
-            fingerprint.remember(model_dir, each)
+            fingerprint.remember_dataset(model_dir, each)
     return saved
 
 

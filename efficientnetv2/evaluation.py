@@ -130,7 +130,7 @@ def evaluate_checkpoint(
     names = fingerprint.names_of_run(config, run.model_dir)
     source = sources.in_order_of(data[config.eval.split], names)
     weights.load_averaged(engine.network, checkpoint)
-    with faults.named(source):
+    with faults.explained(source):
         result = evaluate(
             engine.logits,
             pipeline.evaluation_dataset(source, config),

@@ -372,7 +372,7 @@ class Data:
 
 
 @dataclasses.dataclass
-class Checkpoint:
+class Checkpointing:
     """Checkpoints."""
 
     keep: int = option(
@@ -422,7 +422,7 @@ SECTIONS = {
     "train": Train,
     "eval": Eval,
     "data": Data,
-    "checkpoint": Checkpoint,
+    "checkpoint": Checkpointing,
     "runtime": Runtime,
 }
 OPTIONS: dict[str, schema.Option] = {

@@ -183,6 +183,6 @@ def draw_curves(
             *panels[0].get_legend_handles_labels(), loc="outside lower left"
         )
         try:
-            return plots.save(figure, pathlib.Path(path))
+            return plots.save_figure(figure, pathlib.Path(path))
         except (OSError, ValueError) as error:
             raise UserError(f"Cannot write {path}: {error}.") from None

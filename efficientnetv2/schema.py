@@ -360,7 +360,7 @@ def _values(each: Option) -> str:
     return f"{text}, null" if each.nullable else text
 
 
-def to_yaml(sections: Mapping[str, type]) -> str:
+def base_yaml(sections: Mapping[str, type]) -> str:
     """Returns every option of the sections with its default, explained."""
     lines = [
         "# Every option with its default. A model, a dataset, a recipe,",
@@ -409,6 +409,6 @@ def written_files(sections: Mapping[str, type]) -> dict[pathlib.Path, str]:
     page = pathlib.Path("docs/options.md")
     head = page.read_text(encoding="utf-8").partition(_MARK)[0]
     return {
-        pathlib.Path("hparams/base.yaml"): to_yaml(sections),
+        pathlib.Path("hparams/base.yaml"): base_yaml(sections),
         page: head + _MARK + to_markdown(sections),
     }

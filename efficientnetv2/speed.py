@@ -245,7 +245,7 @@ def measure_stage(
     def images_per_second(function):
         return steps * stage.batch_size / _repeat(function, steps)
 
-    with faults.named(source):
+    with faults.explained(source):
         read = iter(dataset).__next__
         _repeat(read, _WARM_UP)
         reading = images_per_second(read)
@@ -380,7 +380,7 @@ def dry_run(
     engine = engines.create(config, plan)
     notices.announce(config, plan, engine, log)
     source, rates, started = data[config.train.split], [], None
-    with faults.named(source):
+    with faults.explained(source):
         for stage in plan.stages:
             make_dataset = stage_maker(
                 config, plan, stage, source, engine.augments, 2 + _DRY_STEPS

@@ -51,7 +51,7 @@ def train_run(config: ml_collections.ConfigDict, data: Splits, run: Run):
     plan, train = run_plan(config), config.train
     named = recovery.load_callbacks(train.callbacks)
     run.callbacks = [*run.callbacks, *named]
-    with faults.named(*splits):
+    with faults.explained(*splits):
         engine = Recovery(train.on_nan, train.batch_size, run.log).until_done(
             lambda attempt: _attempt(config, plan, run, attempt, *splits)
         )

@@ -143,7 +143,7 @@ def place(tmp_path_factory):
         pixels = random.integers(0, 255, (28, 28, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)
     (folder / "results").symlink_to(ROOT / "results")
-    write_made_up(folder / "runs/study", definition.load("fused"))
+    write_made_up(folder / "runs/study", definition.load_study("fused"))
     for name, kept in (("first", "seed1"), ("second", "trial_18_epochs")):
         shutil.copytree(
             ROOT / "results/fashion_mnist" / kept, folder / "runs" / name
@@ -321,7 +321,7 @@ def test_yaml_blocks_are_read():
             if "source" in content:
                 registry.parse_info("example", content)
             elif "arms" in content:
-                definition.resolve(definition.parse("example", content))
+                definition.resolve(definition.parse_study("example", content))
             else:
                 assert set(flatten(content)) <= set(OPTIONS)
 

@@ -50,7 +50,7 @@ def study(given: flags.FlagValues, words: Sequence[str]) -> None:
             from efficientnetv2.study import definition, work
 
         at_work = work.Work(
-            definition.load(given.study, given.dataset),
+            definition.load_study(given.study, given.dataset),
             given.output_dir,
             given.data_dir,
         )
@@ -74,7 +74,7 @@ def _rerun(at_work, arm: str, seed: int) -> None:
 
     at_work.study.arm(arm)
     at_work.check_options()
-    found = analysis.load(at_work.folder)
+    found = analysis.load_results(at_work.folder)
     known = found.top1(arm, max(at_work.study.budgets))
     top1 = 100 * at_work.rerun(arm, seed)["top1"]
     text = f"{arm}, seed {seed}: test top-1 {top1:.2f}%."

@@ -77,7 +77,7 @@ _BRANDS = {
 
 
 @contextlib.contextmanager
-def named(*read_from: Source):
+def explained(*read_from: Source):
     """Turns TensorFlow's errors about the splits read inside into a DataError.
 
     Raises:

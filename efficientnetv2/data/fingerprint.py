@@ -227,7 +227,7 @@ def free_options(
     return ["data.ds_name"] if same or (local and known) else []
 
 
-def remember(model_dir: str | os.PathLike, name: str) -> None:
+def remember_dataset(model_dir: str | os.PathLike, name: str) -> None:
     """Lets a run be used without its dataset, see `registry.remember`."""
     content = read_fingerprint(model_dir)
     if content is None:

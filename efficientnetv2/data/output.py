@@ -70,7 +70,7 @@ def write_preview(
     config = with_batch_size(config, images)
     source = loading.load_split(config, config.train.split, log)
     title = f"{registry.title(config.data.ds_name)}, {config.train.split}"
-    with faults.named(source):
+    with faults.explained(source):
         return write_sheets(source, config, folder, title)
 
 

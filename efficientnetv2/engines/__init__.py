@@ -173,7 +173,7 @@ def check_batch(
 # --- Names ------------------------------------------------------------------
 
 
-def named(variables: Iterable[keras.Variable]) -> dict[str, keras.Variable]:
+def by_name(variables: Iterable[keras.Variable]) -> dict[str, keras.Variable]:
     """Returns variables by names that are the same in every process.
 
     Keras numbers seed generators over the life of a process; here they are

@@ -54,7 +54,7 @@ class Engine(engines.BaseEngine):
         self._variables = {
             f"{group}/{name}": variable
             for group, members in variables.items()
-            for name, variable in engines.named(members).items()
+            for name, variable in engines.by_name(members).items()
         }
         self._trained = self._names(self.trained)
         self._others = self._names(self._network.non_trainable_variables)

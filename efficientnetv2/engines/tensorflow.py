@@ -70,9 +70,9 @@ class Engine(engines.BaseEngine):
             ("network", self.network.variables),
             ("optimizer", self.optimizer.variables),
         ):
-            for name, variable in engines.named(variables).items():
+            for name, variable in engines.by_name(variables).items():
                 state[f"{group}/{name}"] = variable.value
-        names = engines.named(self.network.weights)
+        names = engines.by_name(self.network.weights)
         for name, average in zip(names, self.averages or (), strict=False):
             state[f"ema/{name}"] = average
         return state

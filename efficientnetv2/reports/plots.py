@@ -50,7 +50,7 @@ STYLE = {
 }
 
 
-def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+def save_figure(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     """Writes a figure as the suffix says, equal for equal figures."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".svg":
@@ -126,7 +126,7 @@ def draw_accuracy_by_time(axes, found: Analysis) -> None:
 
 
 @matplotlib.rc_context(STYLE)
-def differences(found: Analysis) -> Figure:
+def draw_differences(found: Analysis) -> Figure:
     """Draws how much each arm differs from the base, with its interval."""
     base, budget = found.study.base, max(found.study.budgets)
     arms = [arm for arm in found.arms if arm.name != base]
@@ -237,7 +237,7 @@ def draw_study(
     study, drawn = found.study, []
 
     def keep(figure: Figure, name: str, caption: str) -> None:
-        path = save(figure, folder / "plots" / f"{name}.svg")
+        path = save_figure(figure, folder / "plots" / f"{name}.svg")
         drawn.append((path, caption))
 
     if len(set(study.curves) & {arm.name for arm in found.arms}) > 1:
@@ -255,7 +255,7 @@ def draw_study(
         )
     if study.base in {arm.name for arm in found.arms} and len(found.arms) > 1:
         keep(
-            differences(found),
+            draw_differences(found),
             "differences",
             "What does each arm bring? Green is better than the base, orange "
             "worse, black not to be told apart; bars are 95% intervals.",

@@ -132,7 +132,7 @@ def _stage(plan, run, facts: dict[str, str], stage: progressive.Stage) -> dict:
 
 def _save(run: runs.Run, figure: Figure, name: str) -> str:
     """Keeps a plot as PNG; returns it as SVG."""
-    plots.save(figure, run.model_dir / PLOTS / f"{name}.png")
+    plots.save_figure(figure, run.model_dir / PLOTS / f"{name}.png")
     return plots.to_svg(figure)
 
 

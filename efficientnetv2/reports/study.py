@@ -40,7 +40,7 @@ def build(
     output = pathlib.Path(output)
     described = []
     for path in sorted(output.glob(f"*/{records.STUDY}")):
-        found = analysis.load(path.parent)
+        found = analysis.load_results(path.parent)
         if found.arms:
             described.append(_Report(found, path.parent).values())
     if not described:

@@ -240,7 +240,7 @@ def sample(
     elif isinstance(source, EncodedSource):
         content = {"items": [source.items[k] for k in chosen]}
     else:
-        with faults.named(source):
+        with faults.explained(source):
             examples = list(sources.encoded_examples(source).take(most))
         items = [encoded.numpy() for encoded, _ in examples]
         labels = np.stack([label.numpy() for _, label in examples])
@@ -255,7 +255,7 @@ def batches(
     config = ml_collections.ConfigDict(config.to_dict())
     config.eval.batch_size = _BATCH
     first = 0
-    with faults.named(source):
+    with faults.explained(source):
         for images, labels in pipeline.evaluation_dataset(source, config):
             rows = slice(first, first + len(labels))
             first = rows.stop

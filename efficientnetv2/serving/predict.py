@@ -204,7 +204,7 @@ def evaluate_classifier(
     top1 = top5 = images = 0
     batches = _encoded(source).batch(batch_size)
     total = -(-len(source) // batch_size)
-    with faults.named(source):
+    with faults.explained(source):
         for encoded, labels in progress.track(
             batches.as_numpy_iterator(), "Evaluating", total, "batches"
         ):

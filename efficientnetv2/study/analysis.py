@@ -216,7 +216,7 @@ class Analysis:
         return wanted
 
 
-def load(folder: pathlib.Path) -> Analysis:
+def load_results(folder: pathlib.Path) -> Analysis:
     """Reads a study's folder.
 
     Raises:
@@ -225,7 +225,7 @@ def load(folder: pathlib.Path) -> Analysis:
     content = records.read_json(folder / records.STUDY)["definition"]
     rows = records.read_rows(folder)
     return Analysis(
-        definition.parse(folder.name, content),
+        definition.parse_study(folder.name, content),
         [row for row in rows if not row["tunes"]],
     )
 

@@ -171,7 +171,7 @@ class Study:
         return config
 
 
-def load(name: str, dataset: str | None = None) -> Study:
+def load_study(name: str, dataset: str | None = None) -> Study:
     """Reads a study.
 
     Args:
@@ -182,11 +182,11 @@ def load(name: str, dataset: str | None = None) -> Study:
         ConfigError: names the file, the option and what it should be.
     """
     content = declarative.named_or_path("studies", name)
-    study = parse(pathlib.Path(name).stem, content)
+    study = parse_study(pathlib.Path(name).stem, content)
     return dataclasses.replace(study, dataset=dataset or study.dataset)
 
 
-def parse(name: str, content: Mapping[str, Any]) -> Study:
+def parse_study(name: str, content: Mapping[str, Any]) -> Study:
     """Checks the content of a study's file, and every arm's configuration."""
     where = f"study {name}"
     if not _NAME.fullmatch(name):
@@ -218,7 +218,7 @@ def parse(name: str, content: Mapping[str, Any]) -> Study:
 
 
 def to_dict(study: Study) -> dict:
-    """Returns what `parse` reads, for the study's folder."""
+    """Returns what `parse_study` reads, for the study's folder."""
     content = dataclasses.asdict(study)
     del content["name"]
     content["arms"] = {arm.pop("name"): arm for arm in content["arms"]}

@@ -248,7 +248,7 @@ def test_a_bad_image_in_a_folder_is_named(tmp_path, source, kind, mode):
         bad.write_bytes(b"" if kind == "empty" else b"no image at all")
     words = [bad, f"class {CLASSES[split.labels[7]]!r}"]
     words += ["it is empty"] * (kind == "empty")
-    with raises(DataError, *words), faults.named(split):
+    with raises(DataError, *words), faults.explained(split):
         if mode == "eval":
             _evaluated(split, config)
         else:
@@ -297,7 +297,7 @@ def test_bad_shards_are_named(tmp_path, source, kind, words):
     name = _records_yaml(tmp_path / "mine.yaml")
     config = _config(name, tmp_path, "train.epochs=1,train.batch_size=20")
     split = loading.load_split(config, "train")
-    with raises(DataError, *words), faults.named(split):
+    with raises(DataError, *words), faults.explained(split):
         _batches(split, config)
 
 

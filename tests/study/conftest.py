@@ -30,7 +30,7 @@ SMALL = {
 @pytest.fixture
 def small():
     """A study of two arms."""
-    return definition.parse("small", SMALL)
+    return definition.parse_study("small", SMALL)
 
 
 def row(arm: str, seed: int, top1: float, budget: float = 1.0, **others):

@@ -83,7 +83,7 @@ def test_budgets_are_compared_with_each_other(small):
 
 def test_wide_intervals_ask_for_seeds(small):
     content = definition.to_dict(small) | {"most_seeds": 9}
-    study = definition.parse("small", content)
+    study = definition.parse_study("small", content)
     noisy = [90.0, 90.3, 90.2], [90.4, 90.0, 90.1]
     found, _ = _found(study, *noisy)
     assert found.more_seeds() == [("little", 1.0, 6), ("much", 1.0, 6)]

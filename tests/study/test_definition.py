@@ -17,13 +17,13 @@ def test_a_study_is_read_whole(small):
     assert configs["much"].model.dropout_rate == 0.5
     assert configs["little"].train.epochs == 2
     # What a study's folder keeps reads back as the study.
-    again = definition.parse("small", definition.to_dict(small))
+    again = definition.parse_study("small", definition.to_dict(small))
     assert again == small
 
 
 def test_strength_and_budget_change_the_configuration():
     content = SMALL | {"regularization": {"data.ram": 8, "data.ram_base": 2}}
-    study = definition.parse("small", content)
+    study = definition.parse_study("small", content)
     config = study.configure(study.arm("much"), strength=0.5, scale=0.25)
     assert (config.data.ram, config.data.ram_base) == (4, 1)
     assert config.train.epochs == 0.5
@@ -72,7 +72,7 @@ def _changed(path: str, value):
 )
 def test_mistakes_are_named(path, value, words):
     with pytest.raises(ConfigError) as error:
-        definition.parse("small", _changed(path, value))
+        definition.parse_study("small", _changed(path, value))
     for word in words:
         assert word in str(error.value)
 
@@ -93,7 +93,7 @@ def test_mistakes_are_named(path, value, words):
     ],
 )
 def test_every_arm_is_resolved_before_a_run(path, value, words):
-    study = definition.parse("small", _changed(path, value))
+    study = definition.parse_study("small", _changed(path, value))
     with pytest.raises(ConfigError) as error:
         definition.resolve(study)
     for word in words:
@@ -102,20 +102,20 @@ def test_every_arm_is_resolved_before_a_run(path, value, words):
 
 def test_a_study_by_name_or_path(tmp_path):
     with pytest.raises(ConfigError, match="Unknown study.*'regularization'"):
-        definition.load("regularisation")
+        definition.load_study("regularisation")
     path = tmp_path / "mine.yaml"
     path.write_text(
         "title: T\ndataset: fashion_mnist\nbase: a\n"
         "arms: {a: {overrides: train.epochs=1}, b: {}}\n"
     )
-    study = definition.load(str(path), dataset="cifar10")
+    study = definition.load_study(str(path), dataset="cifar10")
     assert (study.name, study.dataset) == ("mine", "cifar10")
     assert definition.resolve(study)["a"].train.epochs == 1
 
 
 @pytest.mark.parametrize("name", declarative.names("studies"))
 def test_published_studies(name):
-    study = definition.load(name)
+    study = definition.load_study(name)
     for config in definition.resolve(study).values():
         sizes = definition.image_sizes(config)
         # Real ramps: the first stage costs at most 40% of the last.
@@ -128,7 +128,7 @@ def test_published_studies(name):
 
 
 def test_arms_of_regularization():
-    study = definition.load("regularization")
+    study = definition.load_study("regularization")
     configs = definition.resolve(study)
 
     def ramps(arm):

@@ -28,8 +28,10 @@ def reported(tmp_path_factory):
     """A folder with two made-up studies and their report."""
     output = tmp_path_factory.mktemp("output")
     gains = {"none": -4, "progressive_adaptive": 1.5, "random_fixed": -2}
-    write_made_up(output, definition.load("regularization"), gains)
-    folder = write_made_up(output, definition.load("fused"), {"fused_3": 1})
+    write_made_up(output, definition.load_study("regularization"), gains)
+    folder = write_made_up(
+        output, definition.load_study("fused"), {"fused_3": 1}
+    )
     costs = {
         **{"batch_size": 32, "image_size": 32},
         "environment": {"topology": "v5e:1x1"},
@@ -44,7 +46,7 @@ def reported(tmp_path_factory):
 
 def test_every_number_is_of_the_json_files(reported):
     text = (reported / "REPORT.md").read_text()
-    found = analysis.load(reported / "fused")
+    found = analysis.load_results(reported / "fused")
     top1 = found.top1("fused_3")
     low, high = top1.of_one_more()
     row = next(s for s in text.splitlines() if s.startswith("| stages 1 to 3"))
@@ -81,7 +83,7 @@ def test_commands_of_the_report_can_be_typed(reported):
             assert given.output_dir == str(reported)
             # A seed that the study does not use.
             assert given.seed == 12
-            definition.load(given.study).arm(given.arm)
+            definition.load_study(given.study).arm(given.arm)
 
 
 def test_the_page_needs_no_other_file(reported):

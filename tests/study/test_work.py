@@ -43,7 +43,7 @@ SECONDS = {name: {"16": 0.02, "24": 0.06} for name in CONTENT["arms"]}
 
 @pytest.fixture
 def study():
-    return definition.parse("tiny", CONTENT)
+    return definition.parse_study("tiny", CONTENT)
 
 
 def _work(study, output, lines=None, measured=True) -> work.Work:
@@ -85,7 +85,7 @@ def test_a_study_from_measuring_to_the_report(tmp_path, monkeypatch):
     tuning = json.loads((folder / records.TUNING).read_text())
     # The arm with a strength of its own is not tuned.
     assert tuning["chosen"] == {"fixed": {"1": 2.0}}
-    found = analysis.load(folder)
+    found = analysis.load_results(folder)
     assert [row["arm"] for row in found.rows] == ["fixed", "growing"]
     assert [row["seed"] for row in found.rows] == [0, 0]
     growing = found.rows[1]
@@ -95,7 +95,9 @@ def test_a_study_from_measuring_to_the_report(tmp_path, monkeypatch):
     kept = {p.name for p in (folder / records.WORK).iterdir()}
     assert "growing-1-1-0.json" in kept and "growing-1-1-0" not in kept
     # The same run, alone and elsewhere, is the same to the last bit.
-    again = work.Work(definition.load(str(path)), output).rerun("growing", 0)
+    again = work.Work(definition.load_study(str(path)), output).rerun(
+        "growing", 0
+    )
     assert again["cross_entropy"] == growing["cross_entropy"]
 
 
@@ -112,7 +114,7 @@ def test_arms_train_for_equally_long(study, tmp_path):
         assert seconds == pytest.approx(expected, rel=0.15)
     content = definition.to_dict(study)
     content["arms"]["growing"]["equal"] = "epochs"
-    at_work = _work(definition.parse("tiny", content), tmp_path)
+    at_work = _work(definition.parse_study("tiny", content), tmp_path)
     assert at_work.config(work.Task("growing", 1, 1, 0)).train.epochs == 3
 
 
@@ -123,7 +125,7 @@ def test_a_strength_for_several_arms_and_budgets(tmp_path, monkeypatch):
         "tune": CONTENT["tune"] | {"budget": 0.5},
         "arms": CONTENT["arms"] | {"growing": {"strength_of": "fixed"}},
     }
-    at_work = _work(definition.parse("tiny", content), tmp_path)
+    at_work = _work(definition.parse_study("tiny", content), tmp_path)
     at_work.claim()
     at_work.tune()
     tuning = json.loads((at_work.folder / records.TUNING).read_text())
@@ -142,7 +144,7 @@ def test_tuned_strengths_and_more_seeds(study, tmp_path, monkeypatch):
     tuning = json.loads((at_work.folder / records.TUNING).read_text())
     assert tuning["chosen"] == {"fixed": {"0.5": 2.0, "1": 2.0}}
     at_work.train()
-    rows = analysis.load(at_work.folder).rows
+    rows = analysis.load_results(at_work.folder).rows
     # The spread of 0 needs no third seed.
     assert len(rows) == 8
     assert {(r["arm"], r["strength"]) for r in rows} == {
@@ -163,7 +165,7 @@ def test_tuned_strengths_and_more_seeds(study, tmp_path, monkeypatch):
     at_work.claim()
     at_work.tune()
     at_work.train()
-    rows = analysis.load(at_work.folder).rows
+    rows = analysis.load_results(at_work.folder).rows
     assert len(rows) == 10
     assert {(r["arm"], r["budget"]) for r in rows if r["seed"] == 2} == {
         ("growing", 1),
@@ -234,13 +236,13 @@ def test_other_code_or_options_are_refused(study, tmp_path, monkeypatch):
     content["arms"]["growing"]["overrides"] = "train.stages=3"
     content["title"] = "Another title"
     with pytest.raises(StudyError) as error:
-        _work(definition.parse("tiny", content), tmp_path).claim()
+        _work(definition.parse_study("tiny", content), tmp_path).claim()
     assert "arm growing" in str(error.value)
     assert "train.stages: 2 there, 3 here" in str(error.value)
     # An arm may come or go.
     content["arms"]["third"] = content["arms"].pop("growing")
     content["questions"] = []
-    _work(definition.parse("tiny", content), tmp_path).claim()
+    _work(definition.parse_study("tiny", content), tmp_path).claim()
     hashes["efficientnetv2/train.py"] = "2"
     with pytest.raises(StudyError) as error:
         _work(study, tmp_path).claim()
