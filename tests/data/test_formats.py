@@ -317,7 +317,7 @@ def test_tensorflow_datasets(tmp_path, source):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            image = tfds.features.Image(self.shape, encoding_format="png")
+            image = tfds.features.Image(shape=self.shape, encoding_format="png")
             label = tfds.features.ClassLabel(names=CLASSES)
             return self.dataset_info_from_configs(
                 features=tfds.features.FeaturesDict(
