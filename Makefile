@@ -73,6 +73,7 @@ figures: setup
 docs: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "To read and search it: $(BIN)/python -m http.server -d build/docs"
 
 test: setup
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
