@@ -154,30 +154,19 @@ def _per_image(images):
     """
     import tensorflow as tf
 
-    from efficientnetv2.data import ops, policies
+    from efficientnetv2.data import policies
 
-    size = tf.shape(images)[1:3]
-
-    def function(name):
-        for suffix in ("X", "Y", "Add"):
-            name = name.replace(suffix, f"_{suffix}")
-        return getattr(ops, name.lower())
+    size = tf.cast(tf.shape(images)[1:3], tf.float32)
 
     def augment(image):
         batch = image[tf.newaxis]
         uniforms = tf.random.uniform([1, policies.draws("randaug")])
         for layer in policies.layers(uniforms, "randaug", 10):
-            centre = tf.stack([layer.y, layer.x], 1) * tf.cast(size, tf.float32)
+            centre = tf.stack([layer.y, layer.x], 1) * size
             centre = tf.cast(centre, tf.int32)
-            arguments = {
-                **dict.fromkeys(("AutoContrast", "Equalize", "Invert"), ()),
-                "Cutout": (layer.argument, centre),
-            }
             branches = [
                 functools.partial(
-                    function(name),
-                    batch,
-                    *arguments.get(name, (layer.argument,)),
+                    policies.operate, name, batch, layer.argument, centre
                 )
                 for name in policies.RAND_AUGMENT_OPS
             ]

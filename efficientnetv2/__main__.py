@@ -6,7 +6,7 @@ import sys
 import efficientnetv2
 from efficientnetv2 import cli, commands
 from efficientnetv2.declarative import suggest
-from efficientnetv2.formatting import wrapped
+from efficientnetv2.errors import UserError
 
 
 def main() -> None:
@@ -23,9 +23,9 @@ def main() -> None:
         print(_overview(program))
     else:
         hint = suggest(name, list(commands.NAMES))
-        text = f"error: Unknown command {name!r}.{hint}"
-        print(wrapped(text, sys.stderr), file=sys.stderr)
-        sys.exit(2)
+        error = UserError(f"Unknown command {name!r}.{hint}")
+        cli.print_error(error)
+        sys.exit(error.exit_code)
 
 
 def _overview(program: str) -> str:

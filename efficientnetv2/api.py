@@ -309,9 +309,7 @@ def _silent(_: str) -> None:
 
 def _network(config, run: runs.Run, checkpoint: str | None, engine=None):
     """Returns the averaged weights of a checkpoint in a network, and it."""
-    found = checkpoints.read_checkpoint(
-        checkpoints.find_checkpoint(run.model_dir, checkpoint)
-    )
+    found = checkpoints.read_named(run.model_dir, checkpoint)
     if engine is not None and keras.config.dtype_policy().name == "float32":
         network = engine.network
     else:

@@ -149,3 +149,8 @@ def find_checkpoint(
         f"{available}; best: {'yes' if best.exists() else 'no'}. Train first, "
         "or name another --model_dir or --checkpoint."
     )
+
+
+def read_named(model_dir: str | os.PathLike, name: str | None) -> Checkpoint:
+    """Reads a run's checkpoint by name; see `find_checkpoint`."""
+    return read_checkpoint(find_checkpoint(model_dir, name))

@@ -328,6 +328,11 @@ def start(
     sys.exit(status)
 
 
+def print_error(error: UserError) -> None:
+    """Prints a user's error on stderr, wrapped on a terminal."""
+    print(wrapped(f"error: {error}", sys.stderr), file=sys.stderr)
+
+
 def _run(command: Command, name: str, arguments: list[str]) -> int:
     end = arguments.index("--") if "--" in arguments else None
     full = "--helpfull" in arguments[:end]
@@ -338,7 +343,7 @@ def _run(command: Command, name: str, arguments: list[str]) -> int:
         given, words = parse(command, arguments)
         return command.run(given, words) or 0
     except UserError as error:
-        print(wrapped(f"error: {error}", sys.stderr), file=sys.stderr)
+        print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -122,9 +122,7 @@ def evaluate_checkpoint(
         The metrics of `evaluate`, with 'checkpoint', 'step', 'dataset' and
         'split'.
     """
-    checkpoint = checkpoints.read_checkpoint(
-        checkpoints.find_checkpoint(run.model_dir, name)
-    )
+    checkpoint = checkpoints.read_named(run.model_dir, name)
     engine = engine or engines.create(config, None)
     fingerprint.say_changes(config, run.model_dir, run.log)
     names = fingerprint.names_of_run(config, run.model_dir)
@@ -166,12 +164,8 @@ def measure_inference(
         UserError: if there is no checkpoint.
     """
     engine = engines.create(config, None)
-    weights.load_averaged(
-        engine.network,
-        checkpoints.read_checkpoint(
-            checkpoints.find_checkpoint(model_dir, None)
-        ),
-    )
+    best = checkpoints.read_named(model_dir, None)
+    weights.load_averaged(engine.network, best)
     size = config.eval.isize
     images = np.random.default_rng(0).uniform(
         -1.0, 1.0, [batch_size, size, size, 3]

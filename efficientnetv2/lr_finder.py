@@ -5,6 +5,7 @@ exponentially from step to step; where the loss falls fastest is a good peak.
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def find_learning_rate(
         log: prints one line.
 
     Raises:
-        UserError: for data that cannot be had, or a loss that never falls.
+        UserError: if the data cannot be loaded, or the loss never falls.
     """
     config = config.copy_and_resolve_references().unlock()
     config.train.stages = 1
@@ -70,11 +71,13 @@ def find_learning_rate(
     source = runs.Splits(config, log)[config.train.split]
     engine = engines.create(config, plan)
 
-    def make_dataset(**part):
-        return pipeline.training_dataset(
-            source, config, plan, on_device=engine.augments, **part
-        )
-
+    make_dataset = functools.partial(
+        pipeline.training_dataset,
+        source,
+        config,
+        plan,
+        on_device=engine.augments,
+    )
     losses, mean = [], 0.0
     batches = engine.dataset(make_dataset)
     shown = progress.track(batches, "Trying rates", steps, "steps")

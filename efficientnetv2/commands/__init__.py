@@ -10,7 +10,6 @@ from absl import flags
 
 from efficientnetv2 import cli, declarative
 from efficientnetv2.errors import UserError
-from efficientnetv2.serving import formats
 
 # Name to what it does, in the order in which they are needed.
 NAMES = {
@@ -111,6 +110,9 @@ def _values(flag: flags.Flag) -> list[str]:
     if flag.name in _KINDS:
         return declarative.names(_KINDS[flag.name])
     if flag.name == "formats":
+        # Imports NumPy, which no other command should wait for.
+        from efficientnetv2.serving import formats
+
         return list(formats.FORMATS)
     return list(getattr(flag.parser, "enum_values", ()))
 

@@ -18,6 +18,7 @@ from efficientnetv2.errors import DataError, UserError
 from efficientnetv2.serving import formats
 
 UNSURE = "unsure"
+_NO_MODEL = "Set --model, for example --model=runs/fashion_mnist."
 
 
 _RARE = "image_size normalization class_names"
@@ -103,7 +104,7 @@ def predict(given: flags.FlagValues, words: Sequence[str]) -> int:
     with a message, and the exit status is then 1.
     """
     if not given.model:
-        raise UserError("Set --model, for example --model=runs/fashion_mnist.")
+        raise UserError(_NO_MODEL)
     if given.json and given.csv:
         raise UserError("--json and --csv cannot be combined.")
     if not words:
@@ -283,7 +284,7 @@ def demo(given: flags.FlagValues, words: Sequence[str]) -> None:
     """
     cli.no_words(words)
     if not given.model:
-        raise UserError("Set --model, for example --model=runs/fashion_mnist.")
+        raise UserError(_NO_MODEL)
     formats.find_model(given.model, given.checkpoint, given.weights)
     if importlib.util.find_spec("gradio") is None:
         raise UserError(

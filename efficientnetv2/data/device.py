@@ -91,7 +91,7 @@ def _lines(images):
 
 
 def _sample(images, sources):
-    """Reads pixels from where `policies.sources` says."""
+    """Reads pixels from where `policies.layer_arrays` says."""
     _, height, width, _ = ops.shape(images)
     rows, columns = (ops.cast(each, "float32") for each in _lines(images))
     a, b, c, d, e, f = (_per_image(sources[:, i]) for i in range(6))

@@ -1,9 +1,9 @@
 """Whether data can be read: at a glance before training, or image by image.
 
 A pipeline reads and decodes in TensorFlow's graph, whose errors name an
-operation and no file; `named` finds the example afterwards. `before_training`
-reads the first bytes of every file, which takes seconds for a hundred thousand;
-`check_dataset` decodes everything.
+operation and no file; `explained` finds the example afterwards.
+`before_training` reads the first bytes of every file, which takes seconds for a
+hundred thousand; `check_dataset` decodes everything.
 """
 
 import concurrent.futures

@@ -156,13 +156,16 @@ class _Schedule:
     def seed(self, stream: int, step) -> tf.Tensor:
         return _seed(self.config, stream, step + self.skipped)
 
+    def size(self, step) -> tf.Tensor:
+        """Returns the image size of a step, an int32 scalar."""
+        return self.sizes[self.stage_of_steps[step]]
+
     def crop(self, images, uniforms, step):
         """Crops, resizes and flips; returns images and unused draws."""
         height, width = tf.unstack(tf.shape(images)[1:3])
         boxes, flip, uniforms = _boxes(self.config, uniforms, height, width)
-        size, antialias = self.sizes[self.stage_of_steps[step]], self.antialias
         images = preprocessing.crop_resize_flip(
-            images, boxes, flip, size, antialias
+            images, boxes, flip, self.size(step), self.antialias
         )
         return images, uniforms
 
@@ -174,10 +177,7 @@ class _Schedule:
             return self.crop(image[tf.newaxis], uniforms, step)
 
         def decode_part():
-            size, antialias = (
-                self.sizes[self.stage_of_steps[step]],
-                self.antialias,
-            )
+            size, antialias = self.size(step), self.antialias
             turned = decoding.orientation(encoded, decoding.JPEG)
             shape = preprocessing.upright_shape(encoded, turned)
             boxes, flip, unused = _boxes(

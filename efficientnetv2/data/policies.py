@@ -329,6 +329,20 @@ def layer_arrays(
     return {key: tf.stack(each, axis=1) for key, each in columns.items()}
 
 
+def operate(name: str, images: tf.Tensor, arguments, centres) -> tf.Tensor:
+    """Applies one of `RAND_AUGMENT_OPS` to images.
+
+    Args:
+        name: of the operation.
+        images: uint8 [batch, height, width, 3].
+        arguments: float32 [batch], for operations that have one.
+        centres: int32 [batch, 2], of cutouts.
+    """
+    takes = {"AutoContrast": 0, "Equalize": 0, "Invert": 0, "Cutout": 2}
+    given = (arguments, centres)[: takes.get(name, 1)]
+    return _FUNCTIONS[name](images, *given)
+
+
 def _apply(images: tf.Tensor, layer: Layer) -> tf.Tensor:
     """Applies to each image the one operation chosen for it."""
     positions = tf.range(tf.size(layer.operation))
@@ -339,9 +353,8 @@ def _apply(images: tf.Tensor, layer: Layer) -> tf.Tensor:
         for values in parts
     )
     for index, name in enumerate(RAND_AUGMENT_OPS):
-        takes = {"AutoContrast": 0, "Equalize": 0, "Invert": 0, "Cutout": 2}
-        given = (arguments[index], centres[index])[: takes.get(name, 1)]
-        groups[index] = _FUNCTIONS[name](groups[index], *given)
+        parts = (groups[index], arguments[index], centres[index])
+        groups[index] = operate(name, *parts)
     stitched = tf.dynamic_stitch(positions, groups)
     return tf.ensure_shape(stitched, images.shape)
 

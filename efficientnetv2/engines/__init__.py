@@ -277,7 +277,6 @@ def cross_entropy(
             each; or 'sigmoid_sum', their sum.
         label_smoothing: in [0, 1); towards equal shares of all classes for
             softmax, towards one half for sigmoid, none for sigmoid_sum.
-
         class_weights: float32 [classes], or None for ones. For softmax an
             image counts by the weights of its labels before smoothing, else
             each class by its own.

@@ -264,10 +264,8 @@ def _from_run(found: Location, checkpoint: str | None):
     if names is None:
         names = registry.load_info(config["data"]["ds_name"]).class_names
     network = architecture.build_network(config["model"])
-    best = checkpoints.read_checkpoint(
-        checkpoints.find_checkpoint(found.path, checkpoint)
-    )
-    weights.load_averaged(network, best)
+    named = checkpoints.read_named(found.path, checkpoint)
+    weights.load_averaged(network, named)
     return network, ServingSpec.from_config(config, names)
 
 

@@ -24,7 +24,7 @@ class ServingSpec:
     """How images are prepared for a network, and its logits read."""
 
     image_size: int  # side of the network's images in pixels
-    mode: str  # one of `preprocessing.MODES`
+    mode: str  # one of `normalizations.MODES`
     transformations: Sequence[str] | None  # see `preprocess_for_eval`
     # 'softmax', or 'sigmoid' where the classes of an image are independent;
     # 'none' where the network gives probabilities itself.
