@@ -111,6 +111,7 @@ def test_published_weights_are_those_of_the_architecture(monkeypatch):
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_quantization_by_keras(mode):
+    keras.utils.set_random_seed(0)
     model = efficientnetv2.build_model(
         "efficientnetv2-pico", num_classes=3, survival_prob=0.8
     )
